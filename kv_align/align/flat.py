@@ -1,0 +1,81 @@
+"""The baseline: all heads of a layer flattened into one vector and pushed through an MLP."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from kv_align.align.heads import Elastic, HeadMap, MapShape, MapStart
+from kv_align.options import PositiveFloat
+
+
+def flatten_heads(states: Float[Tensor, "*b h t d"]) -> Float[Tensor, "*b t hd"]:
+    """Put the heads of a token side by side; `unflatten_heads` is the exact inverse."""
+    return rearrange(states, "... h t d -> ... t (h d)")
+
+
+def unflatten_heads(states: Float[Tensor, "*b t hd"], num_heads: int) -> Float[Tensor, "*b h t d"]:
+    """Cut a token's vector into its heads; the exact inverse of `flatten_heads`."""
+    return rearrange(states, "... t (h d) -> ... h t d", h=num_heads)
+
+
+class FlatMap(HeadMap):
+    """`H_t D_t -> mlp_ratio H_t D_t -> GELU -> H_s D_s`, an MLP per layer.
+
+    Parameters
+    ----------
+    shape, start
+        What it maps between, and its generators; the MLP starts as `torch.nn.Linear` does.
+    mlp_ratio
+        Hidden width over the flattened teacher width.
+    share_layers
+        One MLP for all layers.
+    elastic
+        A learned scale and shift per student head on the output.
+    """
+
+    uses_init = False
+
+    def __init__(
+        self,
+        shape: MapShape,
+        start: MapStart,
+        *,
+        mlp_ratio: PositiveFloat,
+        share_layers: bool,
+        elastic: bool,
+    ) -> None:
+        super().__init__()
+        self._student_heads = shape.student_heads
+        num_maps = 1 if share_layers else shape.num_layers
+        width_in, width_out = shape.teacher_heads * shape.teacher_width, shape.student_heads * shape.student_width
+        hidden = max(1, round(mlp_ratio * width_in))
+        draw = start.width_generator
+        self.hidden_weight = _linear_start((num_maps, hidden, width_in), width_in, draw)
+        self.hidden_bias = _linear_start((num_maps, hidden), width_in, draw)
+        self.output_weight = _linear_start((num_maps, width_out, hidden), hidden, draw)
+        self.output_bias = _linear_start((num_maps, width_out), hidden, draw)
+        self.elastic = Elastic(num_maps, shape.student_heads, shape.student_width) if elastic else None
+
+    def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
+        """Flatten, map and unflatten, layer by layer."""
+        flat_BLTI = flatten_heads(states)
+        outputs = [self._mlp(flat_BLTI[:, layer], layer) for layer in range(flat_BLTI.shape[1])]
+        mapped = unflatten_heads(torch.stack(outputs, dim=1), self._student_heads)
+        return mapped if self.elastic is None else self.elastic(mapped)
+
+    def _mlp(self, flat_BTI: Tensor, layer: int) -> Tensor:
+        which = layer if len(self.hidden_weight) > 1 else 0
+        hidden = F.gelu(F.linear(flat_BTI, self.hidden_weight[which], self.hidden_bias[which]))
+        return F.linear(hidden, self.output_weight[which], self.output_bias[which])
+
+
+def _linear_start(shape: tuple[int, ...], fan_in: int, generator: Generator) -> nn.Parameter:
+    """Draw uniformly in ±1/sqrt(fan_in), the start of weights and biases of `torch.nn.Linear`."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))

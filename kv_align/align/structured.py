@@ -1,0 +1,68 @@
+"""Head by head: mixes teacher heads into student heads, then projects the head width. Never flattens."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from kv_align.align.heads import Elastic, HeadMap, MapShape, MapStart
+
+
+class StructuredMap(HeadMap):
+    """`student head g = (sum over h of mix[g, h] teacher head h) @ width`, per layer.
+
+    Parameters
+    ----------
+    shape, start
+        What it maps between, the init of the head mix, and the generators of mix and width map.
+    share_dim_proj
+        One width map for all heads of a layer, or one per head (all starting from the same matrix).
+    share_layers
+        One mix and width map for all layers.
+    elastic
+        A learned scale and shift per student head on the output.
+    """
+
+    uses_init = True
+
+    def __init__(
+        self,
+        shape: MapShape,
+        start: MapStart,
+        *,
+        share_dim_proj: bool,
+        share_layers: bool,
+        elastic: bool,
+    ) -> None:
+        super().__init__()
+        assert start.mix_init is not None
+        num_maps = 1 if share_layers else shape.num_layers
+        mixes = [start.mix_init(shape.student_heads, shape.teacher_heads, start.mix_generator) for _ in range(num_maps)]
+        widths = [orthogonal(shape.teacher_width, shape.student_width, start.width_generator) for _ in range(num_maps)]
+        self.mix = nn.Parameter(torch.stack(mixes))  # [L, H_s, H_t]
+        width_LDE = torch.stack(widths)
+        if share_dim_proj:
+            self.width = nn.Parameter(width_LDE)  # [L, D_t, D_s]
+        else:
+            self.width = nn.Parameter(width_LDE[:, None].repeat(1, shape.student_heads, 1, 1))  # [L, H_s, D_t, D_s]
+        self.elastic = Elastic(num_maps, shape.student_heads, shape.student_width) if elastic else None
+
+    def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
+        """Mix heads, then project the width."""
+        num_layers = states.shape[1]
+        mix = self.mix.expand(num_layers, -1, -1)
+        width = self.width.expand(num_layers, *self.width.shape[1:])
+        mixed = torch.einsum("lgh,blhtd->blgtd", mix, states)
+        per_head = "lgde" if width.dim() == 4 else "lde"
+        projected = torch.einsum(f"blgtd,{per_head}->blgte", mixed, width)
+        return projected if self.elastic is None else self.elastic(projected)
+
+
+def orthogonal(rows: int, columns: int, generator: Generator) -> Float[Tensor, "rows columns"]:
+    """Draw a matrix whose rows or columns (the fewer) are orthonormal, uniformly (Mezzadri, 2007)."""
+    tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()
+    matrix: Tensor = q if rows >= columns else q.T
+    return matrix.float().contiguous()

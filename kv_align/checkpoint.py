@@ -1,0 +1,82 @@
+"""Checkpoints that a kill at any moment cannot spoil: written beside, verified by digest, renamed into place.
+
+What is inside (weights, optimizer, schedule, random states) is Accelerate's format.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from kv_align.runs import file_digest, read_json, write_json
+
+LOGGER = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+
+
+def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint and delete all but the newest `keep`.
+
+    Parameters
+    ----------
+    accelerator
+        Knows the models, the optimizer and the schedule.
+    directory
+        The run's `checkpoints/`.
+    step
+        Optimizer steps done.
+    state
+        What the loop needs to go on, as JSON.
+    keep
+        How many to keep.
+    """
+    final = directory / f"step_{step:08d}"
+    temporary = directory / f".writing_{step:08d}_{os.getpid()}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for left_over in directory.glob(".writing_*"):
+        shutil.rmtree(left_over)
+    accelerator.save_state(str(temporary))
+    files = {str(file.relative_to(temporary)): file for file in sorted(temporary.rglob("*")) if file.is_file()}
+    for file in files.values():
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    digests = {name: file_digest(file) for name, file in files.items()}
+    write_json(temporary / _MANIFEST, {"step": step, "state": state, "sha256": digests})
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    for old in sorted(directory.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest_sound(directory: Path) -> Path | None:
+    """Return the newest checkpoint whose files are all as they were written; None if there is none."""
+    for candidate in sorted(directory.glob("step_*"), reverse=True):
+        if is_sound(candidate):
+            return candidate
+        LOGGER.warning("checkpoint %s is damaged: trying the one before it", candidate)
+    return None
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint has the digest that its manifest names."""
+    manifest = read_json(checkpoint / _MANIFEST)
+    if manifest is None:
+        return False
+    return all(
+        (checkpoint / name).is_file() and file_digest(checkpoint / name) == digest
+        for name, digest in manifest["sha256"].items()
+    )
+
+
+def restore(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
+    """Load a sound checkpoint into what the accelerator knows; returns the loop's state, with `step` in it."""
+    accelerator.load_state(str(checkpoint))
+    manifest = read_json(checkpoint / _MANIFEST)
+    assert manifest is not None
+    return {**manifest["state"], "step": manifest["step"]}

@@ -1,0 +1,214 @@
+"""Tokens to tensors: what one micro-batch holds, and in which order a run sees the examples.
+
+Axes: B batch, S student tokens, R teacher (reader of the full reasoning) tokens. Padding goes right in training and
+left where text is generated; position ids count real tokens either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kv_align.data.encode import Encoded
+from kv_align.data.example import Segment
+from kv_align.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Padded sequences as one model reads them.
+
+    Attributes
+    ----------
+    ids
+        [B, T]; padding holds the pad id, which may equal the end-of-text id: only `mask` says what is padding.
+    mask
+        [B, T], True at real tokens.
+    positions
+        [B, T], 0 at each sequence's first real token, and 0 at padding.
+    segments
+        [B, T], values of `Segment`.
+    """
+
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    positions: Int[Tensor, "b t"]
+    segments: Int[Tensor, "b t"]
+
+    def to(self, device: torch.device) -> Tokens:
+        """Copy to a device (asynchronously where the memory is pinned)."""
+        return Tokens(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ids, mask, positions and segments."""
+        return self.ids, self.mask, self.positions, self.segments
+
+    def pin_memory(self) -> Tokens:
+        """Put into page-locked memory; the data loader calls it by this name."""
+        return Tokens(*(tensor.pin_memory() for tensor in self.tensors()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes
+    ----------
+    student, teacher
+        The same texts as each of the two reads them.
+    scored
+        [B, S], True where a student token is one that the cross-entropy and perplexity score.
+    aligned
+        [B, S], True where a student token has a target: it is no padding and the teacher has its segment too.
+    same_time
+        Whether teacher and student tokens stand at the same places, so that nothing needs resampling.
+    indices
+        The examples' places in their split.
+    """
+
+    student: Tokens
+    teacher: Tokens
+    scored: Bool[Tensor, "b s"]
+    aligned: Bool[Tensor, "b s"]
+    same_time: bool
+    indices: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device."""
+        student = self.student.to(device)
+        teacher = student if self.teacher is self.student else self.teacher.to(device)
+        scored, aligned = (mask.to(device, non_blocking=True) for mask in (self.scored, self.aligned))
+        return Batch(student, teacher, scored, aligned, self.same_time, self.indices)
+
+    def pin_memory(self) -> Batch:
+        """Put into page-locked memory; the data loader calls it by this name."""
+        student = self.student.pin_memory()
+        teacher = student if self.teacher is self.student else self.teacher.pin_memory()
+        return Batch(
+            student, teacher, self.scored.pin_memory(), self.aligned.pin_memory(), self.same_time, self.indices
+        )
+
+
+def pad(encoded: list[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Tokens:
+    """Pad sequences to the longest of them.
+
+    Parameters
+    ----------
+    encoded
+        At least one sequence, each of at least one token.
+    pad_id
+        Any valid id; what is padding is read from the mask.
+    side
+        Where the padding goes.
+    """
+    length = max(len(sequence.ids) for sequence in encoded)
+    shape = (len(encoded), length)
+    ids, segments = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    mask, positions = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int64)
+    for row, sequence in enumerate(encoded):
+        count = len(sequence.ids)
+        where = slice(0, count) if side == "right" else slice(length - count, length)
+        ids[row, where], segments[row, where] = sequence.ids, sequence.segments
+        mask[row, where], positions[row, where] = True, np.arange(count)
+    return Tokens(*(torch.from_numpy(array) for array in (ids, mask, positions, segments)))
+
+
+class Collator:
+    """Puts examples of a split, given by their indices, into a `Batch`.
+
+    Parameters
+    ----------
+    student, teacher
+        The split as each reads it; the same list object where both read the same tokens.
+    student_pad_id, teacher_pad_id
+        Ids to pad with.
+    shuffle_teacher
+        Control: the teacher reads the text of the next example of the batch instead of the student's.
+    """
+
+    def __init__(
+        self,
+        student: list[Encoded],
+        teacher: list[Encoded],
+        *,
+        student_pad_id: int,
+        teacher_pad_id: int,
+        shuffle_teacher: bool = False,
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._student_pad_id, self._teacher_pad_id = student_pad_id, teacher_pad_id
+        self._shuffle_teacher = shuffle_teacher
+
+    def __call__(self, indices: list[int]) -> Batch:
+        """Return the batch of the examples at these places."""
+        student = pad([self._student[i] for i in indices], self._student_pad_id)
+        read_by_teacher = [*indices[1:], indices[0]] if self._shuffle_teacher else indices
+        if self._teacher is self._student and not self._shuffle_teacher:
+            teacher = student
+        else:
+            teacher = pad([self._teacher[i] for i in read_by_teacher], self._teacher_pad_id)
+        scored = (student.segments == Segment.REASONING) | (student.segments == Segment.ANSWER)
+        # A text's first token is predicted from nothing: no model can be scored on it.
+        scored = scored & (student.positions > 0)
+        same_time = student.segments.shape == teacher.segments.shape and bool(
+            torch.equal(student.segments, teacher.segments)
+        )
+        aligned = student.mask & _teacher_has_segment(student, teacher)
+        return Batch(student, teacher, scored, aligned, same_time, tuple(indices))
+
+
+def _teacher_has_segment(student: Tokens, teacher: Tokens) -> Bool[Tensor, "b s"]:
+    present = torch.stack([(teacher.segments == segment).any(dim=1) for segment in Segment], dim=1)
+    return present.gather(1, student.segments)
+
+
+class DataOrder:
+    """Which examples an optimizer step sees: a function of the seed and the step alone, so that resuming needs no state.
+
+    Each epoch is a fresh permutation; what is left of it after whole batches is dropped.
+
+    Parameters
+    ----------
+    num_examples
+        Size of the training split.
+    batch_size
+        Examples of one optimizer step, over all processes and micro-batches.
+    seed
+        Of the data order alone.
+
+    Raises
+    ------
+    ConfigError
+        If a batch holds more examples than there are.
+    """
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        if batch_size > num_examples:
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} is above the {num_examples} training examples: lower it to at most that."
+            )
+        self.batch_size = batch_size
+        self.steps_per_epoch = num_examples // batch_size
+        self._num_examples, self._seed = num_examples, seed
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    def __getitem__(self, step: int) -> list[int]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            generator = np.random.default_rng((self._seed, epoch))
+            self._epoch = (epoch, generator.permutation(self._num_examples).tolist())
+        return self._epoch[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def digest(self, num_steps: int, ids: list[str]) -> str:
+        """SHA-256 over the ids of all examples that the first `num_steps` steps see, in order."""
+        digest = hashlib.sha256()
+        for step in range(num_steps):
+            for index in self[step]:
+                digest.update(ids[index].encode() + b"\n")
+        return digest.hexdigest()

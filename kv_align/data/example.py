@@ -1,0 +1,71 @@
+"""One text of the experiment and how it is written down. Imports no torch.
+
+A text has up to three segments: question, reasoning, answer. The student may be shown a shortened reasoning
+(`rationale`), the teacher always reads all of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+Rationale = Literal["full", "short", "none"]
+
+
+class Segment(IntEnum):
+    """What a token belongs to. Padding belongs to nothing."""
+
+    PADDING = 0
+    QUESTION = 1
+    REASONING = 2
+    ANSWER = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text.
+
+    Attributes
+    ----------
+    id
+        Unique within the data source, stable between versions of it.
+    question
+        May be empty (plain text).
+    steps
+        The reasoning, a line each; plain text is one step.
+    answer
+        What stands after `####`; None for texts that have no answer.
+    """
+
+    id: str
+    question: str
+    steps: tuple[str, ...]
+    answer: str | None
+
+    def with_rationale(self, rationale: Rationale, every: int) -> Example:
+        """Return the example with all its steps (`full`), every `every`-th one (`short`), or without (`none`)."""
+        kept = {"full": self.steps, "short": self.steps[every - 1 :: every], "none": ()}[rationale]
+        return Example(self.id, self.question, kept, self.answer)
+
+    def segments(self) -> list[tuple[Segment, str]]:
+        """Return the text as (segment, string) pairs, in order, without empty strings.
+
+        The segments end in a line break, so that a tokenizer is unlikely to join two of them in one token.
+        """
+        parts = [
+            (Segment.QUESTION, f"{self.question}\n" if self.question else ""),
+            (Segment.REASONING, "\n".join(self.steps) + ("\n" if self.steps and self.answer is not None else "")),
+            (Segment.ANSWER, "" if self.answer is None else f"#### {self.answer}"),
+        ]
+        return [(segment, text) for segment, text in parts if text]
+
+
+class DataSource(ABC):
+    """What `conf/data/*.yaml` names: a source of examples whose splits are disjoint and the same in every run."""
+
+    @abstractmethod
+    def examples(self, split: Split) -> list[Example]:
+        """Return all examples of a split, in a fixed order."""

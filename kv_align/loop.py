@@ -1,0 +1,336 @@
+"""The training loop: steps, logging, evaluations, checkpoints, resume. Plain, on Accelerate; the step is `distill`.
+
+A run is a function of its configuration: what a step sees depends on the seed and its number alone, so an attempt that
+goes on from a checkpoint ends where an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from kv_align import checkpoint
+from kv_align.align.fit import phase_at
+from kv_align.config import Config, TrainerConfig
+from kv_align.data.batch import Batch, DataOrder
+from kv_align.data.prepared import PreparedSplit
+from kv_align.distill import Counts, Distiller, StepResult, Teacher
+from kv_align.progress import progress_bar
+from kv_align.quality import Quality, collapsed, start_variances
+from kv_align.runs import RunDirectory, State, Status, append_row
+from kv_align.seeds import derive_seed
+
+LOGGER = logging.getLogger(__name__)
+_HEARTBEAT_S = 5.0
+
+
+@dataclass
+class Progress:
+    """What the loop carries from step to step; goes into every checkpoint.
+
+    Attributes
+    ----------
+    step
+        Optimizer steps done.
+    tokens
+        Student tokens seen.
+    elapsed_s
+        Time spent in steps, over all attempts.
+    start
+        Variances at the first step, by name and layer: what a collapse is measured against.
+    collapses
+        What has collapsed so far, each named once.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    start: dict[str, list[float]] = field(default_factory=dict)
+    collapses: list[str] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the step."""
+        return {
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "start": self.start,
+            "collapses": self.collapses,
+        }
+
+
+class Loop:
+    """Trains one distiller.
+
+    Parameters
+    ----------
+    config, run
+        What to do, and where to write it.
+    accelerator, distiller, teacher
+        The distiller is on its device and not yet prepared.
+    train
+        The training split.
+    num_steps
+        Optimizer steps.
+    evaluate
+        Called with the number of steps done at every declared interval; returns the columns to write.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        accelerator: Accelerator,
+        distiller: Distiller,
+        teacher: Teacher,
+        train: PreparedSplit,
+        num_steps: int,
+        evaluate: Callable[[int], dict[str, Any]],
+    ) -> None:
+        self._config, self._run, self._accelerator = config, run, accelerator
+        self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
+        optimizer = make_optimizer(distiller, config.trainer)
+        self._schedule = get_scheduler(
+            config.trainer.lr_schedule, optimizer, config.trainer.warmup_steps, num_training_steps=num_steps
+        )
+        # The schedule is not prepared: Accelerate would step it once per process.
+        self._wrapped, self._optimizer = accelerator.prepare(distiller, optimizer)
+        accelerator.register_for_checkpointing(self._schedule)
+        self._distiller = distiller
+        self._order = data_order(config, len(train.examples))
+        self.progress = Progress()
+
+    def resume(self) -> bool:
+        """Go back to the newest sound checkpoint, if there is one; whether there was."""
+        found = checkpoint.newest_sound(self._run.checkpoints)
+        if found is not None:
+            self.progress = Progress(**checkpoint.restore(self._accelerator, found))
+            LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
+        self._run.rewind(self.progress.step if found is not None else -1)
+        return found is not None
+
+    def fit(self, status: Status) -> tuple[State, str]:
+        """Run the steps that are left; returns `running` when all are done, else the end state, and its reason."""
+        trainer, progress = self._config.trainer, self.progress
+        if progress.step == 0:
+            self._write_evaluation()
+        last_beat = time.time()
+        with _Asked() as asked, progress_bar("training", self._num_steps, progress.step) as advance:
+            for micro_batches in self.batches(progress.step):
+                began = time.perf_counter()
+                logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
+                losses, row = self.step(micro_batches, logged)
+                if row is None:
+                    reason = f"the loss or its gradient was not finite at step {progress.step + 1}"
+                    append_row(self._run.metrics_file, {"step": progress.step + 1, **losses})
+                    return "diverged", reason
+                progress.step += 1
+                progress.tokens += sum(int(batch.student.mask.sum()) for batch in micro_batches)
+                step_time_s = time.perf_counter() - began
+                progress.elapsed_s += step_time_s
+                advance(1, f"loss {losses['total_loss']:.3f}")
+                if logged:
+                    self._log(row, step_time_s, sum(int(batch.student.mask.sum()) for batch in micro_batches))
+                if logged or time.time() - last_beat > _HEARTBEAT_S:
+                    status, last_beat = self._run.update(status, step=progress.step), time.time()
+                done = progress.step == self._num_steps
+                if progress.step % self._config.evaluation.interval == 0 and not done:
+                    self._write_evaluation()
+                if progress.step % trainer.checkpoint_interval == 0 or done or asked.to_leave:
+                    self._save()
+                if asked.to_leave and not done:
+                    return (
+                        "interrupted",
+                        f"asked to leave by {asked.name} at step {progress.step}; run it again to go on",
+                    )
+        return "running", ""
+
+    def step(self, micro_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Do one optimizer step.
+
+        Returns
+        -------
+        The losses of the step, and its row for the metrics file with them in it; the row is None, and nothing was
+        updated, where the loss or a gradient is not finite. Diagnostics are in it only where `logged`.
+        """
+        step, trainer = self.progress.step, self._config.trainer
+        self._wrapped.train()
+        counts = Counts.of(micro_batches)
+        weights = self._distiller.objective.weights(step, self._num_steps)
+        phase = phase_at(step, self._config.align)
+        quality, shares, reach = Quality(), dict[str, Tensor](), _Reach(self._distiller.student)
+        for batch in micro_batches:
+            here = batch.to(self._accelerator.device)
+            with self._accelerator.autocast():
+                states = self._teacher.read(here, self._distiller.objective.signal)
+                result: StepResult = self._wrapped(here, states, counts, weights, phase)
+            if logged:
+                quality.add(result.comparison)
+                reach.add(result.alignment)
+            self._accelerator.backward(result.total)
+            for name, loss in result.losses.items():
+                shares[name] = shares[name] + loss if name in shares else loss
+        losses = dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
+        norms = self._clip(trainer.clip_norm)
+        if not all(math.isfinite(value) for value in (losses["total_loss"], *norms.values())):
+            self._optimizer.zero_grad(set_to_none=True)
+            return losses, None
+        learning_rates = self._schedule.get_last_lr()
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        rates = {"lr": learning_rates[0]} | ({"aligner_lr": learning_rates[-1]} if self._distiller.aligner else {})
+        row: dict[str, Any] = {
+            **losses,
+            **{f"weight_{name}": value for name, value in weights.items()},
+            **rates,
+            **norms,
+        }
+        if logged and self._distiller.aligner is not None:
+            row["kv_grad_norm"] = reach.norm()
+            self._watch(quality, reach.norm(), phase.student_learns, row)
+        return losses, row
+
+    def _clip(self, limit: float) -> dict[str, float]:
+        """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
+        norms = {"grad_norm": self._accelerator.clip_grad_norm_(self._distiller.student.parameters(), limit)}
+        if self._distiller.aligner is not None:
+            norms["aligner_grad_norm"] = self._accelerator.clip_grad_norm_(self._distiller.aligner.parameters(), limit)
+        return {name: float(norm) for name, norm in norms.items()}
+
+    def _watch(self, quality: Quality, reach: float, student_learns: bool, row: dict[str, Any]) -> None:
+        """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
+        found = quality.result()
+        for kind, each in found.items():
+            row.update(each.row(kind))
+        if not self.progress.start:
+            self.progress.start = start_variances(found)
+        now = collapsed(self.progress.start, found)
+        row["collapsed"] = bool(now)
+        for what in now:
+            place = what.partition(" is ")[0]
+            if place not in self.progress.collapses:
+                self.progress.collapses.append(place)
+                LOGGER.warning("collapse: %s (step %d)", what, self.progress.step + 1)
+        if student_learns and reach == 0.0 and any(row[f"weight_{name}"] for name in ("kv_loss",)):
+            LOGGER.warning(
+                "no gradient: the alignment loss does not reach the student (step %d)", self.progress.step + 1
+            )
+
+    def _log(self, row: dict[str, Any], step_time_s: float, tokens: int) -> None:
+        timing = {
+            "step_time_s": step_time_s,
+            "tokens_per_s": tokens / step_time_s,
+            "elapsed_s": self.progress.elapsed_s,
+        }
+        full = {"step": self.progress.step, "tokens": self.progress.tokens, **row, **timing}
+        append_row(self._run.metrics_file, full)
+        scalars = {name: value for name, value in full.items() if isinstance(value, int | float)}
+        self._accelerator.log(scalars, step=self.progress.step)
+
+    def _write_evaluation(self) -> None:
+        append_row(self._run.evaluations_file, {"step": self.progress.step, **self._evaluate(self.progress.step)})
+
+    def _save(self) -> None:
+        keep = self._config.trainer.keep_checkpoints
+        checkpoint.save(self._accelerator, self._run.checkpoints, self.progress.step, self.progress.state(), keep)
+
+    def batches(self, first: int) -> Iterator[list[Batch]]:
+        """Micro-batches of each optimizer step from `first` on."""
+        trainer = self._config.trainer
+        micro = trainer.micro_batch_size or trainer.batch_size
+        per_step = trainer.batch_size // micro
+        places = [
+            self._order[step][at : at + micro]
+            for step in range(first, self._num_steps)
+            for at in range(0, trainer.batch_size, micro)
+        ]
+        loader: DataLoader[int] = DataLoader(
+            range(len(self._train.examples)),  # type: ignore[arg-type]
+            batch_sampler=places,
+            collate_fn=self._train.collate,
+            num_workers=trainer.num_workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # its own: the loader draws a base seed, which must not shift the global state
+        )
+        batches = iter(loader)
+        for _ in range(first, self._num_steps):
+            yield [next(batches) for _ in range(per_step)]
+
+
+class _Reach:
+    """Gradient norm from the alignment loss alone into the student, over the micro-batches of a step."""
+
+    def __init__(self, student: torch.nn.Module) -> None:
+        self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self._sums: list[Tensor | None] = [None] * len(self._parameters)
+
+    def add(self, alignment: Tensor) -> None:
+        if not alignment.requires_grad:
+            return
+        gradients = torch.autograd.grad(alignment, self._parameters, retain_graph=True, allow_unused=True)
+        for place, gradient in enumerate(gradients):
+            before = self._sums[place]
+            if gradient is not None:
+                self._sums[place] = gradient if before is None else before + gradient
+
+    def norm(self) -> float:
+        squares = [gradient.float().square().sum() for gradient in self._sums if gradient is not None]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+class _Asked:
+    """Notes SIGTERM and SIGUSR2 instead of dying of them, so that the loop can leave after its step."""
+
+    def __init__(self) -> None:
+        self.to_leave, self.name = False, ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Asked:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR2)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.to_leave, self.name = True, signal.Signals(number).name
+
+
+def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); the aligner is a group with its own rate, vectors have no weight decay."""
+    groups = []
+    for module, rate in ((distiller.student, trainer.lr), (distiller.aligner, trainer.aligner_lr)):
+        parameters = [] if module is None else [each for each in module.parameters() if each.requires_grad]
+        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        groups += [
+            {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+        ]
+    return AdamW([group for group in groups if group["params"]])
+
+
+def data_order(config: Config, num_examples: int) -> DataOrder:
+    """Return the order in which the run sees its examples."""
+    return DataOrder(num_examples, config.trainer.batch_size, derive_seed(config.seed, "data order"))
+
+
+def total_steps(config: Config, num_examples: int) -> int:
+    """Optimizer steps of a run: `max_steps`, or as many as its epochs have."""
+    if config.trainer.max_steps is not None:
+        return config.trainer.max_steps
+    return max(1, round(config.trainer.epochs * (num_examples // config.trainer.batch_size)))

@@ -1,0 +1,132 @@
+"""Teacher, student and their tokenizers: the embedded tiny pair, a folder, or a name on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from kv_align.capture import Geometry, prepare
+from kv_align.config import ModelConfig
+from kv_align.errors import ConfigError
+from kv_align.model_card import model_path
+from kv_align.seeds import derive_seed
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model with its tokenizer and the shapes of its attention."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    geometry: Geometry
+
+    @property
+    def pad_id(self) -> int:
+        """The id to pad with; the end-of-text id where the tokenizer has no other."""
+        tokenizer = self.tokenizer
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def load_teacher(config: ModelConfig, device: torch.device) -> Reader:
+    """Return the frozen teacher, in evaluation mode.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be loaded, has no safetensors weights or no fast tokenizer, or its attention cannot be recorded.
+    """
+    model = _pretrained(config, "teacher", config.teacher_dtype).to(device).eval().requires_grad_(False)
+    return Reader(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
+
+
+def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader:
+    """Return the student in float32: its own weights, or with `student_start=scratch` new ones drawn from the seed.
+
+    Raises
+    ------
+    ConfigError
+        As `load_teacher`.
+    """
+    if config.student_start == "pretrained":
+        model = _pretrained(config, "student", "float32")
+    else:
+        with _readable("student", config.student):
+            architecture = AutoConfig.from_pretrained(
+                model_path(config.student, "student"), trust_remote_code=config.student in config.remote_code
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "student start"))
+            model = AutoModelForCausalLM.from_config(
+                architecture, dtype=torch.float32, trust_remote_code=config.student in config.remote_code
+            )
+    model = model.to(device)
+    if config.gradient_checkpointing:
+        # Under the reentrant form, recorded keys and values would carry no gradient.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) over the names and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pretrained(config: ModelConfig, role: str, dtype: str) -> PreTrainedModel:
+    name = getattr(config, role)
+    with _readable(role, name):
+        return AutoModelForCausalLM.from_pretrained(
+            model_path(name, role),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=name in config.remote_code,
+        )
+
+
+def _tokenizer(config: ModelConfig, role: str) -> PreTrainedTokenizerFast:
+    name = getattr(config, role)
+    with _readable(role, name):
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=name in config.remote_code)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"model.{role}={name} is not allowed: its tokenizer gives no character offsets; use a model with a fast one."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.{role}={name} is not allowed: its tokenizer has no end-of-text token; set its eos_token and save it."
+        )
+    return tokenizer
+
+
+class _readable:  # noqa: N801 - a context manager, read as a statement
+    """Turns what transformers raises about a model that cannot be read into one sentence."""
+
+    def __init__(self, role: str, name: str) -> None:
+        self._role, self._name = role, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError) and not isinstance(error, ConfigError):
+            first_line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+            raise ConfigError(
+                f"model.{self._role}={self._name} cannot be loaded ({first_line}): name a folder with safetensors weights, "
+                "a model on the hub that this machine can reach or has downloaded, or embedded."
+            ) from error

@@ -1,0 +1,1 @@
+"""What a run minimises besides nothing: one file per choice of `conf/loss`."""

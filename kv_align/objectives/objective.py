@@ -1,0 +1,112 @@
+"""What every objective has in common, and what it is given to compare.
+
+An objective gives its *parts* (masked sums), and says how the parts' means make the total loss. It says by `signal` what
+it needs of the teacher, so that the step computes that and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kv_align.losses import Masked
+
+Signal = Literal["none", "keys_values", "keys_values_queries", "logits"]
+Decay = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class States:
+    """Keys, values and (where asked for) queries, [B, L, H, T, D], at the student's layers, heads and tokens."""
+
+    k: Float[Tensor, "b l hk t dk"]
+    v: Float[Tensor, "b l hv t dv"]
+    q: Float[Tensor, "b l hq t dk"] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a loss may look at, on one micro-batch.
+
+    Attributes
+    ----------
+    logits, ids, scored
+        The student's logits, its tokens, and which of them the cross-entropy scores.
+    aligned
+        [B, T], True at student tokens that have a target.
+    student, target
+        States as `conf/keys` says (before or after the rotary embedding); None where nothing is aligned.
+    student_attention, target_attention
+        (q, k) as attention uses them, after the student's rotary embedding; None where the objective needs no queries.
+    key_variance, value_variance
+        [L], of the teacher's raw keys and values, fixed before training and the same in all arms.
+    scaling, windows
+        Of each student layer's attention.
+    teacher_logits
+        None where the objective needs none.
+    """
+
+    logits: Float[Tensor, "b t v"]
+    ids: Int[Tensor, "b t"]
+    scored: Bool[Tensor, "b t"]
+    aligned: Bool[Tensor, "b t"]
+    student: States | None = None
+    target: States | None = None
+    student_attention: tuple[Tensor, Tensor] | None = None
+    target_attention: tuple[Tensor, Tensor] | None = None
+    key_variance: Tensor | None = None
+    value_variance: Tensor | None = None
+    scaling: tuple[float, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    teacher_logits: Tensor | None = None
+
+
+class Objective(ABC):
+    """What `conf/loss/*.yaml` names: terms beside the cross-entropy.
+
+    Attributes
+    ----------
+    signal
+        What it needs of the teacher.
+    counted
+        The tokens that its parts are means over: those the cross-entropy scores, or those that have a target.
+    """
+
+    signal: Signal
+    counted: Literal["scored", "aligned"]
+
+    @abstractmethod
+    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+        """Masked sums by name (`key_loss`, ...)."""
+
+    @abstractmethod
+    def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Terms by name (`kv_loss`, ...) from the means of the parts."""
+
+    @abstractmethod
+    def weights(self, step: int, num_steps: int) -> dict[str, float]:
+        """Weight of each term at a step (from 0): `total = task + sum of weight * term`."""
+
+
+def scheduled(value: float, decay: Decay, warmup_steps: int, step: int, num_steps: int) -> float:
+    """Return a weight at a step: linear warm-up to `value`, then constant, or falling to 0 at the last step.
+
+    Parameters
+    ----------
+    value
+        The weight after the warm-up.
+    decay, warmup_steps
+        Shape of the fall (linear, or half a cosine) and length of the rise in steps.
+    step, num_steps
+        Steps count from 0 to num_steps - 1.
+    """
+    if step < warmup_steps:
+        return value * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    factors = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return value * factors[decay]

@@ -1,0 +1,31 @@
+"""A progress bar on standard error, silent where that is no terminal. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield `advance(count, note="")`; the note stands at the end of the bar."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(label, total=total, completed=completed, note="")
+
+        def advance(count: int, note: str | None = None) -> None:
+            progress.update(task, advance=count)
+            if note is not None:
+                progress.update(task, note=note)
+
+        yield advance

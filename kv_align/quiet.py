@@ -1,0 +1,15 @@
+"""Keeps the libraries' progress bars and routine messages out of a run's log; their warnings stay."""
+
+from __future__ import annotations
+
+import logging
+
+from transformers.utils import logging as transformers_logging
+
+
+def quiet_libraries() -> None:
+    """Turn down what Accelerate and transformers say of their normal work."""
+    transformers_logging.disable_progress_bar()
+    for name in ("accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
+        # The last warns of tied weights at every checkpoint; `tests/kv_align/test_resume.py` shows that they come back.
+        logging.getLogger(name).setLevel(logging.ERROR)

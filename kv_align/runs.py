@@ -1,0 +1,274 @@
+"""THE CONTRACT: what a run directory holds, how it is written and how it is read. Imports no torch.
+
+    config.yaml          the effective configuration, frozen: running it again gives the same numbers
+    status.json          Status: the truth about the run, replaced atomically; its `updated` is the heartbeat
+    metrics.jsonl        one JSON object per logged optimizer step, append-only
+    evaluations.jsonl    one JSON object per evaluation, append-only
+    outcomes.parquet     one row per evaluated example of the end: split, id, loss_nats, tokens, answered, correct
+    summary.json         the numbers of the end; written last but for the status, so its presence means a complete run
+    provenance.json      git commit and diff, packages, machine, seeds, data-order and initial-weight hashes
+    checkpoints/         step_00000100/, each with a manifest.json of its files' SHA-256, renamed into place when complete
+    student/             the student and its tokenizer, for AutoModelForCausalLM.from_pretrained
+    aligner/             aligner.safetensors (absent where nothing is aligned)
+    run.lock             held by the process that is writing; released by the operating system when that dies
+
+A metrics row holds `step` (optimizer steps done, from 1), the losses in nats or as defined in `kv_align.losses`
+(task_loss, key_loss, value_loss, kv_loss, ..., total_loss), kv_grad_norm, and alignment by kind (`cosine_key`, ...).
+The columns named in `TIMING` are the only ones that differ between a run and its repetition.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kv_align.errors import ConfigError
+
+State = Literal["running", "finished", "failed", "diverged", "interrupted"]
+TIMING = ("step_time_s", "tokens_per_s", "elapsed_s")
+EXIT_CODES: dict[State, int] = {"finished": 0, "failed": 1, "diverged": 3, "interrupted": 75}
+"""Exit code of a run by its end state; 2 is bad input, 75 (EX_TEMPFAIL) means: run the same command again."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status.json` holds. Times are seconds since the epoch.
+
+    Attributes
+    ----------
+    state, reason
+        The end state (`running` until then), and one sentence on it where it is not `finished`.
+    arm, loss, seed, content_hash
+        Which run this is, so that many runs can be told apart without reading their configurations.
+    step, total_steps
+        Optimizer steps done and to be done.
+    attempt
+        How often the run was started, 1 at first.
+    started, updated
+        Of this attempt; `updated` is renewed at least every logged step.
+    host, pid, job
+        Where it runs; `job` is the scheduler's id, empty without one.
+    """
+
+    state: State
+    reason: str
+    arm: str
+    loss: str
+    seed: int
+    content_hash: str
+    step: int
+    total_steps: int
+    attempt: int
+    started: float
+    updated: float
+    host: str
+    pid: int
+    job: str
+
+
+class RunDirectory:
+    """Reads and writes one run directory; creates nothing until something is written.
+
+    Parameters
+    ----------
+    path
+        The directory; it need not exist.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.status_file = self.path / "status.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.evaluations_file = self.path / "evaluations.jsonl"
+        self.outcomes_file = self.path / "outcomes.parquet"
+        self.summary_file = self.path / "summary.json"
+        self.provenance_file = self.path / "provenance.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.student = self.path / "student"
+        self.aligner = self.path / "aligner"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for writing.
+
+        Raises
+        ------
+        ConfigError
+            If another living process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "run.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path} is being written by another process: wait for it, or choose another run_name."
+                ) from None
+            yield
+
+    def status(self) -> Status | None:
+        """Return the status; None where there is none that can be read."""
+        raw = read_json(self.status_file)
+        try:
+            return Status(**raw) if raw is not None else None
+        except TypeError:
+            return None
+
+    def earlier_attempt(self, content_hash: str) -> Status | None:
+        """Return the status that an earlier attempt of this run left; None where there is none.
+
+        Raises
+        ------
+        ConfigError
+            If the directory holds a run of another configuration.
+        """
+        before = self.status()
+        if before is not None and before.content_hash != content_hash:
+            raise ConfigError(
+                f"{self.path} holds another run ({before.arm}, seed {before.seed}, hash {before.content_hash[:8]}): "
+                "nothing was overwritten; choose another run_name or output_dir."
+            )
+        return before
+
+    def begin(self, config: dict[str, Any], *, arm: str, content_hash: str, total_steps: int) -> Status:
+        """Write the configuration and a `running` status, and return it. Call it with the lock held.
+
+        Raises
+        ------
+        ConfigError
+            If the directory holds a run of another configuration.
+        """
+        before = self.earlier_attempt(content_hash)
+        now = time.time()
+        status = Status(
+            state="running",
+            reason="",
+            arm=arm,
+            loss=config["loss"]["name"],
+            seed=config["seed"],
+            content_hash=content_hash,
+            step=0,
+            total_steps=total_steps,
+            attempt=1 if before is None else before.attempt + 1,
+            started=now,
+            updated=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            job=_scheduler_job(),
+        )
+        write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
+        write_json(self.status_file, asdict(status))
+        return status
+
+    def update(self, status: Status, *, state: State = "running", step: int | None = None, reason: str = "") -> Status:
+        """Replace the status and renew its heartbeat; returns the new one."""
+        new = replace(
+            status, state=state, reason=reason, step=status.step if step is None else step, updated=time.time()
+        )
+        write_json(self.status_file, asdict(new))
+        return new
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the frozen configuration as plain containers."""
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return dict(yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=loader))
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics and evaluations after `step`: what a killed attempt did beyond its last checkpoint."""
+        for file in (self.metrics_file, self.evaluations_file):
+            if file.exists():
+                kept = [row for row in read_rows(file) if row["step"] <= step]
+                write_atomically(file, "".join(_line(row) for row in kept))
+
+    def is_complete(self) -> bool:
+        """Whether the run finished and its artefacts are there."""
+        status = self.status()
+        return (
+            status is not None
+            and status.state == "finished"
+            and read_json(self.summary_file) is not None
+            and any(self.student.glob("*.safetensors"))
+            and self.metrics_file.exists()
+        )
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; numbers that are no numbers are written as null, since JSON has none."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(_line(row))
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file, without lines that a kill left incomplete."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Return a JSON object; None where the file is missing or broken."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) else None
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    write_atomically(file, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old content or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _scheduler_job() -> str:
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

@@ -1,0 +1,186 @@
+"""The closing table of a run, and of several side by side: `python -m kv_align.summary FOLDER`. Imports no torch.
+
+It only shows what the runs wrote; tests of significance and verdicts are the analysis's.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kv_align.runs import RunDirectory, read_json
+
+_ROWS = (
+    ("validation_perplexity", "validation perplexity", "{:.3f}"),
+    ("untrained_validation_perplexity", "  of the untrained student", "{:.1f}"),
+    ("teacher_validation_perplexity", "  of the teacher", "{:.3f}"),
+    ("exact_match", "exact match", "{:.1%}"),
+    ("validation_kv_loss", "KV loss (validation)", "{:.4f}"),
+    ("cosine_key", "cosine of keys, through its own aligner", "{:.3f}"),
+    ("cosine_value", "cosine of values, through its own aligner", "{:.3f}"),
+    ("probe_r2_key", "probe R² of keys", "{:.3f}"),
+    ("probe_r2_value", "probe R² of values", "{:.3f}"),
+    ("kv_grad_norm_median", "gradient from the alignment loss", "{:.2e}"),
+    ("step_time_s_median", "seconds per step", "{:.3f}"),
+)
+Cell = tuple[str, str]
+
+
+def print_summary(directory: RunDirectory) -> None:
+    """Print the numbers of a finished run's end on standard output."""
+    summary = read_json(directory.summary_file) or {}
+    table = Table(
+        title=f"{summary.get('arm')}, {summary.get('loss')}, seed {summary.get('seed')}", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column(f"after {summary.get('steps')} steps", justify="right")
+    for key, label, form in _ROWS:
+        if summary.get(key) is not None:
+            table.add_row(label, form.format(summary[key]))
+    table.add_row("collapsed", _collapse([summary]))
+    console = Console()
+    console.print(table)
+    console.print(f"in {directory.path}", soft_wrap=True)
+
+
+def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
+    """Return the summaries of finished runs below a folder by (arm, loss), and a line for each run without one."""
+    cells: dict[Cell, list[dict[str, Any]]] = {}
+    others = []
+    for file in sorted(folder.rglob("status.json")):
+        directory = RunDirectory(file.parent)
+        status, summary = directory.status(), read_json(directory.summary_file)
+        if summary is not None and status is not None and status.state == "finished":
+            cells.setdefault((summary["arm"], summary["loss"]), []).append(summary)
+        else:
+            state = "unreadable" if status is None else f"{status.state} at step {status.step} {status.reason}".strip()
+            others.append(f"{file.parent}: {state}")
+    return cells, others
+
+
+def print_comparison(folder: Path, baseline: str, console: Console) -> None:
+    """Print all finished runs below a folder, arm by arm, and what so many seeds cannot show.
+
+    Parameters
+    ----------
+    folder
+        Searched for run directories.
+    baseline
+        The arm that others are compared with, within each loss and paired by seed; controls, which have a loss of their
+        own, are compared with it in every loss.
+    console
+        Where to print.
+    """
+    cells, others = collect(folder)
+    if not cells:
+        console.print(f"no finished run in {folder}")
+    else:
+        console.print(_outcome_table(cells, baseline))
+        console.print(_inside_table(cells))
+        console.print(_what_seeds_show(cells))
+    for line in others:
+        console.print(f"not finished: {line}", soft_wrap=True)
+
+
+def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Table:
+    table = _table(
+        "what the students learned (mean over seeds)", "seeds", "perplexity", "against flat", "better", "right"
+    )
+    first = next(iter(cells.values()))[0]
+    table.add_row("teacher", "", "", f"{first['teacher_validation_perplexity']:.3f}")
+    untrained = statistics.mean(each["untrained_validation_perplexity"] for runs in cells.values() for each in runs)
+    table.add_row("untrained", "", "", f"{untrained:.1f}", end_section=True)
+    for (arm, loss), runs in cells.items():
+        references = cells.get((baseline, loss)) or cells.get((baseline, "kv")) or []
+        differences = _paired_log_differences(runs, references) if arm != baseline else []
+        change = f"{100 * (math.exp(statistics.mean(differences)) - 1):+.1f} %" if differences else ""
+        wins = f"{sum(d < 0 for d in differences)}/{len(differences)}" if differences else ""
+        perplexity, right = _mean(runs, "validation_perplexity", "{:.3f}"), _mean(runs, "exact_match", "{:.1%}")
+        table.add_row(arm, loss, str(len(runs)), perplexity, change, wins, right)
+    return table
+
+
+def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
+    title = "what happened inside (mean over seeds; keys and values)"
+    table = _table(title, "KV loss", "cosine", "target", "probe R²", "reach", "lost", "s/step")
+    for (arm, loss), runs in cells.items():
+        table.add_row(
+            arm,
+            loss,
+            _mean(runs, "validation_kv_loss", "{:.3f}"),
+            _both(runs, "cosine_{}", "{:.2f}"),
+            _both(runs, "target_variance_share_{}", "{:.2g}"),
+            _both(runs, "probe_r2_{}", "{:.2f}"),
+            _mean(runs, "kv_grad_norm_median", "{:.2g}"),
+            _collapse(runs),
+            _mean(runs, "step_time_s_median", "{:.3f}"),
+        )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    table.add_column("loss", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]]) -> str:
+    seeds = min(len({each["seed"] for each in runs}) for runs in cells.values())
+    floor = 2 / 2**seeds
+    cannot = (
+        f"{seeds} seeds cannot show a difference: the smallest p that a two-sided sign-flip test of them can reach is "
+        f"{floor:.3g}. Six seeds can reach p < .05; eight are recommended."
+        if floor >= 0.05
+        else f"{seeds} seeds can reach p = {floor:.2g}; whether they do is for `python -m analysis report` to say."
+    )
+    return (
+        f"{cannot}\n\n"
+        "perplexity: on validation text, less is better. right: exact match. cosine: seen through each arm's own aligner, "
+        "so it compares no arms. target: variance of the projected teacher over the raw teacher's; where it is small, so "
+        "is the KV loss. probe R²: measured alike in all arms. reach: gradient norm from the alignment loss into the "
+        "student. lost: runs in which a variance collapsed."
+    )
+
+
+def _paired_log_differences(runs: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> list[float]:
+    """Differences of validation loss (log perplexity) in nats, run minus reference of the same seed."""
+    by_seed = {each["seed"]: each["validation_loss"] for each in references}
+    return [each["validation_loss"] - by_seed[each["seed"]] for each in runs if each["seed"] in by_seed]
+
+
+def _mean(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    values = [each[key] for each in runs if each.get(key) is not None]
+    return form.format(statistics.mean(values)) if values else ""
+
+
+def _both(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
+    """Means of keys and of values."""
+    return " ".join(_mean(runs, key.format(kind), form) for kind in ("key", "value")).strip()
+
+
+def _collapse(runs: Sequence[dict[str, Any]]) -> str:
+    number = sum(bool(each.get("collapses")) for each in runs)
+    return "no" if not number else "yes" if len(runs) == 1 else f"{number} of {len(runs)}"
+
+
+def main() -> None:
+    """Print the runs below the folder that the command line names."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        print("kv-align: name one folder that holds runs: python -m kv_align.summary outputs", file=sys.stderr)
+        sys.exit(2)
+    print_comparison(Path(sys.argv[1]), "baseline", Console())
+
+
+if __name__ == "__main__":
+    main()

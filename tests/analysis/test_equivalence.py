@@ -1,0 +1,210 @@
+"""Margins: TOST against its reference, both margin tests against their intervals, and every label with its rank."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from analysis.equivalence import Label, equivalence_test, judge, non_inferiority_test
+from analysis.sign_flip import sign_flip_test
+from analysis.significance import Interval, paired_summary
+
+PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+SLEEP = np.array([-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4])
+differences = arrays(
+    np.float64, st.integers(3, 12), elements=st.integers(-1000, 1000).map(lambda number: number / 640)
+).filter(lambda d: np.ptp(d) > 0)
+margins = st.floats(0.01, 3)
+
+# -3 % and +1 % of perplexity, in nats, as declared for the primary comparison.
+IMPROVEMENT, TOLERATED = -math.log(0.97), math.log(1.01)
+
+
+def label_of(estimate, p_value, interval, interval_90=None, *, floor=2 / 2**8, **changed):
+    return judge(
+        estimate=estimate,
+        p_value=p_value,
+        floor=floor,
+        interval=interval and Interval(*interval),
+        interval_90=interval_90 and Interval(*interval_90),
+        superiority_margin=IMPROVEMENT,
+        non_inferiority_margin=TOLERATED,
+        **changed,
+    )
+
+
+def test_tost_reference():
+    test = equivalence_test(SLEEP, 2.5)
+    assert test.p_value == pytest.approx(0.02111686, abs=5e-9)
+    assert test.interval == pytest.approx(paired_summary(SLEEP, confidence=0.9).interval)
+    assert test.shown
+    assert not equivalence_test(SLEEP, 2.0).shown
+
+
+@PROPERTY
+@given(differences, margins)
+def test_equivalence_is_a_90_percent_interval_inside_the_margin(d, margin):
+    test = equivalence_test(d, margin)
+    inside = -margin < test.interval.low and test.interval.high < margin
+    assert test.shown == (test.p_value < 0.05) == inside
+    assert equivalence_test(-d, margin).p_value == pytest.approx(test.p_value, abs=1e-12)
+
+
+@PROPERTY
+@given(differences, margins)
+def test_non_inferiority_is_a_95_percent_interval_better_than_the_margin(d, margin):
+    lower = non_inferiority_test(d, margin)
+    assert lower.shown == (lower.p_value < 0.025) == (lower.interval.high < margin)
+    higher = non_inferiority_test(-d, margin, lower_is_better=False)
+    assert higher.shown == lower.shown == (higher.interval.low > -margin)
+    assert higher.p_value == pytest.approx(lower.p_value, abs=1e-12)
+
+
+@PROPERTY
+@given(differences, margins, margins)
+def test_a_wider_margin_is_easier(d, first, second):
+    narrow, wide = sorted((first, second))
+    assert equivalence_test(d, wide).p_value <= equivalence_test(d, narrow).p_value + 1e-12
+    assert non_inferiority_test(d, wide).p_value <= non_inferiority_test(d, narrow).p_value + 1e-12
+
+
+@pytest.mark.parametrize("mean", [0.2, -0.2])
+def test_equivalence_at_the_margin_keeps_its_level(mean):
+    rng, num_simulations = np.random.default_rng(41), 1000
+    shown = sum(equivalence_test(d, 0.2).shown for d in rng.normal(mean, 0.1, size=(num_simulations, 8)))
+    low, high = stats.binom.interval(0.9999, num_simulations, 0.05)
+    assert low <= shown <= high
+
+
+@pytest.mark.parametrize("test", [equivalence_test, non_inferiority_test])
+def test_without_variance_no_margin_is_shown(test):
+    result = test([0.001] * 8, 0.01)
+    assert (result.interval, result.p_value, result.shown) == (None, None, False)
+    assert result.reason == "the differences do not vary, so there is no t statistic"
+
+
+@pytest.mark.parametrize("test", [equivalence_test, non_inferiority_test])
+@pytest.mark.parametrize(
+    ("d", "margin", "alpha", "name"),
+    [
+        ([0.1, np.nan], 0.1, 0.05, "differences"),
+        ([], 0.1, 0.05, "differences"),
+        ([0.1, 0.2], 0.0, 0.05, "margin"),
+        ([0.1, 0.2], np.nan, 0.05, "margin"),
+        ([0.1, 0.2], 0.1, 1.0, "alpha"),
+        ([0.1, 0.2], 0.1, np.nan, "alpha"),
+    ],
+)
+def test_margin_tests_refuse(test, d, margin, alpha, name):
+    with pytest.raises(ValueError, match=rf"^{name} must [^\n]*\.$"):
+        test(d, margin, alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label"),
+    [
+        ((-0.05, 0.0078, (-0.06, -0.04), (-0.058, -0.042)), Label.SUPERIOR_BY_MARGIN),
+        ((-0.03, 0.0078, (-0.04, -0.02), (-0.038, -0.022)), Label.SUPERIOR),
+        ((-0.004, 0.0078, (-0.006, -0.002), (-0.005, -0.003)), Label.SUPERIOR),
+        ((-0.004, 0.3, (-0.009, 0.001), (-0.008, 0.0)), Label.EQUIVALENT),
+        ((-0.02, 0.1, (-0.05, 0.005), (-0.04, 0.0)), Label.NON_INFERIOR),
+        ((-0.02, 0.2, (-0.06, 0.02), (-0.05, 0.01)), Label.INCONCLUSIVE),
+        ((0.03, 0.0078, (0.02, 0.04), (0.022, 0.038)), Label.WORSE),
+        ((0.004, 0.0078, (0.002, 0.006), (0.003, 0.005)), Label.WORSE),
+        ((-0.05, 0.0078, None, None), Label.SUPERIOR),
+        ((0.05, 0.0078, None, None), Label.WORSE),
+        ((-0.05, None, None, None), Label.INCONCLUSIVE),
+    ],
+)
+def test_labels(arguments, label):
+    assert label_of(*arguments).label is label
+    estimate, p_value, *intervals = arguments
+    mirrored = [interval and (-interval[1], -interval[0]) for interval in intervals]
+    assert label_of(-estimate, p_value, *mirrored, lower_is_better=False).label is label
+
+
+def test_below_the_floor_the_label_is_underpowered_and_the_findings_remain():
+    judgement = label_of(-0.05, 0.0625, (-0.06, -0.04), (-0.058, -0.042), floor=0.0625)
+    assert judgement.label is Label.UNDERPOWERED
+    assert (judgement.reachable, judgement.superior, judgement.superior_by_margin) == (False, False, False)
+    assert judgement.non_inferior
+
+
+def test_a_floor_equal_to_alpha_is_not_below_it():
+    assert label_of(-0.05, 0.0625, None, floor=0.0625, alpha=0.0625).label is Label.UNDERPOWERED
+
+
+def test_one_seed_is_underpowered():
+    assert label_of(-0.05, None, None, floor=1.0).label is Label.UNDERPOWERED
+
+
+def test_harm_inside_the_tolerated_margin_is_named_and_still_non_inferior():
+    judgement = label_of(0.004, 0.0078, (0.002, 0.006), (0.003, 0.005))
+    assert (judgement.label, judgement.worse) == (Label.WORSE, True)
+    assert judgement.non_inferior
+    assert judgement.equivalent
+
+
+def test_p_has_to_be_strictly_below_alpha():
+    assert not label_of(-0.05, 0.05, (-0.06, -0.04)).superior
+    assert label_of(-0.05, 0.05, (-0.06, -0.04), alpha=0.051).superior
+
+
+def test_an_estimate_on_the_wrong_side_is_never_superior():
+    # The sign-flip test decides whether, the estimate decides in which direction.
+    assert label_of(0.0, 0.0078, (-0.06, 0.06)).label is Label.INCONCLUSIVE
+
+
+@PROPERTY
+@given(differences, margins, margins, st.booleans())
+def test_findings_never_contradict_each_other(d, superiority, tolerated, lower_is_better):
+    test, summary = sign_flip_test(d), paired_summary(d)
+    judgement = judge(
+        estimate=summary.mean,
+        p_value=test.p_value,
+        floor=test.floor,
+        interval=summary.interval,
+        interval_90=paired_summary(d, confidence=0.9).interval,
+        superiority_margin=superiority,
+        non_inferiority_margin=tolerated,
+        lower_is_better=lower_is_better,
+    )
+    assert not (judgement.superior and judgement.worse)
+    assert judgement.superior or not judgement.superior_by_margin
+    assert judgement.non_inferior or not judgement.superior_by_margin
+    assert (judgement.label is Label.UNDERPOWERED) == (not judgement.reachable)
+    shown = non_inferiority_test(d, tolerated, lower_is_better=lower_is_better).shown
+    assert judgement.non_inferior == shown
+    assert judgement.equivalent == equivalence_test(d, tolerated).shown
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"estimate": np.nan}, "estimate"),
+        ({"p_value": np.nan}, "p_value"),
+        ({"p_value": 1.2}, "p_value"),
+        ({"floor": np.nan}, "floor"),
+        ({"interval": Interval(0.1, np.nan)}, "interval"),
+        ({"interval_90": Interval(0.2, 0.1)}, "interval_90"),
+        ({"superiority_margin": -0.03}, "superiority_margin"),
+        ({"non_inferiority_margin": np.nan}, "non_inferiority_margin"),
+        ({"alpha": 0.0}, "alpha"),
+    ],
+)
+def test_judge_refuses(changed, name):
+    arguments = {
+        "estimate": -0.05,
+        "p_value": 0.0078,
+        "floor": 0.0078,
+        "interval": Interval(-0.06, -0.04),
+        "interval_90": Interval(-0.058, -0.042),
+        "superiority_margin": IMPROVEMENT,
+        "non_inferiority_margin": TOLERATED,
+    }
+    with pytest.raises(ValueError, match=rf"^{name} must [^\n]*\.$"):
+        judge(**(arguments | changed))

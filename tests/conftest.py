@@ -1,0 +1,36 @@
+"""What all tests share: no network, one thread, shapes checked at every public border, tiny models made on the spot."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+from jaxtyping import install_import_hook
+
+TENSOR_MODULES = ["align", "capture", "data.batch", "distill", "losses", "objectives", "probe", "quality"]
+install_import_hook([f"kv_align.{name}" for name in TENSOR_MODULES], "beartype.beartype")
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+torch.set_num_threads(1)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+GSM8K_FOLDER = Path(os.environ.get("KV_ALIGN_GSM8K", Path(__file__).parents[2] / "shared" / "data" / "gsm8k"))
+
+
+def pytest_report_header() -> str:
+    found = "found" if GSM8K_FOLDER.is_dir() else "missing: its tests are left out; set KV_ALIGN_GSM8K to its folder"
+    return f"GSM8K files in {GSM8K_FOLDER}: {found}"
+
+
+@pytest.fixture
+def gsm8k_folder() -> Path:
+    """The real GSM8K files; a test that asks for them is left out where they are missing."""
+    if not GSM8K_FOLDER.is_dir():
+        pytest.skip(f"the GSM8K files are not in {GSM8K_FOLDER}; set KV_ALIGN_GSM8K to their folder")
+    return GSM8K_FOLDER

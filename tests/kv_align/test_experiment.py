@@ -1,0 +1,217 @@
+"""Whole runs of a few steps: every arm runs, arms differ in nothing but what they say, and every end is true."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kv_align.build import make_aligner
+from kv_align.capture import Geometry
+from kv_align.errors import ConfigError
+from kv_align.experiment import run as do_run
+from kv_align.models import weights_digest
+from kv_align.runs import RunDirectory, read_rows
+from tests.short_runs import results, short_config
+
+ARMS = ("baseline", "v4_0_1", "v4_0_2", "v4_0_3", "roadmap_literal")
+CONTROLS = ("none", "logit_kd", "frozen_random", "shuffled_teacher")
+
+
+def finish(path: Path, *overrides: str) -> RunDirectory:
+    assert do_run(short_config(*overrides), path) == "finished"
+    return RunDirectory(path)
+
+
+def provenance(run: RunDirectory) -> dict[str, Any]:
+    return json.loads(run.provenance_file.read_text())
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+    """Every arm with both losses, and every control: three steps each, one seed."""
+    folder = tmp_path_factory.mktemp("matrix")
+    cells = [(arm, (f"experiment={arm}", f"loss={loss}")) for arm in ARMS for loss in ("kv", "kv+struct")]
+    cells += [(control, (f"experiment={control}",)) for control in CONTROLS]
+    runs = {}
+    for arm, overrides in cells:
+        name = " ".join([arm, *overrides[1:]])
+        runs[name] = finish(folder / name, *overrides, "trainer.max_steps=3", "trainer.warmup_steps=1", "seed=2")
+    return runs
+
+
+def test_every_cell_ends_with_sound_artefacts(matrix: dict[str, RunDirectory]) -> None:
+    assert len(matrix) == 14
+    for name, run in matrix.items():
+        assert run.is_complete(), name
+        summary = json.loads(run.summary_file.read_text())
+        assert summary["steps"] == 3
+        assert 1 < summary["validation_perplexity"] < 2 * 497, name  # 497 tokens: not worse than twice guessing
+        assert (run.aligner / "aligner.safetensors").exists() == (name not in ("none", "logit_kd"))
+
+
+def test_all_arms_of_a_seed_start_from_the_same_student_and_see_the_same_data(matrix: dict[str, RunDirectory]) -> None:
+    found = [provenance(run) for run in matrix.values()]
+    for what in ("initial_weights_sha256", "data_order_sha256", "teacher_sha256"):
+        assert len({each[what] for each in found}) == 1, what
+
+
+def test_the_variance_that_losses_are_divided_by_is_the_same_in_all_arms(matrix: dict[str, RunDirectory]) -> None:
+    unrotated = [
+        provenance(run) for name, run in matrix.items() if name not in ("none", "logit_kd") and "literal" not in name
+    ]
+    assert len({tuple(each["key_variance"]) for each in unrotated}) == 1
+    assert len({tuple(each["value_variance"]) for each in unrotated}) == 1
+    assert all(value > 0 for value in unrotated[0]["key_variance"])
+
+
+def test_untrained_students_are_measured_alike_in_all_arms(matrix: dict[str, RunDirectory]) -> None:
+    first = {name: read_rows(run.evaluations_file)[0] for name, run in matrix.items()}
+    assert len({row["validation_loss"] for row in first.values()}) == 1
+    assert len({tuple(row["probe_r2_key_by_layer"]) for row in first.values()}) == 1
+
+
+def test_the_teacher_teaches_wherever_something_is_aligned(matrix: dict[str, RunDirectory]) -> None:
+    for name, run in matrix.items():
+        rows = read_rows(run.metrics_file)
+        if name in ("none", "logit_kd"):
+            assert all("kv_grad_norm" not in row for row in rows), name
+        else:
+            assert all(row["kv_grad_norm"] > 0 for row in rows), name
+
+
+def test_a_student_loads_as_any_other_model(matrix: dict[str, RunDirectory]) -> None:
+    run = matrix["v4_0_2 loss=kv"]
+    model = AutoModelForCausalLM.from_pretrained(run.student)
+    tokenizer = AutoTokenizer.from_pretrained(run.student)
+    ids = tokenizer("Mia has 3 cups.", return_tensors="pt")["input_ids"]
+    assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+    assert "kv_align" not in (run.student / "config.json").read_text()
+
+
+def test_outcomes_have_a_row_for_every_example(matrix: dict[str, RunDirectory]) -> None:
+    tables = [pd.read_parquet(run.outcomes_file) for run in matrix.values()]
+    for table in tables:
+        by_split = table.groupby("split")
+        assert by_split.size().to_dict() == {"test": 3, "validation": 8}
+        assert table.loc[table["split"] == "validation", "loss_nats"].gt(0).all()
+        assert table.loc[table["split"] == "test", "correct"].notna().all()
+        assert table["id"].tolist() == tables[0]["id"].tolist()
+
+
+def test_perplexity_is_that_of_the_per_example_losses(matrix: dict[str, RunDirectory]) -> None:
+    run = matrix["baseline loss=kv"]
+    table = pd.read_parquet(run.outcomes_file).query("split == 'validation'")
+    summary = json.loads(run.summary_file.read_text())
+    assert summary["validation_loss"] == pytest.approx(table["loss_nats"].sum() / table["tokens"].sum(), rel=1e-6)
+    assert summary["validation_perplexity"] == pytest.approx(
+        torch.tensor(summary["validation_loss"]).exp().item(), rel=1e-6
+    )
+
+
+def test_with_a_weight_of_zero_an_arm_is_cross_entropy_alone(tmp_path: Path) -> None:
+    plain = finish(tmp_path / "ce", "experiment=none")
+    for arm in ("baseline", "v4_0_3"):
+        idle = finish(tmp_path / arm, f"experiment={arm}", "loss=kv+struct", "loss.lambda_kv=0", "loss.lambda_struct=0")
+        ours, theirs = load_file(idle.student / "model.safetensors"), load_file(plain.student / "model.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), arm
+
+
+def test_a_frozen_aligner_does_not_move_and_a_joint_one_does(tmp_path: Path) -> None:
+    for fit, moves in (("frozen", False), ("joint", True)):
+        run = finish(tmp_path / fit, f"align.fit={fit}", "trainer.max_steps=3")
+        start = provenance(run)["initial_aligner_sha256"]
+        end = torch.nn.Module()
+        for name, value in load_file(run.aligner / "aligner.safetensors").items():
+            end.register_buffer(name.replace(".", "_"), value)
+        again = torch.nn.Module()
+        config = short_config(f"align.fit={fit}", "trainer.max_steps=3")
+        aligner = make_aligner(config, Geometry(6, 8, 4, 24, 24), Geometry(3, 4, 2, 16, 16), queries=False)
+        assert aligner is not None
+        assert weights_digest(aligner) == start
+        for name, value in aligner.state_dict().items():
+            again.register_buffer(name.replace(".", "_"), value)
+        assert (weights_digest(end) != weights_digest(again)) == moves, fit
+
+
+@pytest.mark.parametrize("fit", ["fit_then_freeze", "alternate"])
+def test_the_student_is_taught_only_in_its_own_phase(tmp_path: Path, fit: str) -> None:
+    run = finish(tmp_path, f"align.fit={fit}", "align.fit_steps=2", "align.period=2")
+    taught = [row["kv_grad_norm"] > 0 for row in read_rows(run.metrics_file)]
+    moved = [row["aligner_grad_norm"] > 0 for row in read_rows(run.metrics_file)]
+    student = (
+        [False, False, True, True, True, True] if fit == "fit_then_freeze" else [False, False, True, True, False, False]
+    )
+    assert taught == student
+    assert moved == [not each for each in student]
+
+
+def test_micro_batches_change_rounding_alone(tmp_path: Path) -> None:
+    whole = results(finish(tmp_path / "whole", "loss=kv+struct"))
+    parts = results(finish(tmp_path / "parts", "loss=kv+struct", "trainer.micro_batch_size=1"))
+    for one, other in zip(whole["metrics"], parts["metrics"], strict=True):
+        for name in ("total_loss", "key_loss", "attention_loss", "grad_norm", "kv_grad_norm", "cosine_key"):
+            assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_a_run_that_is_not_finite_ends_as_diverged_with_its_data(tmp_path: Path) -> None:
+    config = short_config("trainer.lr=1e30", "trainer.warmup_steps=0")
+    assert do_run(config, tmp_path) == "diverged"
+    run = RunDirectory(tmp_path)
+    status = run.status()
+    assert status is not None
+    assert status.state == "diverged"
+    assert "not finite at step" in status.reason
+    rows = read_rows(run.metrics_file)
+    assert rows[0]["total_loss"] > 0
+    assert rows[-1]["step"] == status.step + 1
+    assert "kv_grad_norm" not in rows[-1]  # the step that failed has its losses, and nothing of it was applied
+    assert not run.is_complete()
+
+
+def test_a_directory_with_another_run_is_left_alone(tmp_path: Path) -> None:
+    run = finish(tmp_path, "experiment=none", "trainer.max_steps=3")
+    before = run.summary_file.read_bytes(), run.config_file.read_bytes()
+    with pytest.raises(ConfigError, match="holds another run"):
+        do_run(short_config("experiment=none", "trainer.max_steps=3", "seed=9"), tmp_path)
+    assert (run.summary_file.read_bytes(), run.config_file.read_bytes()) == before
+
+
+@pytest.mark.parametrize("rationale", ["short", "none"])
+def test_a_student_that_sees_less_reasoning_is_aligned_through_the_time_warp(tmp_path: Path, rationale: str) -> None:
+    run = finish(tmp_path, f"data.rationale={rationale}", "trainer.max_steps=3")
+    rows = read_rows(run.metrics_file)
+    assert all(row["kv_grad_norm"] > 0 for row in rows)
+    table = pd.read_parquet(run.outcomes_file).query("split == 'validation'")
+    assert table["tokens"].min() >= 3  # the answer is always scored
+
+
+def test_gradient_checkpointing_keeps_the_numbers(tmp_path: Path) -> None:
+    plain = results(finish(tmp_path / "plain", "loss=kv+struct"))
+    saved = results(finish(tmp_path / "saved", "loss=kv+struct", "model.gradient_checkpointing=true"))
+    for one, other in zip(plain["metrics"], saved["metrics"], strict=True):
+        assert one["kv_grad_norm"] == pytest.approx(other["kv_grad_norm"], rel=1e-4)
+        assert one["total_loss"] == pytest.approx(other["total_loss"], rel=1e-5)
+
+
+def test_bf16_trains_the_same_arms(tmp_path: Path) -> None:
+    run = finish(tmp_path, "loss=kv+struct", "trainer.mixed_precision=bf16")
+    exact = finish(tmp_path / "exact", "loss=kv+struct")
+    for one, other in zip(read_rows(run.metrics_file), read_rows(exact.metrics_file), strict=True):
+        assert one["task_loss"] == pytest.approx(other["task_loss"], rel=0.02)
+        assert one["kv_grad_norm"] > 0
+    weights = load_file(run.student / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_a_pretrained_start_is_the_embedded_students(tmp_path: Path) -> None:
+    scratch = finish(tmp_path / "scratch", "trainer.max_steps=3")
+    pretrained = finish(tmp_path / "pretrained", "trainer.max_steps=3", "model.student_start=pretrained")
+    untrained = [read_rows(run.evaluations_file)[0]["validation_perplexity"] for run in (scratch, pretrained)]
+    assert untrained[0] > 400
+    assert untrained[1] < 0.5 * untrained[0]
