@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 DEMO ?= outputs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check smoke format clean
+.PHONY: help demo test check smoke bench format clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,9 @@ check: $(STAMP) ## lint, format and strict types
 smoke: $(STAMP) ## both aligners, ten steps: shapes, and that everything is finite
 	$(RUN)/python -m kv_align.profile aligner=flat loss=kv+struct --steps 10
 	$(RUN)/python -m kv_align.profile aligner=structured loss=kv+struct --steps 10
+
+bench: $(STAMP) ## what a step costs beside the floor
+	$(RUN)/python -m tests.benchmarks.bench_step
 
 format: $(STAMP) ## let ruff write the code as check wants it
 	$(RUN)/ruff check --fix .

@@ -92,7 +92,7 @@ class TrainerConfig(Section):
     """The optimisation, the same in every arm; `batch_size` is that of an optimizer step over all processes."""
 
     name: str
-    epochs: PositiveFloat
+    epochs: PositiveFloat | None
     max_steps: PositiveInt | None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None

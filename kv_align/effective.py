@@ -105,6 +105,8 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
             used = {"fit_then_freeze": "fit_steps", "alternate": "period"}.get(config.align.fit)
             idle = {option: None for option in ("fit_steps", "period") if option != used}
             changes["align"] = config.align.model_copy(update=idle)
+    if config.trainer.max_steps is not None:
+        changes["trainer"] = config.trainer.model_copy(update={"epochs": None})
     if config.data.rationale != "short":
         changes["data"] = config.data.model_copy(update={"rationale_every": None})
     return changes, notes
@@ -157,6 +159,8 @@ def _check_trainer(config: Config) -> None:
         raise refused("trainer.micro_batch_size", micro, f"a divisor of trainer.batch_size={trainer.batch_size}")
     if config.data.shuffle_teacher and (micro or trainer.batch_size) < 2:
         raise refused("data.shuffle_teacher", True, "false where a micro-batch holds a single example")
+    if trainer.max_steps is None and trainer.epochs is None:
+        raise refused("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
     if trainer.max_steps is not None and trainer.warmup_steps >= trainer.max_steps:
         raise refused("trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}")
     if config.align is not None and config.align.fit == "fit_then_freeze":

@@ -237,3 +237,8 @@ def _per_example(logits: Tensor, batch: Batch, split: PreparedSplit) -> list[dic
         {"id": split.examples[place].id, "loss_nats": loss, "tokens": count}
         for place, loss, count in zip(batch.indices, losses, tokens, strict=True)
     ]
+
+
+def share_correct(answers: list[dict[str, Any]]) -> float | None:
+    """Return the share of right answers; None where none were asked for."""
+    return sum(row["correct"] for row in answers) / len(answers) if answers else None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,8 +26,9 @@ from kv_align.config import Config, TrainerConfig
 from kv_align.data.batch import Batch, DataOrder
 from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Counts, Distiller, StepResult, Teacher
+from kv_align.leave import LeaveRequest
 from kv_align.progress import progress_bar
-from kv_align.quality import Quality, collapsed, start_variances
+from kv_align.quality import GradientReach, Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
 from kv_align.seeds import derive_seed
 
@@ -118,7 +117,9 @@ class Loop:
         if found is not None:
             self.progress = Progress(**checkpoint.restore(self._accelerator, found))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
-        self._run.rewind(self.progress.step if found is not None else -1)
+        done = self.progress.step if found is not None else -1
+        # The last evaluation comes after the last checkpoint, and will be made again.
+        self._run.rewind(done, min(done, self._num_steps - 1))
         return found is not None
 
     def fit(self, status: Status) -> tuple[State, str]:
@@ -127,7 +128,7 @@ class Loop:
         if progress.step == 0:
             self._write_evaluation()
         last_beat = time.time()
-        with _Asked() as asked, progress_bar("training", self._num_steps, progress.step) as advance:
+        with LeaveRequest() as asked, progress_bar("training", self._num_steps, progress.step) as advance:
             for micro_batches in self.batches(progress.step):
                 began = time.perf_counter()
                 logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
@@ -170,7 +171,7 @@ class Loop:
         counts = Counts.of(micro_batches)
         weights = self._distiller.objective.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
-        quality, shares, reach = Quality(), dict[str, Tensor](), _Reach(self._distiller.student)
+        quality, shares, reach = Quality(), dict[str, Tensor](), GradientReach(self._distiller.student)
         for batch in micro_batches:
             here = batch.to(self._accelerator.device)
             with self._accelerator.autocast():
@@ -200,7 +201,8 @@ class Loop:
         }
         if logged and self._distiller.aligner is not None:
             row["kv_grad_norm"] = reach.norm()
-            self._watch(quality, reach.norm(), phase.student_learns, row)
+            expected = phase.student_learns and any(weights.values())
+            self._watch(quality, reach.norm(), expected, row)
         return losses, row
 
     def _clip(self, limit: float) -> dict[str, float]:
@@ -210,7 +212,7 @@ class Loop:
             norms["aligner_grad_norm"] = self._accelerator.clip_grad_norm_(self._distiller.aligner.parameters(), limit)
         return {name: float(norm) for name, norm in norms.items()}
 
-    def _watch(self, quality: Quality, reach: float, student_learns: bool, row: dict[str, Any]) -> None:
+    def _watch(self, quality: Quality, reach: float, expected: bool, row: dict[str, Any]) -> None:
         """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
         found = quality.result()
         for kind, each in found.items():
@@ -224,7 +226,7 @@ class Loop:
             if place not in self.progress.collapses:
                 self.progress.collapses.append(place)
                 LOGGER.warning("collapse: %s (step %d)", what, self.progress.step + 1)
-        if student_learns and reach == 0.0 and any(row[f"weight_{name}"] for name in ("kv_loss",)):
+        if expected and reach == 0.0:
             LOGGER.warning(
                 "no gradient: the alignment loss does not reach the student (step %d)", self.progress.step + 1
             )
@@ -270,47 +272,6 @@ class Loop:
             yield [next(batches) for _ in range(per_step)]
 
 
-class _Reach:
-    """Gradient norm from the alignment loss alone into the student, over the micro-batches of a step."""
-
-    def __init__(self, student: torch.nn.Module) -> None:
-        self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        self._sums: list[Tensor | None] = [None] * len(self._parameters)
-
-    def add(self, alignment: Tensor) -> None:
-        if not alignment.requires_grad:
-            return
-        gradients = torch.autograd.grad(alignment, self._parameters, retain_graph=True, allow_unused=True)
-        for place, gradient in enumerate(gradients):
-            before = self._sums[place]
-            if gradient is not None:
-                self._sums[place] = gradient if before is None else before + gradient
-
-    def norm(self) -> float:
-        squares = [gradient.float().square().sum() for gradient in self._sums if gradient is not None]
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-
-
-class _Asked:
-    """Notes SIGTERM and SIGUSR2 instead of dying of them, so that the loop can leave after its step."""
-
-    def __init__(self) -> None:
-        self.to_leave, self.name = False, ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Asked:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR2)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.to_leave, self.name = True, signal.Signals(number).name
-
-
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter, 2019); the aligner is a group with its own rate, vectors have no weight decay."""
     groups = []
@@ -333,4 +294,5 @@ def total_steps(config: Config, num_examples: int) -> int:
     """Optimizer steps of a run: `max_steps`, or as many as its epochs have."""
     if config.trainer.max_steps is not None:
         return config.trainer.max_steps
+    assert config.trainer.epochs is not None
     return max(1, round(config.trainer.epochs * (num_examples // config.trainer.batch_size)))

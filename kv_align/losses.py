@@ -13,11 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 class Masked(NamedTuple):
@@ -106,93 +104,3 @@ def logit_divergence(
     teacher_log = F.log_softmax(teacher[:, :-1][predicts][:, :vocabulary].float() / temperature, dim=-1)
     total = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True) * temperature**2
     return Masked(total, predicts.sum())
-
-
-def attention_divergence(
-    student_q: Float[Tensor, "b l hq t d"],
-    student_k: Float[Tensor, "b l hk t d"],
-    target_q: Float[Tensor, "b l hq t d"],
-    target_k: Float[Tensor, "b l hk t d"],
-    mask: Bool[Tensor, "b t"],
-    *,
-    scaling: tuple[float, ...],
-    windows: tuple[int | None, ...],
-    temperature: float,
-    chunk: int = 128,
-) -> Masked:
-    """tau² KL(target attention || student attention) of each query token, causal and padding-aware.
-
-    The attention matrices are made for `chunk` queries of one layer at a time and again in backward, so the memory is
-    linear in T.
-
-    Parameters
-    ----------
-    student_q, student_k, target_q, target_k
-        Rotated at the student's positions where the student has a rotary embedding; HK divides HQ.
-    mask
-        True at tokens that count, as query and as key.
-    scaling, windows
-        Of each layer: what the dot products are multiplied by, and how many tokens back a query sees (None: all).
-    temperature
-        tau, which divides the scaled dot products of both.
-    chunk
-        Queries at a time.
-    """
-    num_layers, length = student_q.shape[1], student_q.shape[3]
-    total = student_q.new_zeros((), dtype=torch.float32)
-    for layer in range(num_layers):
-        states = [part[:, layer] for part in (student_q, student_k, target_q, target_k)]
-        for start in range(0, length, chunk):
-            total = total + checkpoint(
-                _attention_chunk,
-                *states,
-                mask,
-                start,
-                min(start + chunk, length),
-                scaling[layer] / temperature,
-                windows[layer],
-                use_reentrant=False,
-            )
-    return Masked(total * (temperature**2 / num_layers), mask.sum())
-
-
-def _attention_chunk(
-    student_q: Tensor,
-    student_k: Tensor,
-    target_q: Tensor,
-    target_k: Tensor,
-    mask_BT: Tensor,
-    start: int,
-    end: int,
-    scale: float,
-    window: int | None,
-) -> Tensor:
-    """Sum over the queries start..end of one layer of the mean over heads of KL(target || student)."""
-    query_place = torch.arange(start, end, device=mask_BT.device)[:, None]
-    key_place = torch.arange(end, device=mask_BT.device)[None, :]
-    visible = key_place <= query_place
-    if window is not None:
-        visible = visible & (key_place > query_place - window)
-    # A query always sees itself: a row without any key would be NaN, and is masked out below if it is padding.
-    allowed_BQK = (visible & mask_BT[:, None, :end]) | (key_place == query_place)
-
-    def without_padding(states_BHTD: Tensor, begin: int) -> Tensor:
-        return torch.where(mask_BT[:, None, begin:end, None], states_BHTD[:, :, begin:end], 0.0)
-
-    student_log = _log_attention(without_padding(student_q, start), without_padding(student_k, 0), allowed_BQK, scale)
-    target_log = _log_attention(without_padding(target_q, start), without_padding(target_k, 0), allowed_BQK, scale)
-    # Where nothing is allowed both logs are -inf, and their difference is NaN: 0 there.
-    difference = torch.where(allowed_BQK[:, None], target_log - student_log, 0.0)
-    per_query_BQ = (target_log.exp() * difference).sum(dim=-1).mean(dim=1)
-    return torch.where(mask_BT[:, start:end], per_query_BQ, 0.0).sum()
-
-
-def _log_attention(q: Tensor, k: Tensor, allowed_BQK: Tensor, scale: float) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    scores = (
-        torch.einsum(
-            "bhgqd,bhkd->bhgqk", rearrange(q.float(), "b (h g) q d -> b h g q d", g=groups), k.float()
-        ).flatten(1, 2)
-        * scale
-    )
-    return scores.masked_fill(~allowed_BQK[:, None], -torch.inf).log_softmax(dim=-1)

@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kv_align.align.aligner import count_parameters
 from kv_align.align.fit import Phase
+from kv_align.assembly import Assembly
 from kv_align.cli import bad_input_exits
 from kv_align.compose import arm_name, compose_config
 from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.distill import Counts
 from kv_align.effective import uses_keys_values
-from kv_align.experiment import Built
 from kv_align.quiet import quiet_libraries
 from kv_align.runs import RunDirectory
 
@@ -98,14 +98,14 @@ def profile(config: Config, num_steps: int) -> bool:
     """
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        built = Built(config, RunDirectory(Path(folder)))
+        built = Assembly(config, RunDirectory(Path(folder)))
         batch = next(built.loop.batches(0))[0].to(built.accelerator.device)
         console.print(_parameters(config, built))
         console.print(_stages(built, batch).table)
         return _steps(config, built, num_steps, console)
 
 
-def _parameters(config: Config, built: Built) -> Table:
+def _parameters(config: Config, built: Assembly) -> Table:
     table = Table(title=f"{arm_name(config)}, {config.loss.name}", title_justify="left")
     for column in ("", "parameters", "layers", "heads", "head width"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
@@ -121,7 +121,7 @@ def _parameters(config: Config, built: Built) -> Table:
     return table
 
 
-def _stages(built: Built, batch: Batch) -> Stages:
+def _stages(built: Assembly, batch: Batch) -> Stages:
     stages = Stages(built.accelerator.device)
     distiller, objective = built.distiller.train(), built.objective
     both = Phase(student_learns=True, aligner_learns=True)
@@ -167,7 +167,7 @@ def _stages(built: Built, batch: Batch) -> Stages:
     return stages
 
 
-def _steps(config: Config, built: Built, num_steps: int, console: Console) -> bool:
+def _steps(config: Config, built: Assembly, num_steps: int, console: Console) -> bool:
     rows, times_s = [], []
     for _, micro_batches in zip(range(num_steps), built.loop.batches(0), strict=False):
         began = time.perf_counter()

@@ -164,3 +164,26 @@ def _quality(sums: _Sums) -> KindQuality:
         variances["target"].cpu(),
         variances["student"].cpu(),
     )
+
+
+class GradientReach:
+    """Gradient norm from the alignment loss alone into the student, over the micro-batches of a step."""
+
+    def __init__(self, student: torch.nn.Module) -> None:
+        self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self._sums: list[Tensor | None] = [None] * len(self._parameters)
+
+    def add(self, alignment: Tensor) -> None:
+        """Add the gradient of one micro-batch's alignment loss; the graph stays for the backward that follows."""
+        if not alignment.requires_grad:
+            return
+        gradients = torch.autograd.grad(alignment, self._parameters, retain_graph=True, allow_unused=True)
+        for place, gradient in enumerate(gradients):
+            before = self._sums[place]
+            if gradient is not None:
+                self._sums[place] = gradient if before is None else before + gradient
+
+    def norm(self) -> float:
+        """Return the Euclidean norm over all parameters; 0 where nothing reached the student."""
+        squares = [gradient.float().square().sum() for gradient in self._sums if gradient is not None]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

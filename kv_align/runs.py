@@ -186,11 +186,12 @@ class RunDirectory:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         return dict(yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=loader))
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics and evaluations after `step`: what a killed attempt did beyond its last checkpoint."""
-        for file in (self.metrics_file, self.evaluations_file):
+    def rewind(self, step: int, evaluations_step: int | None = None) -> None:
+        """Drop metrics after `step`, and evaluations after that or `evaluations_step`: what was done beyond a checkpoint."""
+        last_evaluation = step if evaluations_step is None else evaluations_step
+        for file, last in ((self.metrics_file, step), (self.evaluations_file, last_evaluation)):
             if file.exists():
-                kept = [row for row in read_rows(file) if row["step"] <= step]
+                kept = [row for row in read_rows(file) if row["step"] <= last]
                 write_atomically(file, "".join(_line(row) for row in kept))
 
     def is_complete(self) -> bool:

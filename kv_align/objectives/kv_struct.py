@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from kv_align.losses import Masked, attention_divergence, cosine_distance
+from kv_align.attention_divergence import attention_divergence
+from kv_align.losses import Masked, cosine_distance
 from kv_align.objectives.kv import KeyValue
 from kv_align.objectives.objective import Comparison, Objective, scheduled
 from kv_align.options import NonNegativeFloat, NonNegativeInt, PositiveFloat

@@ -215,3 +215,22 @@ def test_a_pretrained_start_is_the_embedded_students(tmp_path: Path) -> None:
     untrained = [read_rows(run.evaluations_file)[0]["validation_perplexity"] for run in (scratch, pretrained)]
     assert untrained[0] > 400
     assert untrained[1] < 0.5 * untrained[0]
+
+
+def test_a_tracker_gets_the_numbers_of_the_metrics_file(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = finish(tmp_path, "trainer.tracker=tensorboard", "trainer.max_steps=3")
+    (events,) = (tmp_path / "kv-align").glob("events.*")
+    seen = EventAccumulator(str(events)).Reload()
+    tracked = {event.step: event.value for event in seen.Scalars("total_loss")}
+    assert tracked == pytest.approx({row["step"]: row["total_loss"] for row in read_rows(run.metrics_file)}, rel=1e-6)
+
+
+def test_a_kill_during_the_last_evaluation_does_not_repeat_its_row(tmp_path: Path) -> None:
+    run = finish(tmp_path, "experiment=none", "trainer.max_steps=3")
+    before = results(run)
+    run.summary_file.unlink()  # as if killed between the last evaluation's row and the summary
+    assert do_run(short_config("experiment=none", "trainer.max_steps=3"), tmp_path) == "finished"
+    assert results(run) == before
+    assert [row["step"] for row in read_rows(run.evaluations_file)] == [0, 3]

@@ -1,0 +1,138 @@
+"""All objects of a run, made from its configuration, and a record of what they start from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+
+from kv_align.align.aligner import count_parameters
+from kv_align.build import calibrate, layer_map, make_aligner, make_objective, make_source
+from kv_align.config import Config, content_hash
+from kv_align.data.prepared import PreparedSplit, prepare_split
+from kv_align.distill import Distiller, Teacher
+from kv_align.errors import ConfigError
+from kv_align.evaluate import Evaluator, share_correct
+from kv_align.loop import Loop, data_order, total_steps
+from kv_align.models import load_student, load_teacher, weights_digest
+from kv_align.provenance import attempt_provenance
+from kv_align.runs import RunDirectory
+from kv_align.seeds import derive_seed
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Assembly:
+    """The objects of a run, in the order in which they depend on each other.
+
+    Parameters
+    ----------
+    config, directory
+        What to do, and where.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory) -> None:
+        tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
+        # Its state is global; runs of one process (a multirun) may differ in it.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            mixed_precision=config.trainer.mixed_precision,
+            log_with=tracker,
+            project_config=ProjectConfiguration(project_dir=str(directory.path)),
+        )
+        if self.accelerator.num_processes > 1:
+            raise ConfigError(
+                f"{self.accelerator.num_processes} processes were started for one run, which takes one: start it without a "
+                "multi-process launcher."
+            )
+        if tracker is not None:
+            self.accelerator.init_trackers("kv-align", init_kwargs={})
+        device = self.accelerator.device
+        torch.manual_seed(derive_seed(config.seed, "dropout"))
+
+        self.teacher_reader = load_teacher(config.model, device)
+        self.student_reader = load_student(config.model, config.seed, device)
+        readers = (self.student_reader, self.teacher_reader)
+        source, data = make_source(config), config.data
+        self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
+        self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
+        self.test = prepare_split(source, "test", data, *readers, shuffle=False)
+        self.num_steps = total_steps(config, len(self.train.examples))
+
+        self.objective = make_objective(config)
+        rotated = config.keys is not None and config.keys.rotated
+        geometries = (self.teacher_reader.geometry, self.student_reader.geometry)
+        self.layers = layer_map(config, *geometries)
+        self.teacher = Teacher(self.teacher_reader.model, self.layers, rotated=rotated)
+        self.aligner = make_aligner(config, *geometries, queries=self.objective.signal == "keys_values_queries")
+        key_variance, value_variance = calibrate(config, self.teacher, self.layers, self.train, device)
+        self.distiller = Distiller(
+            self.student_reader.model,
+            self.aligner,
+            self.objective,
+            rotated=rotated,
+            key_variance=key_variance,
+            value_variance=value_variance,
+        ).to(device)
+        self.initial_digests = {
+            "student": weights_digest(self.student_reader.model),
+            "aligner": "" if self.aligner is None else weights_digest(self.aligner),
+        }
+        self.evaluator = Evaluator(
+            config.evaluation, self.validation, self.test, *readers, autocast=self.accelerator.autocast
+        )
+        self.loop = Loop(
+            config,
+            directory,
+            self.accelerator,
+            self.distiller,
+            self.teacher,
+            self.train,
+            self.num_steps,
+            lambda step: self.evaluate(config, step),
+        )
+
+    def evaluate(self, config: Config, step: int) -> dict[str, Any]:
+        """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
+        row = self.evaluator.validate(self.distiller, self.teacher).row() | self.evaluator.probe().row()
+        at_intervals = config.evaluation.exact_match_at_intervals
+        if at_intervals:
+            answers = self.evaluator.exact_match("validation", at_intervals)
+            row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
+        LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
+        return row
+
+
+def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
+    """Return what `provenance.json` says of a run: seeds, hashes, sizes, and this attempt."""
+    return {
+        "content_hash": content_hash(config),
+        "seed": config.seed,
+        "seeds": {purpose: derive_seed(config.seed, purpose) for purpose in ("student start", "data order", "dropout")},
+        "data_order_sha256": data_order(config, len(built.train.examples)).digest(built.num_steps, built.train.ids),
+        "initial_weights_sha256": built.initial_digests["student"],
+        "initial_aligner_sha256": built.initial_digests["aligner"],
+        "teacher_sha256": weights_digest(built.teacher_reader.model),
+        "layer_map": built.layers,
+        "key_variance": built.distiller.key_variance.tolist(),
+        "value_variance": built.distiller.value_variance.tolist(),
+        "parameters": {
+            "teacher": count_parameters(built.teacher_reader.model),
+            "student": count_parameters(built.student_reader.model),
+            "aligner": 0 if built.aligner is None else count_parameters(built.aligner),
+        },
+        "examples": {
+            name: _split_facts(split)
+            for name, split in (("train", built.train), ("validation", built.validation), ("test", built.test))
+        },
+        "device": str(built.accelerator.device),
+        "attempts": [attempt_provenance() | {"torch_threads": torch.get_num_threads()}],
+    }
+
+
+def _split_facts(split: PreparedSplit) -> dict[str, int]:
+    return {"used": len(split.examples), "cut": split.cut, "left_out": split.dropped}

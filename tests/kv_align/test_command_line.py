@@ -1,0 +1,290 @@
+"""`python -m kv_align.train` as a user types it, in processes of their own.
+
+Where a command must not get as far as training, a trap stands in the way of torch and its like: a package of that name,
+found first, that ends the process. So what these tests see happens without torch, or they see the trap.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kv_align.compose import compose_config, compose_raw
+from kv_align.config import content_hash
+from kv_align.runs import RunDirectory, Status, read_json
+from tests.short_runs import SHORT
+
+HEAVY = ("torch", "transformers", "pandas", "datasets", "accelerate")
+LIMIT_S = 2  # of processor time: what the clock says on a machine that has nothing else to do
+
+
+@pytest.fixture
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trap")
+    for name in HEAVY:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('trap: {name} was imported')\n")
+    return folder
+
+
+def train(
+    *arguments: str, folder: Path, first: tuple[Path, ...] = (), timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder, with packages in the folders `first` found before the installed ones."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, first)), "HYDRA_FULL_ERROR": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "kv_align.train", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def processor_time_s() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# Bad input: by topic, each with what its sentence must say beside the key and the value.
+BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
+    "choices": [
+        ("aligner=flatt", ["aligner=flatt is not allowed", "one of flat, none, structured"]),
+        ("loss=kv_struct", ["loss=kv_struct is not allowed", "one of ce, kv, kv+struct, logit_kd"]),
+        ("init=zeros", ["init=zeros is not allowed", "one of random, uniform"]),
+        ("experiment=v5", ["experiment=v5 is not allowed", "v4_0_1, v4_0_2, v4_0_3"]),
+        ("layer_map=null", ["layer_map=null is not allowed", "one of last, list, proportional, random, reverse"]),
+        ("alinger=flat", ["alinger is an unknown key", "did you mean aligner"]),
+        ("loss", ["loss is not an override", "key=value"]),
+    ],
+    "keys": [
+        ("aligner=flat aligner.share_dim_proj=true", ["aligner.share_dim_proj is an unknown key", "mlp_ratio"]),
+        ("trainer.learning_rate=1", ["trainer.learning_rate is an unknown key", "aligner_lr, batch_size", "lr"]),
+        ("+trainer.momentum=0.9", ["trainer.momentum is an unknown key", "weight_decay", "remove it"]),
+        ("loss=kv loss.temperature=2", ["loss.temperature is an unknown key", "lambda_kv", "metric"]),
+        ("layer_map=list", ["layer_map.layers is missing", "layer_map.layers=VALUE"]),
+        ("model=pair model.teacher=embedded", ["model.student is missing", "model.student=VALUE"]),
+    ],
+    "values": [
+        ("seed=-1", ["seed=-1 is not allowed", "at least 0"]),
+        ("seed=0,1", ["seed=0,1", "--multirun"]),
+        ("trainer.batch_size=many", ["trainer.batch_size=many is not allowed", "a whole number"]),
+        ("trainer.lr=0", ["trainer.lr=0 is not allowed", "above 0"]),
+        ("loss.lambda_kv=-0.5", ["loss.lambda_kv=-0.5 is not allowed", "at least 0"]),
+        ("loss.lambda_kv=inf", ["loss.lambda_kv=inf is not allowed", "a finite number"]),
+        ("trainer.batch_size=${nope}", ["trainer.batch_size cannot be resolved", "nope"]),
+    ],
+    "combinations": [
+        ("loss=kv+struct aligner=none", ["loss=kv+struct is not allowed with aligner=none", "use aligner=flat"]),
+        ("layer_map=list layer_map.layers=[0,1]", ["layer_map=list is not allowed", "2 entries for 3 student layers"]),
+        ("trainer.micro_batch_size=3", ["trainer.micro_batch_size=3 is not allowed", "a divisor of", "batch_size=16"]),
+        ("trainer.warmup_steps=300", ["trainer.warmup_steps=300 is not allowed", "below trainer.max_steps=300"]),
+        ("loss=ce data.shuffle_teacher=true", ["data.shuffle_teacher=true is not allowed", "loss=ce"]),
+        ("loss=logit_kd data.rationale=none", ["data.rationale=none is not allowed", "full with loss=logit_kd"]),
+    ],
+    "files": [
+        ("model.teacher=/no/such/model", ["model.teacher=/no/such/model is not allowed", "no config.json"]),
+        ("data=gsm8k data.path=/no/such/data", ["data.path=/no/such/data is not allowed", "correct the path"]),
+        ("data=gsm8k data.path=.", ["data=gsm8k is not allowed", "holds no train.jsonl"]),
+        ("--config-dir=/no/such/conf", ["--config-dir=/no/such/conf is not allowed", "no such folder"]),
+        (f"output_dir={__file__}/x", [f"output_dir={__file__}/x is not allowed", "is a file; name a folder"]),
+        ("--multirun seed=x,0", ["seed=x is not allowed", "a whole number"]),
+    ],
+}
+
+
+def test_the_table_of_bad_input_has_at_least_thirty_lines() -> None:
+    assert sum(map(len, BAD_INPUT.values())) >= 30
+
+
+@pytest.mark.parametrize("topic", BAD_INPUT)
+def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported(
+    topic: str, tmp_path: Path, trap: Path
+) -> None:
+    for command, says in BAD_INPUT[topic]:
+        began_s = processor_time_s()
+        done = train(*command.split(), folder=tmp_path, first=(trap,))
+        assert done.returncode == 2, (command, done.stderr)
+        assert done.stdout == "", command
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1, (command, done.stderr)
+        assert lines[0].startswith("kv-align: "), command
+        assert lines[0].endswith("."), command
+        for part in says:
+            assert part in lines[0], (command, lines[0])
+        assert list(tmp_path.iterdir()) == [], command
+        assert processor_time_s() - began_s < LIMIT_S, command
+
+
+def test_a_command_that_is_right_gets_as_far_as_the_trap(tmp_path: Path, trap: Path) -> None:
+    done = train("aligner=flat", folder=tmp_path, first=(trap,))
+    assert done.returncode == 1
+    note, trapped = done.stderr.splitlines()
+    assert note == "note: init=uniform has no effect on aligner=flat: left out."
+    assert trapped.startswith("trap: ")
+    assert trapped.endswith(" was imported")
+
+
+def test_one_wrong_cell_of_a_multirun_starts_none_of_them(tmp_path: Path, trap: Path) -> None:
+    arguments = ("--multirun", "loss=ce,kv", "aligner=structured,none", "seed=0,1")
+    done = train(*arguments, folder=tmp_path, first=(trap,))
+    assert done.returncode == 2
+    *notes, sentence = done.stderr.splitlines()
+    assert notes == ["note: aligner=structured has no effect on loss=ce, which compares no keys and values: left out."]
+    assert sentence.startswith("kv-align: loss=kv is not allowed with aligner=none: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_over_all_choices_of_a_group_is_checked_too(tmp_path: Path, trap: Path) -> None:
+    done = train("--multirun", "aligner=glob(*)", folder=tmp_path, first=(trap,))
+    assert done.returncode == 2
+    assert "loss=kv is not allowed with aligner=none" in done.stderr.splitlines()[-1]
+
+
+def test_bad_input_that_only_the_job_itself_finds_is_one_sentence_too(tmp_path: Path, trap: Path) -> None:
+    done = train("--config-name=pretrain", folder=tmp_path, first=(trap,))
+    assert done.returncode == 2
+    assert done.stderr == "kv-align: arm is missing: add it to the configuration.\n"
+
+
+def test_a_directory_that_holds_another_run_is_left_as_it_is(tmp_path: Path, trap: Path) -> None:
+    other, _ = compose_config(["seed=7"])
+    status = Status(
+        state="finished",
+        reason="",
+        arm="flat",
+        loss="kv",
+        seed=7,
+        content_hash=content_hash(other),
+        step=1,
+        total_steps=1,
+        attempt=1,
+        started=0.0,
+        updated=0.0,
+        host="",
+        pid=0,
+        job="",
+    )
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    file = tmp_path / "outputs" / "mine" / "status.json"
+    file.write_text(json.dumps(asdict(status)))
+    done = train("run_name=mine", folder=tmp_path, first=(trap,))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"kv-align: outputs/mine holds another run (flat, seed 7, hash {content_hash(other)[:8]}): nothing was "
+        "overwritten; choose another run_name or output_dir.\n"
+    )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert json.loads(file.read_text()) == asdict(status)
+
+
+# What Hydra shows
+
+
+def test_help_lists_the_groups_and_their_choices(tmp_path: Path, trap: Path) -> None:
+    done = train("--help", folder=tmp_path, first=(trap,))
+    assert (done.returncode, done.stderr) == (0, "")
+    for group in (
+        "aligner: flat, none, structured",
+        "init: random, uniform",
+        "loss: ce, kv, kv+struct, logit_kd",
+        "layer_map: last, list, proportional, random, reverse",
+    ):
+        assert group in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_shows_what_would_be_run(tmp_path: Path, trap: Path) -> None:
+    overrides = ["experiment=v4_0_3", "loss=kv+struct", "seed=3", "loss.lambda_struct=0.05"]
+    done = train(*overrides, "--cfg", "job", folder=tmp_path, first=(trap,))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(done.stdout) == compose_raw(overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A user's own choice, beside the package
+
+MEAN_OF_HEADS = '''
+from torch import Tensor, nn
+
+from kv_align.align.heads import HeadMap, MapShape, MapStart
+from kv_align.options import PositiveFloat
+
+
+class MeanOfHeads(HeadMap):
+    """Every student head sees the mean of the teacher's, through one linear map."""
+
+    uses_init = False
+
+    def __init__(self, shape: MapShape, start: MapStart, *, scale: PositiveFloat) -> None:
+        super().__init__()
+        self._heads, self._scale = shape.student_heads, scale
+        self.width = nn.Linear(shape.teacher_width, shape.student_width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        mean = self.width(states.mean(dim=2, keepdim=True)) * self._scale
+        return mean.expand(-1, -1, self._heads, -1, -1)
+'''
+
+
+@pytest.fixture
+def own_aligner(tmp_path: Path) -> Path:
+    """A folder with a user's module, and `conf/aligner/mean.yaml` that names its class."""
+    (tmp_path / "conf" / "aligner").mkdir(parents=True)
+    (tmp_path / "conf" / "aligner" / "mean.yaml").write_text(
+        "name: mean\n_target_: mean_of_heads.MeanOfHeads\nscale: 1.0\n"
+    )
+    (tmp_path / "mean_of_heads.py").write_text(MEAN_OF_HEADS)
+    return tmp_path
+
+
+def test_a_config_dir_adds_a_choice_that_is_checked_like_the_packages_own(own_aligner: Path, trap: Path) -> None:
+    before = sorted(own_aligner.rglob("*"))
+    shown = train("--config-dir=conf", "aligner=mean", "--cfg", "job", folder=own_aligner, first=(trap,))
+    assert yaml.safe_load(shown.stdout)["aligner"] == {
+        "name": "mean",
+        "_target_": "mean_of_heads.MeanOfHeads",
+        "scale": 1.0,
+    }
+    for override, sentence in (
+        ("aligner.scale=-1", "kv-align: aligner.scale=-1 is not allowed: set aligner.scale to a number above 0.\n"),
+        ("+aligner.share=true", "kv-align: aligner.share is an unknown key: aligner=mean has the keys scale; "),
+    ):
+        refused = train("--config-dir=conf", "aligner=mean", override, folder=own_aligner, first=(trap,))
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(sentence)
+    missing = train("aligner=mean", folder=own_aligner, first=(trap,))
+    assert missing.stderr.startswith("kv-align: aligner=mean is not allowed: aligner must be one of flat, none, struct")
+    assert sorted(own_aligner.rglob("*")) == before
+
+
+def test_a_broken_file_of_the_users_is_one_sentence(own_aligner: Path, trap: Path) -> None:
+    (own_aligner / "conf" / "aligner" / "mean.yaml").write_text("name: [mean\n")
+    done = train("--config-dir=conf", "aligner=mean", folder=own_aligner, first=(trap,))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "conf/aligner/mean.yaml" in done.stderr
+
+
+def test_a_users_own_aligner_trains(own_aligner: Path) -> None:
+    arguments = ("--config-dir=conf", "aligner=mean", "aligner.scale=0.5", *SHORT, "trainer.max_steps=3")
+    done = train(*arguments, 'arm="the mean (of heads), at half"', folder=own_aligner)
+    assert done.returncode == 0, done.stderr
+    (path,) = (own_aligner / "outputs").iterdir()
+    run = RunDirectory(path)
+    assert path.name.startswith("the mean (of heads), at half-kv-seed0-")
+    assert run.is_complete()
+    assert run.read_config()["aligner"] == {"name": "mean", "_target_": "mean_of_heads.MeanOfHeads", "scale": 0.5}
+    assert run.read_config()["init"] is None
+    summary = read_json(run.summary_file)
+    assert summary is not None
+    assert summary["steps"] == 3
+    assert summary["kv_grad_norm_median"] > 0
