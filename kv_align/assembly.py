@@ -13,7 +13,7 @@ from accelerate.utils import ProjectConfiguration
 from kv_align.align.aligner import count_parameters
 from kv_align.build import calibrate, layer_map, make_aligner, make_objective, make_source
 from kv_align.config import Config, content_hash
-from kv_align.data.prepared import PreparedSplit, prepare_split
+from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.distill import Distiller, Teacher
 from kv_align.errors import ConfigError
 from kv_align.evaluate import Evaluator, share_correct
@@ -64,6 +64,12 @@ class Assembly:
         self.num_steps = total_steps(config, len(self.train.examples))
 
         self.objective = make_objective(config)
+        tokenizers = (self.teacher_reader.tokenizer, self.student_reader.tokenizer)
+        if self.objective.signal == "logits" and not same_tokenizer(*tokenizers):
+            raise ConfigError(
+                f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
+                f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
+            )
         rotated = config.keys is not None and config.keys.rotated
         geometries = (self.teacher_reader.geometry, self.student_reader.geometry)
         self.layers = layer_map(config, *geometries)

@@ -101,9 +101,9 @@ class Loop:
         self._config, self._run, self._accelerator = config, run, accelerator
         self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
         optimizer = make_optimizer(distiller, config.trainer)
-        self._schedule = get_scheduler(
-            config.trainer.lr_schedule, optimizer, config.trainer.warmup_steps, num_training_steps=num_steps
-        )
+        # The library's plain "constant" has no warm-up.
+        name = "constant_with_warmup" if config.trainer.lr_schedule == "constant" else config.trainer.lr_schedule
+        self._schedule = get_scheduler(name, optimizer, config.trainer.warmup_steps, num_training_steps=num_steps)
         # The schedule is not prepared: Accelerate would step it once per process.
         self._wrapped, self._optimizer = accelerator.prepare(distiller, optimizer)
         accelerator.register_for_checkpointing(self._schedule)

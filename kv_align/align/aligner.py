@@ -81,6 +81,8 @@ class Aligner(nn.Module):
     def _select(self, states: Tensor, weights: Tensor | None) -> Tensor:
         if self._layers != list(range(states.shape[1])):
             states = states[:, self._layers]
+        if not torch.is_autocast_enabled(states.device.type):
+            states = states.to(next(self.parameters()).dtype)  # a bf16 teacher beside a float32 aligner
         return states if weights is None else resample(states, weights)
 
 

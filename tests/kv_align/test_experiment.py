@@ -234,3 +234,25 @@ def test_a_kill_during_the_last_evaluation_does_not_repeat_its_row(tmp_path: Pat
     assert do_run(short_config("experiment=none", "trainer.max_steps=3"), tmp_path) == "finished"
     assert results(run) == before
     assert [row["step"] for row in read_rows(run.evaluations_file)] == [0, 3]
+
+
+def test_a_bf16_teacher_teaches_a_float32_student(tmp_path: Path) -> None:
+    half = finish(tmp_path / "half", "loss=kv+struct", "model.teacher_dtype=bfloat16")
+    exact = finish(tmp_path / "exact", "loss=kv+struct")
+    for one, other in zip(read_rows(half.metrics_file), read_rows(exact.metrics_file), strict=True):
+        assert one["task_loss"] == pytest.approx(other["task_loss"], rel=5e-3)
+        assert one["kv_loss"] == pytest.approx(other["kv_loss"], rel=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0, 2.0, 2.0, 2.0, 2.0]),
+        ("linear", [1.0, 2.0, 1.5, 1.0, 0.5]),
+        ("cosine", [1.0, 2.0, 1.7071067811865475, 1.0, 0.2928932188134524]),
+    ],
+)
+def test_the_rate_rises_and_falls_as_its_schedule_says(tmp_path: Path, schedule: str, expected: list[float]) -> None:
+    run = finish(tmp_path, "experiment=none", f"trainer.lr_schedule={schedule}", "trainer.lr=2e-3")
+    rates = [1000 * row["lr"] for row in read_rows(run.metrics_file)]
+    assert rates == pytest.approx([0.0, *expected])
