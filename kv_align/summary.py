@@ -91,59 +91,57 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
 
 
 def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Table:
-    table = _table(
-        "what the students learned (mean over seeds)", "seeds", "perplexity", "against flat", "better", "right"
-    )
+    title = "what the students learned (mean over seeds)"
+    table = _table(title, "seeds", "perplexity", "against flat", "better", "right", "s/step")
     first = next(iter(cells.values()))[0]
-    table.add_row("teacher", "", "", f"{first['teacher_validation_perplexity']:.3f}")
+    table.add_row("teacher", "", f"{first['teacher_validation_perplexity']:.3f}")
     untrained = statistics.mean(each["untrained_validation_perplexity"] for runs in cells.values() for each in runs)
-    table.add_row("untrained", "", "", f"{untrained:.1f}", end_section=True)
+    table.add_row("untrained", "", f"{untrained:.1f}", end_section=True)
     for (arm, loss), runs in cells.items():
         references = cells.get((baseline, loss)) or cells.get((baseline, "kv")) or []
         differences = _paired_log_differences(runs, references) if arm != baseline else []
         change = f"{100 * (math.exp(statistics.mean(differences)) - 1):+.1f} %" if differences else ""
         wins = f"{sum(d < 0 for d in differences)}/{len(differences)}" if differences else ""
         perplexity, right = _mean(runs, "validation_perplexity", "{:.3f}"), _mean(runs, "exact_match", "{:.1%}")
-        table.add_row(arm, loss, str(len(runs)), perplexity, change, wins, right)
+        step_time_s = _mean(runs, "step_time_s_median", "{:.3f}")
+        table.add_row(_label(arm, loss), str(len(runs)), perplexity, change, wins, right, step_time_s)
     return table
 
 
 def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
     title = "what happened inside (mean over seeds; keys and values)"
-    table = _table(title, "KV loss", "cosine", "target", "probe R²", "reach", "lost", "s/step")
+    table = _table(title, "KV loss", "cosine", "target", "probe R²", "reach", "lost")
     for (arm, loss), runs in cells.items():
         table.add_row(
-            arm,
-            loss,
+            _label(arm, loss),
             _mean(runs, "validation_kv_loss", "{:.3f}"),
             _both(runs, "cosine_{}", "{:.2f}"),
             _both(runs, "target_variance_share_{}", "{:.2g}"),
             _both(runs, "probe_r2_{}", "{:.2f}"),
             _mean(runs, "kv_grad_norm_median", "{:.2g}"),
             _collapse(runs),
-            _mean(runs, "step_time_s_median", "{:.3f}"),
         )
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("arm", no_wrap=True)
-    table.add_column("loss", no_wrap=True)
+    table.add_column("arm, loss", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]]) -> str:
     seeds = min(len({each["seed"] for each in runs}) for runs in cells.values())
     floor = 2 / 2**seeds
-    cannot = (
-        f"{seeds} seeds cannot show a difference: the smallest p that a two-sided sign-flip test of them can reach is "
-        f"{floor:.3g}. Six seeds can reach p < .05; eight are recommended."
-        if floor >= 0.05
-        else f"{seeds} seeds can reach p = {floor:.2g}; whether they do is for `python -m analysis report` to say."
-    )
+    if floor >= 0.05:
+        cannot = (
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'} cannot show a difference: the smallest p that a two-sided "
+            f"sign-flip test of them can reach is {floor:.3g}. Six seeds can reach p < .05; eight are recommended."
+        )
+    else:
+        cannot = f"{seeds} seeds can reach p = {floor:.2g}; whether they do is for `python -m analysis report` to say."
     return (
         f"{cannot}\n\n"
         "perplexity: on validation text, less is better. right: exact match. cosine: seen through each arm's own aligner, "
@@ -164,6 +162,10 @@ def _mean(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
     return form.format(statistics.mean(values)) if values else ""
 
 
+def _label(arm: str, loss: str) -> str:
+    return arm if arm == loss or (arm, loss) == ("none", "ce") else f"{arm} {loss}"
+
+
 def _both(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
     """Means of keys and of values."""
     return " ".join(_mean(runs, key.format(kind), form) for kind in ("key", "value")).strip()
@@ -171,7 +173,7 @@ def _both(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
 
 def _collapse(runs: Sequence[dict[str, Any]]) -> str:
     number = sum(bool(each.get("collapses")) for each in runs)
-    return "no" if not number else "yes" if len(runs) == 1 else f"{number} of {len(runs)}"
+    return "no" if not number else f"{number}/{len(runs)}"
 
 
 def main() -> None:

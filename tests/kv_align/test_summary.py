@@ -1,0 +1,111 @@
+"""The closing tables: numbers as the runs wrote them, and what so many seeds cannot show."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kv_align.runs import RunDirectory, write_json
+from kv_align.summary import print_comparison, print_summary
+
+
+def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: float, **more: Any) -> RunDirectory:
+    """A finished run as far as the tables read it."""
+    directory = RunDirectory(folder / f"{arm}-{loss}-{seed}")
+    config = {"loss": {"name": loss}, "seed": seed}
+    status = directory.begin(config, arm=arm, content_hash=f"{arm}{loss}{seed}", total_steps=3)
+    summary = {
+        "arm": arm,
+        "loss": loss,
+        "seed": seed,
+        "steps": 3,
+        "validation_loss": validation_loss,
+        "validation_perplexity": math.exp(validation_loss),
+        "untrained_validation_perplexity": 500.0,
+        "teacher_validation_perplexity": 1.25,
+        "exact_match": 0.125,
+        "probe_r2_key": 0.75,
+        "probe_r2_value": 0.5,
+        "step_time_s_median": 0.25,
+        "collapses": [],
+        **more,
+    }
+    write_json(directory.summary_file, summary)
+    directory.update(status, state="finished", step=3)
+    return directory
+
+
+def shown(folder: Path) -> str:
+    text = io.StringIO()
+    print_comparison(folder, "baseline", Console(file=text, width=80))
+    return text.getvalue()
+
+
+def row(text: str, label: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{label} ") and "%" in line]
+    return line.split()
+
+
+def test_arms_are_compared_within_their_loss_and_by_seed(tmp_path: Path) -> None:
+    for seed, loss in ((0, 1.0), (1, 2.0)):
+        write_run(tmp_path, "baseline", "kv", seed, loss)
+        write_run(tmp_path, "v4_0_2", "kv", seed, loss + math.log(0.95))
+        write_run(tmp_path, "baseline", "kv+struct", seed, loss + 9)
+    text = shown(tmp_path)
+    assert row(text, "v4_0_2 kv") == ["v4_0_2", "kv", "2", "4.801", "-5.0", "%", "2/2", "12.5%", "0.250"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_control_is_compared_with_flat_under_its_own_name(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0)
+    write_run(tmp_path, "none", "ce", 0, 1.0 + math.log(1.1))
+    assert row(shown(tmp_path), "none")[:5] == ["none", "1", "2.990", "+10.0", "%"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sentence"),
+    [
+        (1, "1 seed cannot show a difference"),
+        (3, "test of them can reach is 0.25"),
+        (5, "test of them can reach is 0.0625"),
+        (6, "6 seeds can reach p = 0.031"),
+        (8, "8 seeds can reach p = 0.0078"),
+    ],
+)
+def test_it_says_what_so_many_seeds_can_show(tmp_path: Path, seeds: int, sentence: str) -> None:
+    for seed in range(seeds):
+        write_run(tmp_path, "baseline", "kv", seed, 1.0)
+    assert sentence in " ".join(shown(tmp_path).split())
+
+
+def test_runs_that_did_not_finish_are_named_and_not_averaged(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0)
+    broken = write_run(tmp_path, "baseline", "kv", 1, 5.0)
+    status = broken.status()
+    assert status is not None
+    broken.update(status, state="diverged", reason="the loss was not finite at step 2")
+    text = shown(tmp_path)
+    assert "diverged at step 3 the loss was not finite at step 2" in text
+    assert row(text, "baseline kv")[2:4] == ["1", "2.718"]
+
+
+def test_a_collapse_is_counted(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0, collapses=["target key variance of layer 0"])
+    write_run(tmp_path, "baseline", "kv", 1, 1.0)
+    assert "1/2" in shown(tmp_path)
+
+
+def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+    assert shown(tmp_path).startswith("no finished run in")
+
+
+def test_the_summary_of_a_run_shows_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(write_run(tmp_path, "v4_0_1", "kv", 4, 1.0, validation_kv_loss=0.0625))
+    lines = capsys.readouterr().out
+    assert "v4_0_1, kv, seed 4" in lines
+    assert "2.718" in lines
+    assert "0.0625" in lines
+    assert "12.5%" in lines
