@@ -97,7 +97,7 @@ class TrainerConfig(Section):
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
     lr: PositiveFloat
-    aligner_lr: PositiveFloat
+    aligner_lr: PositiveFloat | None
     lr_schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: NonNegativeInt
     weight_decay: NonNegativeFloat

@@ -105,11 +105,21 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
             used = {"fit_then_freeze": "fit_steps", "alternate": "period"}.get(config.align.fit)
             idle = {option: None for option in ("fit_steps", "period") if option != used}
             changes["align"] = config.align.model_copy(update=idle)
-    if config.trainer.max_steps is not None:
-        changes["trainer"] = config.trainer.model_copy(update={"epochs": None})
+    changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
     if config.data.rationale != "short":
         changes["data"] = config.data.model_copy(update={"rationale_every": None})
     return changes, notes
+
+
+def _idle_in_trainer(config: Config) -> dict[str, None]:
+    trainer = config.trainer
+    learns = uses_keys_values(config) and config.align is not None and config.align.fit != "frozen"
+    idle = {
+        "epochs": trainer.max_steps is not None,
+        "aligner_lr": not learns,
+        "micro_batch_size": trainer.micro_batch_size == trainer.batch_size,
+    }
+    return {option: None for option, without_effect in idle.items() if without_effect}
 
 
 def _check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
@@ -161,6 +171,8 @@ def _check_trainer(config: Config) -> None:
         raise refused("data.shuffle_teacher", True, "false where a micro-batch holds a single example")
     if trainer.max_steps is None and trainer.epochs is None:
         raise refused("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
+    if trainer.aligner_lr is None and config.align is not None and config.align.fit != "frozen":
+        raise refused("trainer.aligner_lr", None, f"a number above 0 with align.fit={config.align.fit}")
     if trainer.max_steps is not None and trainer.warmup_steps >= trainer.max_steps:
         raise refused("trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}")
     if config.align is not None and config.align.fit == "fit_then_freeze":

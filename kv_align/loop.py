@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
-from transformers import get_scheduler
 
 from kv_align import checkpoint
 from kv_align.align.fit import phase_at
-from kv_align.config import Config, TrainerConfig
+from kv_align.config import Config
 from kv_align.data.batch import Batch, DataOrder
 from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Counts, Distiller, StepResult, Teacher
 from kv_align.leave import LeaveRequest
+from kv_align.optimizer import make_optimizer, make_schedule
 from kv_align.progress import progress_bar
 from kv_align.quality import GradientReach, Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
@@ -101,9 +100,7 @@ class Loop:
         self._config, self._run, self._accelerator = config, run, accelerator
         self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
         optimizer = make_optimizer(distiller, config.trainer)
-        # The library's plain "constant" has no warm-up.
-        name = "constant_with_warmup" if config.trainer.lr_schedule == "constant" else config.trainer.lr_schedule
-        self._schedule = get_scheduler(name, optimizer, config.trainer.warmup_steps, num_training_steps=num_steps)
+        self._schedule = make_schedule(optimizer, config.trainer, num_steps)
         # The schedule is not prepared: Accelerate would step it once per process.
         self._wrapped, self._optimizer = accelerator.prepare(distiller, optimizer)
         accelerator.register_for_checkpointing(self._schedule)
@@ -192,7 +189,7 @@ class Loop:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
-        rates = {"lr": learning_rates[0]} | ({"aligner_lr": learning_rates[-1]} if self._distiller.aligner else {})
+        rates = {"lr": learning_rates[0]} | ({"aligner_lr": learning_rates[-1]} if trainer.aligner_lr else {})
         row: dict[str, Any] = {
             **losses,
             **{f"weight_{name}": value for name, value in weights.items()},
@@ -270,19 +267,6 @@ class Loop:
         batches = iter(loader)
         for _ in range(first, self._num_steps):
             yield [next(batches) for _ in range(per_step)]
-
-
-def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); the aligner is a group with its own rate, vectors have no weight decay."""
-    groups = []
-    for module, rate in ((distiller.student, trainer.lr), (distiller.aligner, trainer.aligner_lr)):
-        parameters = [] if module is None else [each for each in module.parameters() if each.requires_grad]
-        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-        groups += [
-            {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
-            {"params": vectors, "lr": rate, "weight_decay": 0.0},
-        ]
-    return AdamW([group for group in groups if group["params"]])
 
 
 def data_order(config: Config, num_examples: int) -> DataOrder:

@@ -47,7 +47,7 @@ def python(*arguments: str, installed: Path, folder: Path) -> subprocess.Complet
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

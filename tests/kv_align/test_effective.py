@@ -207,7 +207,32 @@ def test_the_last_allowed_value_on_the_right_side_of_each_bound_is_allowed(
     raw = composed(*overrides, **changes)
     config, _ = effective(copy.deepcopy(raw))
     without_effect = {} if raw["trainer"]["max_steps"] is None else {"epochs": None}
+    if config.align is None:
+        without_effect["aligner_lr"] = None
     assert config.trainer.model_dump() == raw["trainer"] | without_effect
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "idle"),
+    [
+        (("loss=ce",), {}, "aligner_lr"),
+        (("loss=logit_kd",), {}, "aligner_lr"),
+        ((), {"align__fit": "frozen"}, "aligner_lr"),
+        ((), {"trainer__micro_batch_size": 16}, "micro_batch_size"),
+    ],
+)
+def test_a_trainer_option_without_effect_is_taken_out(
+    overrides: tuple[str, ...], changes: dict[str, Any], idle: str
+) -> None:
+    raw = composed(*overrides, **changes)
+    assert raw["trainer"][idle] is not None
+    assert effective(raw)[0].trainer.model_dump()[idle] is None
+
+
+def test_an_aligner_that_learns_needs_a_rate() -> None:
+    assert sentence_of(composed(trainer__aligner_lr=None)) == (
+        "trainer.aligner_lr=null is not allowed: set trainer.aligner_lr to a number above 0 with align.fit=joint."
+    )
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])

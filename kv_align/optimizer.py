@@ -1,0 +1,33 @@
+"""The optimizer and its learning rates, the same in every arm."""
+
+from __future__ import annotations
+
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from kv_align.config import TrainerConfig
+from kv_align.distill import Distiller
+
+
+def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); the aligner is a group with its own rate, vectors have no weight decay."""
+    groups = []
+    for module, rate in ((distiller.student, trainer.lr), (distiller.aligner, trainer.aligner_lr)):
+        if module is None or rate is None:  # nothing is aligned, or the aligner is frozen
+            continue
+        parameters = [each for each in module.parameters() if each.requires_grad]
+        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        groups += [
+            {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
+            {"params": vectors, "lr": rate, "weight_decay": 0.0},
+        ]
+    return AdamW([group for group in groups if group["params"]])
+
+
+def make_schedule(optimizer: Optimizer, trainer: TrainerConfig, num_steps: int) -> LRScheduler:
+    """Return the schedule of all rates: a linear warm-up from 0, then constant, or falling to 0 at the last step."""
+    # The library's plain "constant" has no warm-up.
+    name = "constant_with_warmup" if trainer.lr_schedule == "constant" else trainer.lr_schedule
+    schedule: LRScheduler = get_scheduler(name, optimizer, trainer.warmup_steps, num_training_steps=num_steps)
+    return schedule
