@@ -15,7 +15,7 @@ from kv_align.build import calibrate, layer_map, make_aligner, make_objective, m
 from kv_align.config import Config, content_hash
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.distill import Distiller, Teacher
-from kv_align.errors import ConfigError
+from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
 from kv_align.loop import Loop, data_order, total_steps
 from kv_align.models import load_student, load_teacher, weights_digest
@@ -62,6 +62,7 @@ class Assembly:
         self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
         self.test = prepare_split(source, "test", data, *readers, shuffle=False)
         self.num_steps = total_steps(config, len(self.train.examples))
+        _check_lengths(config, self.num_steps, len(self.validation.examples))
 
         self.objective = make_objective(config)
         tokenizers = (self.teacher_reader.tokenizer, self.student_reader.tokenizer)
@@ -111,6 +112,18 @@ class Assembly:
             row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
         LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
         return row
+
+
+def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
+    """Refuse what can be known to be wrong only when the data has been read."""
+    limits = [("trainer.warmup_steps", config.trainer.warmup_steps)]
+    if config.align is not None and config.align.fit_steps is not None:
+        limits.append(("align.fit_steps", config.align.fit_steps))
+    for key, value in limits:
+        if value >= num_steps:
+            raise refused(key, value, f"a number below {num_steps}, the steps of this run")
+    if num_validation < 2:
+        raise refused("data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves")
 
 
 def starting_point(config: Config, built: Assembly) -> dict[str, Any]:

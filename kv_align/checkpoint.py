@@ -50,7 +50,10 @@ def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, 
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    for old in sorted(directory.glob("step_*"))[:-keep]:
+    # One with a later step is of an attempt that this one could not go on from: damaged.
+    later = [each for each in directory.glob("step_*") if each.name > final.name]
+    earlier = sorted(each for each in directory.glob("step_*") if each.name <= final.name)[:-keep]
+    for old in (*later, *earlier):
         shutil.rmtree(old)
 
 

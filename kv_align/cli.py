@@ -59,8 +59,8 @@ def train_main(task: Task) -> None:
         end.append(state)
         if state == "interrupted":  # the whole sweep was asked to leave, not only this run of it
             sys.exit(EXIT_CODES[state])
-        if state == "failed" and HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise RuntimeError("the run failed; its status.json says why")
+        if state in ("failed", "diverged") and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise RuntimeError(f"the run {state}; its status.json says why")
         return state
 
     if arguments is not None:

@@ -13,13 +13,22 @@ from kv_align.assembly import Assembly
 from kv_align.compose import arm_name
 from kv_align.config import Config, content_hash
 from kv_align.evaluate import Validation, share_correct
+from kv_align.leave import LeaveRequest
 from kv_align.runs import RunDirectory, append_row, read_rows, write_json
 
 
-def conclude(config: Config, directory: RunDirectory, built: Assembly) -> None:
-    """Evaluate the trained student and write what stays: outcomes, student, aligner, summary."""
+def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: LeaveRequest) -> None:
+    """Evaluate the trained student and write what stays: outcomes, student, aligner, summary.
+
+    Raises
+    ------
+    Left
+        If the run is asked to leave; all of this is then done again.
+    """
     validation = built.evaluator.validate(built.distiller, built.teacher)
+    asked.leave_if_asked()
     answers = built.evaluator.exact_match(config.evaluation.exact_match_split, config.evaluation.exact_match_examples)
+    asked.leave_if_asked()
     row = validation.row() | built.evaluator.probe().row()
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
@@ -38,7 +47,8 @@ def _summary(
     config: Config, directory: RunDirectory, built: Assembly, validation: Validation, row: dict[str, Any]
 ) -> dict[str, Any]:
     metrics, evaluations = read_rows(directory.metrics_file), read_rows(directory.evaluations_file)
-    reach = [each["kv_grad_norm"] for each in metrics if "kv_grad_norm" in each]
+    # Without the steps in which the alignment loss moves the aligner alone.
+    reach = [each["kv_grad_norm"] for each in metrics if each.get("kv_grad_norm")]
     by_head = {f"cosine_{kind}_by_head": each.cosine.tolist() for kind, each in validation.quality.items()}
     raw = {"key": built.distiller.key_variance, "value": built.distiller.value_variance}
     # A small KV loss means little where the target itself is small beside what the teacher has.
@@ -53,6 +63,7 @@ def _summary(
         "loss": config.loss.name,
         "seed": config.seed,
         "content_hash": content_hash(config),
+        "settings_hash": content_hash(config.model_copy(update={"seed": 0})),
         "steps": built.num_steps,
         "tokens": built.loop.progress.tokens,
         **row,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kv_align.errors import ConfigError, first_error, unknown_key
@@ -120,7 +121,7 @@ class EvaluationConfig(Section):
     exact_match_examples: NonNegativeInt
     exact_match_at_intervals: NonNegativeInt
     max_new_tokens: PositiveInt
-    probe_examples: PositiveInt
+    probe_examples: Annotated[int, Ge(2)]
     probe_ridge: PositiveFloat
     calibration_examples: PositiveInt
 

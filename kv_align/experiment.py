@@ -15,6 +15,8 @@ from kv_align.compose import arm_name
 from kv_align.conclusion import conclude
 from kv_align.config import Config, content_hash
 from kv_align.errors import ConfigError
+from kv_align.leave import LeaveRequest, Left
+from kv_align.provenance import attempt_provenance
 from kv_align.quiet import quiet_libraries
 from kv_align.runs import RunDirectory, State, read_json, write_json
 from kv_align.summary import print_summary
@@ -36,9 +38,11 @@ def run(config: Config, path: Path) -> State:
     directory, identity = RunDirectory(path), content_hash(config)
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
+        asked = stack.enter_context(LeaveRequest())
         before = directory.status()
         if before is not None and before.content_hash == identity and directory.is_complete():
             LOGGER.info("%s already holds this run, finished: nothing to do", path)
+            _warn_of_other_code(directory)
             print_summary(directory)
             return "finished"
         status = directory.begin(
@@ -46,16 +50,20 @@ def run(config: Config, path: Path) -> State:
         )
         try:
             built = build(config, directory)
+            asked.leave_if_asked()
             status = directory.update(replace(status, total_steps=built.num_steps))
-            state, reason = built.loop.fit(status)
+            state, reason = built.loop.fit(status, asked)
             status = directory.status() or status
             if state == "running":
-                conclude(config, directory, built)
+                conclude(config, directory, built, asked)
                 state = "finished"
             directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
         except ConfigError as error:
             directory.update(directory.status() or status, state="failed", reason=str(error))
             raise
+        except (Left, KeyboardInterrupt) as left:
+            state, reason = "interrupted", str(left) or "interrupted by hand; run it again to go on"
+            directory.update(directory.status() or status, state=state, reason=reason)
         except Exception as error:
             LOGGER.error("%s", traceback.format_exc())
             kind = "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else type(error).__name__
@@ -66,6 +74,14 @@ def run(config: Config, path: Path) -> State:
     else:
         LOGGER.warning("the run is %s: %s", state, reason)
     return state
+
+
+def _warn_of_other_code(directory: RunDirectory) -> None:
+    """Say so where a finished run was made by other code or packages than there are now."""
+    attempts, now = (read_json(directory.provenance_file) or {}).get("attempts", []), attempt_provenance()
+    differs = [what for what in ("git_commit", "git_diff", "packages") if attempts and attempts[-1][what] != now[what]]
+    if differs:
+        LOGGER.warning("it was made with another %s than now: its numbers are of that", ", ".join(differs))
 
 
 def build(config: Config, directory: RunDirectory) -> Assembly:

@@ -7,8 +7,12 @@ import threading
 from typing import Any
 
 
+class Left(Exception):  # noqa: N818 - no error: the run goes on another time
+    """Raised between two stages of a run that was asked to leave."""
+
+
 class LeaveRequest:
-    """Notes SIGTERM and SIGUSR2 instead of dying of them, so that the loop can leave after its step."""
+    """Notes SIGTERM and SIGUSR2 instead of dying of them, so that a run can leave between two steps or stages."""
 
     def __init__(self) -> None:
         self.to_leave, self.name = False, ""
@@ -22,6 +26,11 @@ class LeaveRequest:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def leave_if_asked(self) -> None:
+        """Raise `Left` if a signal has come."""
+        if self.to_leave:
+            raise Left(f"asked to leave by {self.name}; run it again to go on")
 
     def _note(self, number: int, frame: object) -> None:
         self.to_leave, self.name = True, signal.Signals(number).name

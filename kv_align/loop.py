@@ -119,13 +119,26 @@ class Loop:
         self._run.rewind(done, min(done, self._num_steps - 1))
         return found is not None
 
-    def fit(self, status: Status) -> tuple[State, str]:
-        """Run the steps that are left; returns `running` when all are done, else the end state, and its reason."""
+    def fit(self, status: Status, asked: LeaveRequest) -> tuple[State, str]:
+        """Run the steps that are left.
+
+        Parameters
+        ----------
+        status
+            The run's, renewed on the way.
+        asked
+            Says when to save a checkpoint and leave.
+
+        Returns
+        -------
+        `running` when all steps are done, else the end state; and its reason.
+        """
         trainer, progress = self._config.trainer, self.progress
         if progress.step == 0:
             self._write_evaluation()
         last_beat = time.time()
-        with LeaveRequest() as asked, progress_bar("training", self._num_steps, progress.step) as advance:
+        plain_steps: list[tuple[float, int]] = []
+        with progress_bar("training", self._num_steps, progress.step) as advance:
             for micro_batches in self.batches(progress.step):
                 began = time.perf_counter()
                 logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
@@ -139,8 +152,13 @@ class Loop:
                 step_time_s = time.perf_counter() - began
                 progress.elapsed_s += step_time_s
                 advance(1, f"loss {losses['total_loss']:.3f}")
-                if logged:
-                    self._log(row, step_time_s, sum(int(batch.student.mask.sum()) for batch in micro_batches))
+                tokens = sum(int(batch.student.mask.sum()) for batch in micro_batches)
+                if not logged:
+                    plain_steps.append((step_time_s, tokens))
+                else:
+                    # Diagnostics cost arms differently: a step's own time is that of the steps without them.
+                    self._log(row, plain_steps or [(step_time_s, tokens)])
+                    plain_steps = []
                 if logged or time.time() - last_beat > _HEARTBEAT_S:
                     status, last_beat = self._run.update(status, step=progress.step), time.time()
                 done = progress.step == self._num_steps
@@ -174,7 +192,7 @@ class Loop:
             with self._accelerator.autocast():
                 states = self._teacher.read(here, self._distiller.objective.signal)
                 result: StepResult = self._wrapped(here, states, counts, weights, phase)
-            if logged:
+            if logged and self._distiller.aligner is not None:
                 quality.add(result.comparison)
                 reach.add(result.alignment)
             self._accelerator.backward(result.total)
@@ -228,10 +246,11 @@ class Loop:
                 "no gradient: the alignment loss does not reach the student (step %d)", self.progress.step + 1
             )
 
-    def _log(self, row: dict[str, Any], step_time_s: float, tokens: int) -> None:
+    def _log(self, row: dict[str, Any], steps: list[tuple[float, int]]) -> None:
+        elapsed_s, tokens = sum(step[0] for step in steps), sum(step[1] for step in steps)
         timing = {
-            "step_time_s": step_time_s,
-            "tokens_per_s": tokens / step_time_s,
+            "step_time_s": elapsed_s / len(steps),
+            "tokens_per_s": tokens / elapsed_s,
             "elapsed_s": self.progress.elapsed_s,
         }
         full = {"step": self.progress.step, "tokens": self.progress.tokens, **row, **timing}

@@ -11,13 +11,15 @@ from kv_align.distill import Distiller
 
 
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); the aligner is a group with its own rate, vectors have no weight decay."""
+    """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms and elastic factors no decay."""
     groups = []
     for module, rate in ((distiller.student, trainer.lr), (distiller.aligner, trainer.aligner_lr)):
         if module is None or rate is None:  # nothing is aligned, or the aligner is frozen
             continue
-        parameters = [each for each in module.parameters() if each.requires_grad]
-        matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+        # An aligner's biases are stacked over layers, so their names tell what their dimensions do not.
+        vectors = [each for name, each in named if each.dim() <= 1 or "bias" in name or "elastic" in name]
+        matrices = [each for _, each in named if all(each is not vector for vector in vectors)]
         groups += [
             {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
             {"params": vectors, "lr": rate, "weight_decay": 0.0},

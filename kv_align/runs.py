@@ -133,13 +133,23 @@ class RunDirectory:
         Raises
         ------
         ConfigError
-            If the directory holds a run of another configuration.
+            If the directory holds a run of another configuration, or one that is no longer whole.
         """
         before = self.status()
         if before is not None and before.content_hash != content_hash:
             raise ConfigError(
                 f"{self.path} holds another run ({before.arm}, seed {before.seed}, hash {before.content_hash[:8]}): "
                 "nothing was overwritten; choose another run_name or output_dir."
+            )
+        if before is None and (self.metrics_file.exists() or self.summary_file.exists()):
+            raise ConfigError(
+                f"{self.path} holds a run whose status.json cannot be read: nothing was overwritten; restore that file, or "
+                "choose another run_name or output_dir."
+            )
+        if before is not None and before.state == "finished" and self.summary_file.exists() and not self.is_complete():
+            raise ConfigError(
+                f"{self.path} holds this run, finished, but its student or its metrics are gone: nothing was overwritten; "
+                "restore them, or choose another run_name or output_dir."
             )
         return before
 

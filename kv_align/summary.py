@@ -53,17 +53,30 @@ def print_summary(directory: RunDirectory) -> None:
 
 def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
     """Return the summaries of finished runs below a folder by (arm, loss), and a line for each run without one."""
-    cells: dict[Cell, list[dict[str, Any]]] = {}
+    runs: dict[str, dict[str, Any]] = {}
     others = []
     for file in sorted(folder.rglob("status.json")):
         directory = RunDirectory(file.parent)
         status, summary = directory.status(), read_json(directory.summary_file)
         if summary is not None and status is not None and status.state == "finished":
-            cells.setdefault((summary["arm"], summary["loss"]), []).append(summary)
+            runs.setdefault(summary["content_hash"], summary)  # a run that was done twice counts once
         else:
             state = "unreadable" if status is None else f"{status.state} at step {status.step} {status.reason}".strip()
             others.append(f"{file.parent}: {state}")
-    return cells, others
+    return _cells(list(runs.values())), others
+
+
+def _cells(runs: list[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
+    """Group runs that differ in nothing but their seed; arms of one name with several settings are told apart."""
+    settings: dict[Cell, set[str]] = {}
+    for run in runs:
+        settings.setdefault((run["arm"], run["loss"]), set()).add(run.get("settings_hash", ""))
+    cells: dict[Cell, list[dict[str, Any]]] = {}
+    for run in runs:
+        arm, loss = run["arm"], run["loss"]
+        mark = f"@{run.get('settings_hash', '')[:4]}" if len(settings[arm, loss]) > 1 else ""
+        cells.setdefault((arm + mark, loss), []).append(run)
+    return cells
 
 
 def print_comparison(folder: Path, baseline: str, console: Console) -> None:
@@ -98,7 +111,9 @@ def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Ta
     untrained = statistics.mean(each["untrained_validation_perplexity"] for runs in cells.values() for each in runs)
     table.add_row("untrained", "", f"{untrained:.1f}", end_section=True)
     for (arm, loss), runs in cells.items():
-        references = cells.get((baseline, loss)) or cells.get((baseline, "kv")) or []
+        # Controls with a loss of their own, which the baseline cannot have, are compared with the baseline's `kv`.
+        own_loss = loss in ("ce", "logit_kd")
+        references = cells.get((baseline, "kv" if own_loss else loss)) or []
         differences = _paired_log_differences(runs, references) if arm != baseline else []
         change = f"{100 * (math.exp(statistics.mean(differences)) - 1):+.1f} %" if differences else ""
         wins = f"{sum(d < 0 for d in differences)}/{len(differences)}" if differences else ""

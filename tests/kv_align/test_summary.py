@@ -22,6 +22,8 @@ def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: flo
         "loss": loss,
         "seed": seed,
         "steps": 3,
+        "content_hash": f"{arm}{loss}{seed}",
+        "settings_hash": f"{arm}{loss}",
         "validation_loss": validation_loss,
         "validation_perplexity": math.exp(validation_loss),
         "untrained_validation_perplexity": 500.0,
@@ -109,3 +111,23 @@ def test_the_summary_of_a_run_shows_its_numbers(tmp_path: Path, capsys: pytest.C
     assert "2.718" in lines
     assert "0.0625" in lines
     assert "12.5%" in lines
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0, settings_hash="1111")
+    write_run(tmp_path, "baseline", "kv", 1, 3.0, settings_hash="2222")
+    text = shown(tmp_path)
+    assert row(text, "baseline@1111 kv")[2:4] == ["1", "2.718"]
+    assert row(text, "baseline@2222 kv")[2:4] == ["1", "20.086"]
+
+
+def test_a_run_that_was_done_twice_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "baseline", "kv", 0, 1.0)
+    write_run(tmp_path / "b", "baseline", "kv", 0, 1.0)
+    assert row(shown(tmp_path), "baseline kv")[2] == "1"
+
+
+def test_an_arm_whose_loss_has_no_baseline_is_compared_with_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0)
+    write_run(tmp_path, "v4_0_2", "kv+struct", 0, 2.0)
+    assert row(shown(tmp_path), "v4_0_2 kv+struct")[4] == "12.5%"
