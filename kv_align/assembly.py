@@ -17,11 +17,12 @@ from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.distill import Distiller, Teacher
 from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
-from kv_align.loop import Loop, data_order, total_steps
+from kv_align.loop import Loop
 from kv_align.models import load_student, load_teacher, weights_digest
 from kv_align.provenance import attempt_provenance
 from kv_align.runs import RunDirectory
 from kv_align.seeds import derive_seed
+from kv_align.steps import data_order, total_steps
 
 LOGGER = logging.getLogger(__name__)
 

@@ -136,7 +136,9 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         name = config.run_name or default_run_name(config)
         if not any("hydra.run.dir=" in override for override in overrides):
             # Before Hydra writes its own files there.
-            RunDirectory(Path(config.output_dir) / name).earlier_attempt(content_hash(config))
+            directory = RunDirectory(Path(config.output_dir) / name)
+            directory.earlier_attempt(content_hash(config))
+            directory.refuse_to_redo()
         quoted = name.replace("\\", r"\\").replace("'", r"\'")
         return [f"run_name='{quoted}'"] if config.run_name is None else []
     runs = expand_sweep(own)

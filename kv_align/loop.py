@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from kv_align import checkpoint
 from kv_align.align.fit import phase_at
 from kv_align.config import Config
-from kv_align.data.batch import Batch, DataOrder
+from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Counts, Distiller, StepResult, Teacher
 from kv_align.leave import LeaveRequest
@@ -29,7 +29,7 @@ from kv_align.optimizer import make_optimizer, make_schedule
 from kv_align.progress import progress_bar
 from kv_align.quality import GradientReach, Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
-from kv_align.seeds import derive_seed
+from kv_align.steps import data_order
 
 LOGGER = logging.getLogger(__name__)
 _HEARTBEAT_S = 5.0
@@ -286,16 +286,3 @@ class Loop:
         batches = iter(loader)
         for _ in range(first, self._num_steps):
             yield [next(batches) for _ in range(per_step)]
-
-
-def data_order(config: Config, num_examples: int) -> DataOrder:
-    """Return the order in which the run sees its examples."""
-    return DataOrder(num_examples, config.trainer.batch_size, derive_seed(config.seed, "data order"))
-
-
-def total_steps(config: Config, num_examples: int) -> int:
-    """Optimizer steps of a run: `max_steps`, or as many as its epochs have."""
-    if config.trainer.max_steps is not None:
-        return config.trainer.max_steps
-    assert config.trainer.epochs is not None
-    return max(1, round(config.trainer.epochs * (num_examples // config.trainer.batch_size)))

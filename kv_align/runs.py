@@ -146,12 +146,25 @@ class RunDirectory:
                 f"{self.path} holds a run whose status.json cannot be read: nothing was overwritten; restore that file, or "
                 "choose another run_name or output_dir."
             )
-        if before is not None and before.state == "finished" and self.summary_file.exists() and not self.is_complete():
-            raise ConfigError(
-                f"{self.path} holds this run, finished, but its student or its metrics are gone: nothing was overwritten; "
-                "restore them, or choose another run_name or output_dir."
-            )
         return before
+
+    def refuse_to_redo(self) -> None:
+        """Refuse a finished run that lost artefacts which no checkpoint can give back: doing it again would overwrite it.
+
+        For the command line; a launcher that is told to do such a run again means it.
+
+        Raises
+        ------
+        ConfigError
+            If this is such a run.
+        """
+        status = self.status()
+        finished = status is not None and status.state == "finished" and self.summary_file.exists()
+        if finished and not self.is_complete() and not any(self.checkpoints.glob("step_*")):
+            raise ConfigError(
+                f"{self.path} holds this run, finished, but its student or metrics are gone, and so are the checkpoints that "
+                "could give them back: nothing was overwritten; restore them, or choose another run_name or output_dir."
+            )
 
     def begin(self, config: dict[str, Any], *, arm: str, content_hash: str, total_steps: int) -> Status:
         """Write the configuration and a `running` status, and return it. Call it with the lock held.

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kv_align.config import content_hash
 from kv_align.errors import ConfigError
 from kv_align.runs import (
     EXIT_CODES,
@@ -176,6 +177,7 @@ with RunDirectory(sys.argv[1]).lock():
 """
 TAKE = """
 import sys
+from kv_align.config import content_hash
 from kv_align.errors import ConfigError
 from kv_align.runs import RunDirectory
 try:
@@ -421,3 +423,28 @@ def test_what_is_written_is_what_others_can_read_as_plain_json(complete: RunDire
     raw = json.loads(complete.status_file.read_text())
     assert raw["state"] == "finished"
     assert raw["step"] == raw["total_steps"] == 10
+
+
+def test_a_finished_run_without_its_student_is_not_done_again_by_the_command_line(tmp_path: Path) -> None:
+    from tests.short_runs import command, short_config
+
+    config = short_config(f"output_dir={tmp_path}", "run_name=run")
+    run = RunDirectory(tmp_path / "run")
+    status = run.begin(config.model_dump(by_alias=True), arm="a", content_hash=content_hash(config), total_steps=6)
+    append_row(run.metrics_file, {"step": 6, "total_loss": 1.0})
+    write_json(run.summary_file, {"arm": "a"})
+    run.update(status, state="finished", step=6)
+    done = subprocess.run(
+        command(f"output_dir={tmp_path}", "run_name=run"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "holds this run, finished, but its student or metrics are gone" in done.stderr
+    assert [row["step"] for row in read_rows(run.metrics_file)] == [6]
+
+
+def test_a_run_whose_status_is_broken_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    append_row(run.metrics_file, {"step": 6, "total_loss": 1.0})
+    run.status_file.write_text("{")
+    with pytest.raises(ConfigError, match=r"status\.json cannot be read: nothing was overwritten"):
+        run.earlier_attempt("0" * 64)
