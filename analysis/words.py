@@ -1,0 +1,90 @@
+"""Numbers as a reader wants them: sensible digits, a true minus sign, units."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "−"
+SPACE = "\u00a0"
+"""Between a number and its unit: a line does not break there."""
+
+
+def percent(value: float, *, signed: bool = True, digits: int = 1) -> str:
+    """`+1.0 %`, `−3.0 %`."""
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    # A rounded zero has no sign.
+    text = text.lstrip("+-") if float(text) == 0 else text
+    return text.replace("-", MINUS) + f"{SPACE}%"
+
+
+def declared_percent(value: float, *, signed: bool = False) -> str:
+    """A percentage as it was declared: `3 %`, `+1 %`."""
+    return (f"{value:+g}" if signed else f"{value:g}").replace("-", MINUS) + f"{SPACE}%"
+
+
+def share(value: float) -> str:
+    """A share as percent: `95 %`."""
+    return f"{100 * value:.3g}{SPACE}%"
+
+
+def percent_interval(low: float, high: float) -> str:
+    """`−4.1 to −1.9 %`."""
+    return f"{percent(low)[:-2]} to {percent(high)}"
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number to so many significant digits; an en dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if not -4 <= size <= 6:
+        text = f"{value:+.{digits - 1}e}" if signed else f"{value:.{digits - 1}e}"
+    else:
+        places = max(0, digits - 1 - size)
+        text = f"{value:+,.{places}f}" if signed else f"{value:,.{places}f}"
+    return text.replace("-", MINUS)
+
+
+def p_number(value: float) -> str:
+    """`0.0078`, `< 0.0001`."""
+    if value < 1e-4:
+        return "< 0.0001"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.01 else f"{value:.4f}"
+
+
+def p_text(value: float, name: str = "p") -> str:
+    """`p = 0.0078`, `p < 0.0001`."""
+    text = p_number(value)
+    return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
+
+
+def count(many: int, what: str, plural: str | None = None) -> str:
+    """`1 seed`, `8 seeds`."""
+    return f"{many:,} {what if many == 1 else plural or what + 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def amount(value: float | None) -> str:
+    """A count in thousands, millions and so on: `325 k`, `1.83 M`, `4.2e+15`."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit and abs(value) < 1000 * limit:
+            return f"{number(value / limit)}{SPACE}{unit}"
+    return f"{value:,.0f}" if abs(value) < 1e3 else f"{value:.2e}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the unit that suits it."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for limit, unit in ((3600.0, "h"), (60.0, "min")):
+        if value >= limit:
+            return f"{number(value / limit)}{SPACE}{unit}"
+    return f"{number(value)}{SPACE}s"

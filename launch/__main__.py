@@ -1,0 +1,185 @@
+"""`python -m launch`: the verbs of a sweep. Reads the command line alone; what a verb needs is imported when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kv_align.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_EXAMPLES = """\
+examples:
+  python -m launch submit sweep=expected_results cluster=local --dry-run
+  python -m launch submit sweep=expected_results cluster=slurm cluster.partition=gpu
+  python -m launch submit sweep=demo cluster=local seeds=5 trainer.lr=1e-3,3e-3
+  python -m launch status outputs/sweeps/demo-1a2b3c4d --watch
+  python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed
+
+exit codes: 0 done, 2 bad input (one sentence says what; nothing was queued)
+"""
+_WATCH_S = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if parsed.verb == "submit":  # argparse takes words after an option for unknown ones
+        parsed.settings += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        run: Any = _VERBS[parsed.verb]
+        run(parsed)
+    except ConfigError as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Fan a sweep out to a Slurm cluster or to this machine, and lose nothing.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    submit = verbs.add_parser(
+        "submit", help="plan a sweep, check it, freeze it and queue its runs", description=_SUBMIT_HELP
+    )
+    submit.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="sweep=NAME cluster=NAME, and what is changed")
+    submit.add_argument("--dry-run", action="store_true", help="stop after the plan: write and queue nothing")
+    submit.add_argument("--canary", action="store_true", help="one run first, the others only if it succeeds")
+    submit.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
+    for verb, text in (
+        ("plan", "show what was frozen"),
+        ("status", "the truth about each run"),
+        ("logs", "what a run printed"),
+        ("resume", "queue again what is missing, failed, lost or cancelled"),
+        ("cancel", "stop runs; a running one keeps its checkpoint"),
+        ("extend", "more seeds for the same frozen plan"),
+    ):
+        verbs.add_parser(verb, help=text, description=text).add_argument("sweep", type=Path, help="the sweep's folder")
+    status, logs, resume = verbs.choices["status"], verbs.choices["logs"], verbs.choices["resume"]
+    status.add_argument("--watch", action="store_true", help="stay and show it live")
+    status.add_argument("--json", action="store_true", help="print it for a program")
+    logs.add_argument("run", help="the run's id, or its start")
+    logs.add_argument("--follow", action="store_true", help="go on until the run ends")
+    resume.add_argument("--retry", choices=("failed", "diverged", "all"), help="these; default: all but diverged")
+    verbs.choices["cancel"].add_argument("run", nargs="*", help="ids, or their starts; default: all")
+    verbs.choices["extend"].add_argument("seeds", metavar="seeds=SEEDS", help="a count, or a list: seeds=12")
+    return parser
+
+
+_SUBMIT_HELP = """Keys: sweep=NAME and cluster=NAME choose a file of conf/sweep and conf/cluster; sweep.KEY=VALUE and
+cluster.KEY=VALUE change it (seeds= and losses= are short for sweep.seeds= and sweep.losses=); output_dir=FOLDER says where
+the sweep goes; anything else is a Hydra override of every run, and one with several values is a further axis."""
+
+
+def _submit(parsed: argparse.Namespace) -> None:
+    from launch import commands
+    from launch.arguments import read_request
+
+    request = read_request(parsed.settings, parsed.config_dir)
+    commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+
+
+def _plan(parsed: argparse.Namespace) -> None:
+    from launch.commands import open_sweep
+    from launch.matrix import estimate, print_plan
+
+    sweep = open_sweep(parsed.sweep)
+    plan = sweep.plan()
+    if plan is None:
+        raise ConfigError(f"{parsed.sweep} has no frozen plan, as a plain Hydra multirun has none: see its status.")
+    notes = [f"extended by seeds {', '.join(map(str, each['seeds']))}" for each in plan.extensions]
+    print_plan(plan, sweep.path, estimate(plan.runs, sweep.path.parents[1], 0), notes, _console())
+
+
+def _status(parsed: argparse.Namespace) -> None:
+    from launch.commands import open_sweep
+    from launch.status import overview
+
+    sweep = open_sweep(parsed.sweep)
+    if parsed.json:
+        print(json.dumps(overview(sweep).as_json(), indent=2))
+        return
+    from launch.table import show, watch
+
+    if parsed.watch:
+        watch(lambda: overview(sweep), _console(), _WATCH_S)
+    else:
+        _console().print(show(overview(sweep)))
+
+
+def _logs(parsed: argparse.Namespace) -> None:
+    from launch.commands import find_runs, open_sweep
+    from launch.logs import follow, log_files
+    from launch.status import WAITING, overview
+
+    sweep = open_sweep(parsed.sweep)
+    found = find_runs(overview(sweep), parsed.run)
+    if len(found) > 1:
+        raise ConfigError(f"{parsed.run} names {len(found)} runs, such as {found[0].id} and {found[1].id}: give more.")
+    run = found[0]
+
+    def over() -> bool:
+        return next(each for each in overview(sweep).runs if each.id == run.id).state not in WAITING
+
+    files = log_files(sweep, run)
+    if not files and not parsed.follow:
+        raise ConfigError(f"{run.id} has printed nothing yet: it is {run.state}; --follow waits for it.")
+    follow(lambda: log_files(sweep, run), sys.stdout, over if parsed.follow else None, time.sleep)
+
+
+def _resume(parsed: argparse.Namespace) -> None:
+    from launch import commands
+
+    commands.resume(parsed.sweep, parsed.retry, _console())
+
+
+def _cancel(parsed: argparse.Namespace) -> None:
+    from launch import commands
+
+    commands.cancel(parsed.sweep, parsed.run, _console())
+
+
+def _extend(parsed: argparse.Namespace) -> None:
+    from launch import commands
+    from launch.arguments import read_seeds
+
+    commands.extend(parsed.sweep, read_seeds(parsed.seeds), _console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+_VERBS = {
+    "submit": _submit,
+    "plan": _plan,
+    "status": _status,
+    "logs": _logs,
+    "resume": _resume,
+    "cancel": _cancel,
+    "extend": _extend,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Notes how an attempt ended and says whether it is followed by another; `python -m launch.ending SWEEP UID CODE` in a job.
+
+The command is the last line of every Slurm job: it sees the exit code even where the run could not note anything itself,
+because it was killed. It has the job queued again where the policy says so; a preemption or a node failure, after which it
+does not get to run, is requeued by Slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from kv_align.plans import SweepDirectory
+from kv_align.runs import EXIT_CODES, RunDirectory, Status
+from launch.cluster import RetryPolicy
+from launch.journal import Journal, Ledger
+from launch.retry import Cause, cause_of, given_up, may_retry, vanished
+
+_SCONTROL_TIMEOUT_S = 60
+
+
+def end_attempt(
+    sweep: SweepDirectory, journal: Journal, name: str, cause: Cause, policy: RetryPolicy, exit_code: int | None = None
+) -> bool:
+    """Append the end of a run's attempt; whether another one follows."""
+    attempts, place = journal.attempts(name), journal.ledger().places[name]
+    retry = may_retry(cause, attempts, place.submission.created, policy)
+    journal.add_attempt(name, "end", cause=cause, exit_code=exit_code, retry=retry)
+    return retry
+
+
+def cause_by_status(status: Status | None) -> Cause:
+    """What ended an attempt whose exit code nobody saw."""
+    state = "running" if status is None else status.state
+    if state == "failed":
+        return cause_of(1, status)
+    return {"finished": "finished", "diverged": "diverged", "interrupted": "interrupted"}.get(state, "killed")  # type: ignore[return-value]
+
+
+def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
+    """Note the end of each run of the job that this process is in, then queue the job again or hold its arm."""
+    sweep = SweepDirectory(sweep_path)
+    journal = Journal(sweep)
+    ledger, setting = journal.ledger(), journal.setting()
+    assert setting is not None
+    submission = ledger.submissions[uid]
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(submission.batches) > 1 else 0
+    batch = submission.batches[index]
+    again, broken, blamed = False, False, exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
+    for name in batch:
+        directory, attempts = RunDirectory(sweep.runs / name), journal.attempts(name)
+        if name in ledger.cancelled or given_up(attempts, submission.created):
+            blamed = True
+            continue
+        if vanished(attempts, submission.created):
+            if directory.is_complete():
+                cause: Cause = "finished"
+            elif len(batch) == 1:
+                cause = _as_slurm_says(cause_of(exit_code, directory.status()))
+            else:
+                cause = cause_by_status(directory.status())
+        elif directory.is_complete():
+            continue
+        elif blamed:  # the job ended before this run's turn
+            again = True
+            continue
+        else:  # the job ended before it could begin: its own code has nothing to do with it
+            cause = "interrupted" if cause_of(exit_code, None) == "interrupted" else "node_failure"
+        blamed = True
+        again |= end_attempt(sweep, journal, name, cause, setting.cluster.retry, exit_code)
+        broken |= cause in ("code_error", "bad_input")
+    job = os.environ["SLURM_JOB_ID"]
+    if again:
+        print(f"kv-align: queueing job {job} again", flush=True)
+        _scontrol("requeue", job)
+    elif broken and setting.cluster.hold_arm:
+        _hold(sweep, ledger, batch)
+
+
+def _as_slurm_says(cause: Cause) -> Cause:
+    """A kill is an out-of-memory if Slurm's own memory watch did it, which it notes in the job's step."""
+    if cause != "killed":
+        return cause
+    job = os.environ["SLURM_JOB_ID"]
+    told = subprocess.run(
+        ["sacct", "-n", "-P", "-o", "State", "-j", job], capture_output=True, text=True, check=False, timeout=60
+    ).stdout
+    return "out_of_memory" if "OUT_OF_ME" in told else cause
+
+
+def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> None:
+    plan = sweep.plan()
+    assert plan is not None
+    arms = {run.arm for run in plan.runs if run.id in batch}
+    waiting = [
+        place.job
+        for run in plan.runs
+        if run.arm in arms and run.id not in batch and not sweep.run(run).status_file.exists()
+        for place in [ledger.places.get(run.id)]
+        if place is not None and place.job is not None
+    ]
+    if waiting:
+        print(f"kv-align: holding {len(waiting)} jobs of {', '.join(sorted(arms))}", flush=True)
+        _scontrol("hold", ",".join(dict.fromkeys(waiting)))
+
+
+def _scontrol(*arguments: str) -> None:
+    subprocess.run(["scontrol", *arguments], check=False, timeout=_SCONTROL_TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    end_job(sys.argv[1], sys.argv[2], int(sys.argv[3]))

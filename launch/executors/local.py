@@ -1,0 +1,176 @@
+"""A queue with slots on this machine: submit and cancel write the journal, a detached supervisor does the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kv_align.errors import ConfigError
+from kv_align.plans import Plan, SweepDirectory
+from kv_align.runs import read_json
+from launch.cluster import LocalCluster
+from launch.executors.executor import Executor, JobState
+from launch.holds import held_runs
+from launch.journal import Journal, Place, Setting
+from launch.processes import Identity, is_alive, send
+from launch.retry import IN_WORDS, given_up
+
+_START_WAIT_S = 30.0
+
+
+class LocalExecutor(Executor):
+    """Executes runs in slots of this machine; see `Executor`."""
+
+    def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
+        super().__init__(sweep, setting)
+        assert isinstance(setting.cluster, LocalCluster)
+        self.cluster = setting.cluster
+
+    def preflight(self, plan: Plan) -> None:
+        """Refuse more GPU slots than there are GPUs."""
+        gpus = visible_gpus()
+        if gpus and self.cluster.slots is not None and self.cluster.slots > len(gpus):
+            raise ConfigError(
+                f"cluster.slots={self.cluster.slots} is not allowed: this machine has {len(gpus)} GPUs, one for each slot; "
+                f"set cluster.slots to at most {len(gpus)}."
+            )
+
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
+        """Write the queue and see that a supervisor works on it."""
+        parts = [runs[:1], runs[1:]] if canary else [runs]
+        after = None
+        for part in parts:
+            if part:
+                submission = self.journal.submitting([[run] for run in part], uuid.uuid4().hex[:12], after=after)
+                self.journal.submitted(submission.uid, submission.uid)
+                after = submission.uid
+        start_supervisor(self.sweep.path, Path(self.setting.code))
+
+    def states(self, places: Mapping[str, Place]) -> dict[str, JobState]:
+        """Answer from what the supervisor wrote, and from whether it and its workers live."""
+        queue = Queue(self.journal)
+        if queue.host not in ("", socket.gethostname()):
+            return {}  # on another machine: the heartbeats tell
+        supervised, workers = queue.is_supervised(), queue.workers()
+        plan = self.sweep.plan()
+        assert plan is not None
+        held = held_runs(plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
+        states = {}
+        for name, place in places.items():
+            attempts = self.journal.attempts(name)
+            if name in workers and is_alive(workers[name]):
+                states[name] = JobState("running")
+            elif given_up(attempts, place.submission.created):
+                states[name] = JobState("ended", IN_WORDS.get(attempts[-1].get("cause", ""), ""))
+            elif self.sweep.runs.joinpath(name, "summary.json").exists():
+                states[name] = JobState("ended")
+            elif name in held:
+                states[name] = JobState("held", held[name])
+            elif supervised:
+                states[name] = JobState("pending")
+            else:
+                states[name] = JobState("gone", "the local supervisor is gone")
+        return states
+
+    def cancel(self, places: Mapping[str, Place]) -> None:
+        """Wait until the supervisor has ended the runs; without one, end them here."""
+        queue, began = Queue(self.journal), time.monotonic()
+        while True:
+            workers = queue.workers()
+            living = [workers[name] for name in places if name in workers and is_alive(workers[name])]
+            waited = time.monotonic() - began
+            if not living or waited > self.cluster.grace_s + 10:
+                return
+            if not queue.is_supervised():
+                for identity in living:
+                    send(identity, signal.SIGKILL if waited > self.cluster.grace_s else signal.SIGTERM)
+            time.sleep(0.2)
+
+
+class Queue:
+    """What a supervisor tells others: that it lives, and its workers.
+
+    Parameters
+    ----------
+    journal
+        Of the sweep.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.lock_file = journal.folder / "supervisor.lock"
+        self.file = journal.folder / "workers.json"
+        self.log_file = journal.folder / "supervisor.log"
+        self.host = str((read_json(self.file) or {}).get("host", ""))
+
+    def workers(self) -> dict[str, Identity]:
+        """Return the processes that were started last, by run; they may have ended since."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: Identity(each["pid"], each["born"]) for name, each in raw.items()}
+
+    def slots(self) -> dict[str, int]:
+        """Return the slots of those processes."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: int(each["slot"]) for name, each in raw.items()}
+
+    def is_supervised(self) -> bool:
+        """Whether a supervisor lives: whether its lock is held."""
+        try:
+            with self.lock_file.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def start_supervisor(sweep: Path, code: Path) -> None:
+    """Start a supervisor that outlives this process and its terminal; one that runs already goes on alone.
+
+    Raises
+    ------
+    ConfigError
+        If none comes up.
+    """
+    queue = Queue(Journal(SweepDirectory(sweep)))
+    if queue.is_supervised():
+        return
+    # It must not hold this process's standard streams, or what waits for them would wait for the whole sweep.
+    with queue.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch.supervisor", str(sweep)],
+            cwd=code,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_WAIT_S
+    while time.monotonic() < deadline:
+        if queue.is_supervised() or process.poll() == 0:
+            process.returncode = 0  # it is not waited for
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise ConfigError(f"{sweep}: its supervisor does not start; see {queue.log_file}, then run resume.")
+
+
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
+    declared = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if declared is not None:
+        return [each for each in declared.split(",") if each.strip()]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(index) for index, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]

@@ -1,0 +1,109 @@
+"""Everything that can be known to be wrong before a job is queued: one sentence then, and nothing queued.
+
+What a configuration alone can have wrong was found when it was composed; here it meets the machine: folders, disk space,
+models and data that have to be on the submitting machine, and whatever the executor asks its scheduler.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kv_align.errors import ConfigError
+from kv_align.plans import Plan, SweepDirectory
+from launch.executors.executor import make_executor
+from launch.journal import Setting
+
+_EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
+# Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.
+_BYTES_PER_PARAMETER = 4 * 3 + 4
+
+
+def check(sweep: SweepDirectory, setting: Setting, plan: Plan) -> Setting:
+    """Refuse what cannot work; returns the setting with what was learned about the scheduler.
+
+    Raises
+    ------
+    ConfigError
+        For the first thing that is wrong.
+    """
+    _check_folder(sweep.path)
+    _check_space(sweep, plan)
+    if setting.cluster.offline:
+        _download(plan)
+    executor = make_executor(sweep, setting)
+    executor.preflight(plan)
+    return replace(setting, accounting=executor.has_accounting())
+
+
+def _check_folder(path: Path) -> None:
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir={path} is not allowed: {existing} is not a writable folder; choose another.")
+
+
+def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
+    """Refuse a disk that cannot hold what the runs keep, and their checkpoints."""
+    existing = next(each for each in (sweep.path, *sweep.path.parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    sizes = {name: _checkpoint_bytes(name) for name in {run.config["model"]["student"] for run in plan.runs}}
+    needed = sum(
+        sizes[run.config["model"]["student"]] * (1 + run.config["trainer"]["keep_checkpoints"])
+        for run in plan.runs
+        if not sweep.run(run).summary_file.exists()
+    )
+    if needed > free:
+        raise ConfigError(
+            f"output_dir={sweep.path} is not allowed: the runs need about {needed / 1e9:.1f} GB and {existing} has "
+            f"{free / 1e9:.1f} GB free; choose another disk, or fewer runs."
+        )
+
+
+def _checkpoint_bytes(student: str) -> int:
+    if student == "embedded":
+        return _EMBEDDED_BYTES
+    weights = sum(file.stat().st_size for file in Path(student).glob("*.safetensors")) if Path(student).is_dir() else 0
+    return weights // 2 * _BYTES_PER_PARAMETER  # half precision as a rule; float32 weights overestimate
+
+
+def _download(plan: Plan) -> None:
+    """Fetch what names on the hub stand for, since jobs may not; what is there already costs nothing."""
+    models = {run.config["model"][role] for run in plan.runs for role in ("teacher", "student")}
+    for name in sorted(_on_hub(models)):
+        from huggingface_hub import snapshot_download
+
+        try:
+            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.py"])
+        except Exception as error:
+            raise ConfigError(
+                f"model {name} is not allowed: it cannot be downloaded ({_first_line(error)}); name a folder, or submit "
+                "where the hub can be reached."
+            ) from None
+    for name, options in sorted({_hub_data(run.config["data"]) for run in plan.runs} - {("", "")}):
+        import datasets
+
+        try:
+            datasets.load_dataset(name, options or None)
+        except Exception as error:
+            raise ConfigError(
+                f"data.hub_name={name} is not allowed: it cannot be downloaded ({_first_line(error)}); give data.path, or "
+                "submit where the hub can be reached."
+            ) from None
+
+
+def _on_hub(models: Iterable[str]) -> set[str]:
+    return {name for name in models if name != "embedded" and not Path(name).exists()}
+
+
+def _hub_data(data: dict[str, Any]) -> tuple[str, str]:
+    if data.get("path") or not data.get("hub_name"):
+        return "", ""
+    return str(data["hub_name"]), str(data.get("hub_config") or ("main" if data["name"] == "gsm8k" else ""))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

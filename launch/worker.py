@@ -1,0 +1,208 @@
+"""What a job executes: the frozen configuration of each of its runs, one after the other.
+
+The one module of launch that imports the trainer, and only when a run is about to start. Its exit code tells the scheduler
+the truth (`kv_align.runs.EXIT_CODES`). `python -m launch.worker SWEEP RUN...` is the same from a shell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from kv_align.config import Config, validate
+from kv_align.errors import ConfigError
+from kv_align.plans import PlannedRun, SweepDirectory
+from kv_align.runs import EXIT_CODES, RunDirectory, State
+from launch.ending import end_attempt
+from launch.journal import Journal
+from launch.retry import BAD_INPUT, given_up, vanished
+
+LOCK_WAIT_S = 600.0
+_LEAVE = (signal.SIGTERM, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The callable that submitit pickles: names only, so that it means the same after every requeue.
+
+    Attributes
+    ----------
+    sweep
+        Path of the sweep directory.
+    runs
+        Ids of the runs.
+    """
+
+    sweep: str
+    runs: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Do the runs and leave the process with their exit code."""
+        sys.exit(execute(self.sweep, self.runs))
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A shell command as a submitit job; its exit code is the job's."""
+
+    command: str
+
+    def __call__(self) -> None:
+        """Run the command and leave the process with its exit code."""
+        sys.exit(subprocess.run(self.command, shell=True, check=False).returncode)
+
+
+class Left(SystemExit):
+    """The process was asked to leave between steps: nothing but unsaved work is lost."""
+
+
+def execute(sweep_path: str, runs: Sequence[str], *, to_log: bool = True) -> int:
+    """Do runs of a frozen plan one after the other; returns the exit code, the worst of them.
+
+    An interrupted run ends the whole job, since all of it was asked to leave. A run that was given up since it was
+    submitted is not tried again when the job is requeued for another one.
+    """
+    sweep = SweepDirectory(sweep_path)
+    journal = Journal(sweep)
+    before = {number: signal.signal(number, _leave) for number in _LEAVE}
+    try:
+        plan = sweep.plan()
+        if plan is None:
+            raise ConfigError(f"{sweep_path} has no frozen plan: submit the sweep with python -m launch submit.")
+        planned = {run.id: run for run in plan.runs}
+        unknown = [name for name in runs if name not in planned]
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not a run of {sweep_path}: use one of the ids that plan shows.")
+        codes = []
+        for name in runs:
+            if name in journal.ledger().cancelled:
+                continue
+            if to_log:
+                _print_to(journal.log_file(name))
+            codes.append(_one(sweep, journal, planned[name]))
+            if codes[-1] == EXIT_CODES["interrupted"]:
+                return codes[-1]
+        return next((code for code in codes if code), 0)
+    except Left:
+        return EXIT_CODES["interrupted"]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _one(sweep: SweepDirectory, journal: Journal, planned: PlannedRun) -> int:
+    directory, rank, name = sweep.run(planned), _distribute(), planned.id
+    if rank == 0:
+        if not _admitted(sweep, journal, name):
+            return EXIT_CODES["failed"]
+        job = os.environ.get("SLURM_JOB_ID", "")
+        journal.add_attempt(name, "start", host=socket.gethostname(), pid=os.getpid(), job=job)
+    try:
+        state = _run(directory, planned, rank)
+    except Left as left:
+        state = "interrupted"
+        status = directory.status()
+        if rank == 0 and status is not None and status.state == "running":
+            directory.update(status, state=state, reason=f"{left.code}; run it again to go on")
+    except ConfigError as error:
+        print(f"kv-align: {error}", file=sys.stderr, flush=True)
+        journal.add_attempt(name, "note", reason=str(error))
+        return BAD_INPUT
+    except Exception as error:
+        journal.add_attempt(name, "note", reason=f"{type(error).__name__}: {error}")
+        logging.exception("%s failed", name)
+        return EXIT_CODES["failed"]
+    if state == "finished" and rank == 0:
+        # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    return EXIT_CODES[state]
+
+
+def _admitted(sweep: SweepDirectory, journal: Journal, name: str) -> bool:
+    """Whether the policy has an attempt left; notes how the last one ended if it vanished with its node."""
+    setting, place = journal.setting(), journal.ledger().places.get(name)
+    if setting is None or place is None:
+        return True
+    attempts, since = journal.attempts(name), place.submission.created
+    if vanished(attempts, since):
+        status = RunDirectory(sweep.runs / name).status()
+        left = status is not None and status.state == "interrupted"
+        return end_attempt(sweep, journal, name, "interrupted" if left else "node_failure", setting.cluster.retry)
+    return not given_up(attempts, since)
+
+
+def _run(directory: RunDirectory, planned: PlannedRun, rank: int) -> State:
+    if rank == 0:
+        _await_writer(directory)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
+    config = validate(Config, planned.config)
+    from kv_align.experiment import run
+
+    return run(config, directory.path)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise Left(f"asked to leave by {signal.Signals(number).name} between steps")
+
+
+def _await_writer(directory: RunDirectory) -> None:
+    """Wait for an earlier attempt that still writes: on a node that was given up for dead but is not."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    with (directory.path / "run.lock").open("a") as file:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.2)
+
+
+def _distribute() -> int:
+    """Tell Accelerate its place among the tasks of the job, if there are several; returns the rank."""
+    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if "SUBMITIT_EXECUTOR" in os.environ else 1
+    if tasks == 1:
+        return 0
+    from submitit import JobEnvironment
+
+    place = JobEnvironment()
+    os.environ.update(
+        RANK=str(place.global_rank),
+        WORLD_SIZE=str(place.num_tasks),
+        LOCAL_RANK=str(place.local_rank),
+        LOCAL_WORLD_SIZE=str(place.num_tasks // place.num_nodes),
+        MASTER_ADDR=place.hostnames[0],
+        MASTER_PORT=str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),
+    )
+    return int(place.global_rank)
+
+
+def _print_to(file: Path) -> None:
+    """Append what this process and its children print to a file."""
+    rank = int(os.environ.get("SLURM_PROCID", "0")) if "SUBMITIT_EXECUTOR" in os.environ else 0
+    target = file if rank == 0 else file.with_suffix(f".rank{rank}.log")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with target.open("ab") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(execute(sys.argv[1], sys.argv[2:]))
+    except ConfigError as problem:
+        print(f"kv-align: {problem}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -1,0 +1,449 @@
+"""The report as a whole: a golden text, its rules, its escaping, its history, and the command line."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from analysis.__main__ import main
+from analysis.document import Document, Heading, Paragraph, Table, escape, to_markdown
+from analysis.page import to_html
+from analysis.report import Report, write_report
+from analysis.study import study
+from kv_align.plans import PlannedRun, SweepDirectory
+from kv_align.runs import RunDirectory, write_json
+from tests.analysis.synthetic import CRITERIA, Recipe, config_of, make_plan, write_run, write_sweep
+
+GOLDEN = Path(__file__).parent / "golden_report.md"
+"""Written by this test with KV_ALIGN_WRITE_GOLDEN=1 and read by eye; its numbers are those of the synthetic effects."""
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+FULL = Recipe(seeds=8, steps=100, examples=10, controls=("none", "logit_kd"))
+SMALL = Recipe(seeds=3, steps=50, examples=6, losses=("kv",), controls=("none",))
+
+
+@pytest.fixture(scope="module")
+def golden_sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
+    """All arms; one run diverged, one failed, one is damaged, one is foreign, one was copied, one cannot be paired."""
+    sweep = write_sweep(tmp_path_factory.mktemp("golden") / "sweep", FULL)
+    by_cell = {(run.arm, run.group, run.seed): run for run in make_plan(FULL).runs}
+
+    def again(arm: str, group: str, seed: int, **settings: object) -> RunDirectory:
+        planned = by_cell[arm, group, seed]
+        directory = sweep.run(planned)
+        shutil.rmtree(directory.path)
+        write_run(directory, planned, FULL, **settings)
+        return directory
+
+    again("v4_0_3", "kv", 1, state="diverged", until=40)
+    again("v4_0_1", "kv", 2, collapsed=True)
+    directory = sweep.run(by_cell["v4_0_1", "kv+struct", 3])
+    provenance = json.loads(directory.provenance_file.read_text())
+    write_json(directory.provenance_file, provenance | {"data_order_sha256": "0" * 64})
+    shutil.copytree(sweep.run(by_cell["none", "", 0]).path, sweep.runs / "copy")
+    write_run(RunDirectory(sweep.runs / "foreign"), replace(by_cell["none", "", 1], content_hash="f" * 64), FULL)
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def golden(golden_sweep: SweepDirectory) -> Report:
+    return write_report(golden_sweep.path, now=NOW)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SweepDirectory:
+    return write_sweep(tmp_path / "small", SMALL)
+
+
+def test_the_report_of_a_fixed_sweep_is_the_golden_one(golden):
+    text = golden.markdown.read_text(encoding="utf-8")
+    if os.environ.get("KV_ALIGN_WRITE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_sections_come_in_the_order_of_the_specification(golden):
+    headings = re.findall(r"^## (.*)$", golden.markdown.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == [
+        "Verdict",
+        "Expected against found",
+        "Training and alignment",
+        "What makes the difference",
+        "Coverage and audit",
+        "Methods",
+    ]
+    page = golden.page.read_text(encoding="utf-8")
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == headings
+
+
+def test_page_and_markdown_hold_the_same_numbers(golden):
+    page = re.sub(r"<svg.*?</svg>", "", golden.page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    numbers = re.compile(r"\d+\.\d+")
+    markdown = golden.markdown.read_text(encoding="utf-8")
+    assert set(numbers.findall(markdown)) <= set(numbers.findall(page))
+
+
+def test_the_page_asks_nothing_of_the_network(golden):
+    page = golden.page.read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
+    assert not re.findall(r"url\((?!#)", page)
+    assert "<script" not in page
+    assert page.count("<svg ") == len(list((golden.page.parent / "figures").glob("*.svg"))) == 6
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_tables_are_written_beside_the_report(golden):
+    table = pd.read_csv(golden.page.parent / "results.csv")
+    primary = table[table["role"] == "primary"].iloc[0]
+    assert (primary["arm"], primary["loss"], primary["pairs"]) == ("v4_0_2", "kv", 8)
+    assert primary["p"] == pytest.approx(2 / 256)
+    assert primary["difference_nats"] == golden.study.verdict.primary.summary.mean
+    pd.testing.assert_frame_equal(
+        table, pd.read_parquet(golden.page.parent / "results.parquet"), check_dtype=False, check_exact=False
+    )
+    for name in ("differences", "seeds", "training", "validation", "alignment", "heads"):
+        assert (golden.page.parent / "figures" / f"{name}.png").stat().st_size > 5000
+
+
+def test_rendering_again_is_no_look_and_a_new_run_is_one(golden_sweep, golden):
+    write_report(golden_sweep.path, now=NOW)
+    history = golden_sweep.history_file.read_text(encoding="utf-8")
+    lines = [line for line in history.splitlines() if line.startswith("- ")]
+    assert [re.search(r", (look [^;]*);", line).group(1) for line in lines] == ["look 1", "look 1 again, the same runs"]
+    assert "plan `" + golden.study.plan_hash[:12] in lines[0]
+    assert "2026-01-02 03:04 UTC" in lines[0]
+
+
+def test_an_incomplete_sweep_shows_estimates_and_tests_nothing(tmp_path):
+    sweep = write_sweep(tmp_path / "part", SMALL, keep=lambda run: (run.arm, run.seed) != ("v4_0_1", 2))
+    report = write_report(sweep.path, now=NOW)
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "No verdict yet: 14 of 15 runs ended" in text
+    assert "no p value: not tested" in text
+    assert "| runs/v4\\_0\\_1-" in text or "v4_0_1-kv-seed2" in text
+    write_run(
+        sweep.run(next(r for r in make_plan(SMALL).runs if (r.arm, r.seed) == ("v4_0_1", 2))),
+        make_plan(SMALL).runs[5],
+        SMALL,
+    )
+    assert report.study.looks.tests == 0
+
+
+def test_what_a_run_counts_as_follows_from_what_is_in_its_folder(small):
+    runs = [small.run(planned) for planned in make_plan(SMALL).runs]
+    summary = json.loads(runs[0].summary_file.read_text())
+    write_json(runs[0].summary_file, summary | {"validation_loss": None})
+    runs[1].summary_file.unlink()
+    runs[2].status_file.write_text("{")
+    status = json.loads(runs[3].status_file.read_text())
+    write_json(runs[3].status_file, status | {"state": "interrupted", "reason": "asked to leave"})
+    shutil.rmtree(runs[4].path)
+    cells = study(small.path).sweep.cells
+    assert cells["state"].tolist()[:6] == ["diverged", "damaged", "unreadable", "interrupted", "missing", "finished"]
+    assert cells["reason"].tolist()[:5] == [
+        "it finished, but its validation loss is not a finite number",
+        "it finished, but its summary cannot be read",
+        "its status cannot be read",
+        "asked to leave",
+        "no folder holds it",
+    ]
+    assert cells["validation_loss"].isna().tolist()[:6] == [True, True, True, True, True, False]
+
+
+def test_looks_at_complete_sweeps_are_counted_against_the_declared_ones(small):
+    first = write_report(small.path, now=NOW)
+    assert (first.study.looks.number, first.study.looks.tests, first.study.verdict.exploratory) == (1, 1, ())
+    run = small.run(make_plan(SMALL).runs[0])
+    summary = json.loads(run.summary_file.read_text())
+    write_json(run.summary_file, summary | {"validation_loss": summary["validation_loss"] + 0.001})
+    second = write_report(small.path, now=NOW)
+    assert (second.study.looks.number, second.study.looks.tests) == (2, 2)
+    assert "2 different sets of runs, and 1 was declared" in second.markdown.read_text(encoding="utf-8")
+    assert not second.study.verdict.reached("paper")
+
+
+def test_three_seeds_say_what_they_cannot_reach(small):
+    text = write_report(small.path, now=NOW).markdown.read_text(encoding="utf-8")
+    assert "3 seeds cannot reach p \\< 0.05" in text
+    assert "not significant" not in text
+    assert "out of reach" in text
+
+
+def test_other_criteria_make_the_report_exploratory(small, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(CRITERIA | {"alpha": 0.1}), encoding="utf-8")
+    report = write_report(small.path, criteria_file=file, now=NOW)
+    text = report.markdown.read_text(encoding="utf-8")
+    assert text.index("This report is exploratory.") < text.index("Exploratory. ")
+    assert "not the ones that were frozen with the plan" in text
+    same = tmp_path / "same.yaml"
+    same.write_text(yaml.safe_dump(CRITERIA), encoding="utf-8")
+    assert write_report(small.path, criteria_file=same, now=NOW).study.verdict.exploratory == ()
+
+
+def test_an_arm_that_beats_flat_but_not_none_is_warned_about(tmp_path):
+    recipe = replace(SMALL, effects={"v4_0_2": -0.05, "none": -0.2})
+    report = write_report(write_sweep(tmp_path / "s", recipe).path, now=NOW)
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "With loss kv, v4_0_2 beats baseline" in text
+    assert "but not none" in text
+    assert "no success of the method" in text
+
+
+def test_the_primary_can_be_declared_at_another_step_than_the_last(small, tmp_path):
+    file = tmp_path / "early.yaml"
+    file.write_text(yaml.safe_dump(CRITERIA | {"primary": CRITERIA["primary"] | {"step": 0}}), encoding="utf-8")
+    early = write_report(small.path, criteria_file=file, now=NOW).study.verdict.primary
+    # At step 0 every synthetic student is at 6 nats, so that no difference is left.
+    assert early.pairs.values.tolist() == pytest.approx([6.0] * 3)
+    assert early.summary.reason == "the differences do not vary, so there is no t statistic"
+    file.write_text(yaml.safe_dump(CRITERIA | {"primary": CRITERIA["primary"] | {"step": 7}}), encoding="utf-8")
+    never = write_report(small.path, criteria_file=file, now=NOW).study.verdict.primary
+    assert never.summary is None
+    assert {pair.reason for pair in never.pairs.unpaired} == {
+        "v4_0_2 is finished, but has no validation_loss; baseline is finished, but has no validation_loss"
+    }
+
+
+def test_more_seeds_than_declared_make_the_report_exploratory(small, tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(CRITERIA | {"seeds": 2}), encoding="utf-8")
+    reasons = write_report(small.path, criteria_file=file, now=NOW).study.verdict.exploratory
+    assert "The criteria declare 2 seeds; this sweep has 3." in reasons
+    text = write_report(small.path, now=NOW).markdown.read_text(encoding="utf-8")
+    assert "The criteria declare 8 seeds; this sweep was made with 3." in text
+
+
+HOSTILE = '<script>alert(1)</script>|*x*[y](http://z)`_&amp;"'
+
+
+def test_names_with_html_and_markdown_are_shown_as_they_are():
+    document = Document(
+        HOSTILE,
+        (
+            Heading(2, HOSTILE),
+            Paragraph(HOSTILE, HOSTILE, "warning"),
+            Table((HOSTILE, "b"), ((HOSTILE, HOSTILE),), HOSTILE, frozenset({"b"}), frozenset({0})),
+        ),
+    )
+    page = to_html(document)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 7
+    markdown = to_markdown(document, ".")
+    assert "<script" not in markdown.replace("\\<", "")
+    from markdown_it import MarkdownIt
+
+    shown = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert "<script" not in shown
+    assert "<a " not in shown
+    assert "<em>x" not in shown
+    assert shown.count("<td>") + shown.count("<td ") == 2
+    assert "&amp;amp;" in shown
+
+
+@pytest.mark.parametrize("text", ["v4_0_2", "a_b", "_a_", "# no", "1. no", "- no", "a|b", "a\nb", "1 < 2 ~ 3"])
+def test_escaped_text_reads_back_as_itself(text):
+    from markdown_it import MarkdownIt
+
+    shown = MarkdownIt("commonmark").enable("strikethrough").render(escape(text))
+    plain = re.sub(r"\s+", " ", text).replace("<", "&lt;")
+    assert shown == f"<p>{plain}</p>\n"
+
+
+def test_hostile_arm_names_reach_every_output_escaped(tmp_path):
+    recipe = replace(SMALL, seeds=2)
+    plan = make_plan(recipe)
+    runs = tuple(
+        replace(run, arm=HOSTILE, id=f"hostile-{run.seed}") if run.arm == "v4_0_1" else run for run in plan.runs
+    )
+    arms = {HOSTILE if arm == "v4_0_1" else arm: each for arm, each in plan.arms.items()}
+    sweep = SweepDirectory(tmp_path / "h")
+    sweep.write_plan(replace(plan, name="$x$ <b>", runs=runs, arms=arms))
+    for run in runs:
+        write_run(sweep.run(run), run, recipe)
+    report = write_report(sweep.path, now=NOW)
+    page = report.page.read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "<script" not in report.markdown.read_text(encoding="utf-8").replace("\\<", "")
+
+
+def test_a_plain_multirun_is_reported_and_calls_itself_exploratory(tmp_path):
+    folder = tmp_path / "multirun"
+    number = 0
+    for seed in range(3):
+        for arm in ("baseline", "v4_0_2", "none"):
+            loss = "ce" if arm == "none" else "kv"
+            config = config_of(arm, loss, seed)
+            planned = PlannedRun(str(number), arm, loss, loss, False, seed, f"{number:064d}", config)
+            write_run(RunDirectory(folder / str(number)), planned, SMALL)
+            number += 1
+    report = write_report(folder, now=NOW)
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "there is no frozen plan" in text
+    assert report.study.sweep.baseline == "baseline"
+    assert report.study.verdict.primary.pairs.seeds == (0, 1, 2)
+    assert report.study.sweep.groups == ["kv"]
+    assert (folder / "HISTORY.md").exists()
+
+
+def test_runs_of_one_arm_with_different_settings_are_told_apart(tmp_path):
+    folder, number = tmp_path / "multirun", 0
+    for seed in range(2):
+        for rate in (1, 2):
+            config = config_of("flat", "kv", seed) | {"trainer": {"lr": rate}, "aligner": {"name": "flat"}}
+            config["align"] = {"fit": "joint"}
+            planned = PlannedRun(str(number), "flat", "kv", "kv", False, seed, f"{number:064d}", config)
+            write_run(RunDirectory(folder / str(number)), planned, SMALL)
+            number += 1
+    report = write_report(folder, now=NOW)
+    assert [arm for arm, _, _ in report.study.sweep.arms] == ["flat trainer.lr=1", "flat trainer.lr=2"]
+    assert report.study.sweep.baseline == "flat trainer.lr=1"
+
+
+def test_effects_and_interactions_are_those_that_the_design_allows(golden):
+    found = {effect.name: effect for effect in golden.study.effects}
+    assert set(found) == {
+        "aligner: baseline to v4_0_1",
+        "init: random to uniform",
+        "share_dim_proj: true to false",
+        "loss: kv to kv+struct",
+        "aligner × loss",
+        "loss × init",
+        "loss × share_dim_proj",
+    }
+    assert found["loss: kv to kv+struct"].num_matched == 4
+    # Set by the synthetic sweep: kv+struct is 0.01 nats better everywhere, so there is no interaction.
+    assert found["loss: kv to kv+struct"].summary.mean == pytest.approx(-0.01, abs=0.004)
+    assert found["init: random to uniform"].summary.mean == pytest.approx(-0.03, abs=0.006)
+    cells = golden.study.sweep.cells
+    loss = {
+        (arm, group): cells[(cells["arm"] == arm) & (cells["group"] == group)].set_index("seed")["validation_loss"]
+        for arm in ("v4_0_1", "v4_0_2")
+        for group in ("kv", "kv+struct")
+    }
+    changes = [loss[arm, "kv+struct"] - loss[arm, "kv"] for arm in ("v4_0_1", "v4_0_2")]
+    # Seed 3 of v4_0_1 with kv+struct started from other data and is paired with nothing.
+    expected = (changes[1] - changes[0]).drop(3)
+    assert found["loss × init"].differences.tolist() == pytest.approx(expected.tolist())
+    assert found["loss × init"].floor == pytest.approx(3 * 2 / 128)
+
+
+def test_the_command_line_reports_and_requires(small, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["report", str(small.path)]) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("Report: ")) <= 80
+    assert "v4_0_2" in shown
+    assert str(small.report / "report.html") in shown
+    assert main(["report", str(small.path), "--require", "ideal"]) == 0
+    assert main(["report", str(small.path), "--require", "paper"]) == 3
+    assert "--require=paper" in capsys.readouterr().err
+    assert main(["collect", str(small.path)]) == 0
+    assert "15 runs, 0 of them read now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["report", "nowhere"], "nowhere is no folder"),
+        (["report", "SWEEP", "--baseline", "x"], "--baseline=x is not allowed: the arms are baseline, v4_0_1"),
+        (["report", "SWEEP", "--criteria", "gone.yaml"], "--criteria=gone.yaml cannot be read"),
+        (["compare", "SWEEP:v4", "SWEEP:none"], "the arms of that sweep are baseline"),
+        (["compare", "nowhere", "SWEEP:none"], "A=nowhere is not allowed"),
+        (["compare", "SWEEP", "SWEEP:none"], "is no run's folder"),
+        (["compare", "SWEEP:none:kv2", "SWEEP:baseline:kv2"], "the losses of that arm are kv"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(small, capsys, arguments, sentence):
+    given = [each.replace("SWEEP", str(small.path)) for each in arguments]
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"alpha": 2}, "alpha=2 is not allowed"),
+        ({"alfa": 0.05}, "alfa is an unknown key"),
+        ({"minimum": {"tolerated": 1}}, "minimum.tolerated"),
+        ({"primary": None}, "primary"),
+        ({"training_window": [1]}, "training_window"),
+    ],
+)
+def test_bad_criteria_are_one_sentence(small, capsys, tmp_path, change, sentence):
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(CRITERIA | change), encoding="utf-8")
+    assert main(["report", str(small.path), "--criteria", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_asking_for_help_imports_nothing_heavy():
+    code = (
+        "import sys; from analysis.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('numpy', 'pandas', 'scipy', 'statsmodels', 'matplotlib', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_a_report_imports_no_torch():
+    code = "import sys, analysis.report, analysis.ab_test, analysis.terminal; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_comparing_two_runs_says_what_one_seed_cannot_show(small, tmp_path, capsys):
+    runs = {(run.arm, run.seed): str(small.runs / run.id) for run in make_plan(SMALL).runs}
+    output = tmp_path / "V4_AB_TEST_RESULTS.md"
+    assert main(["compare", runs["v4_0_2", 0], runs["baseline", 0], "--output", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "One seed cannot show that A and B differ" in text
+    assert "There is no p value" in text
+    assert "p =" not in text
+    assert "| step | A | B | A against B |" in text
+    assert "| probe R² of keys | 0.7500 | 0.7000 | A |" in text
+    assert output.with_suffix(".png").exists()
+    assert "paired over 1 seed" in text
+
+
+def test_runs_of_different_seeds_are_compared_but_not_paired(small, tmp_path):
+    runs = {(run.arm, run.seed): str(small.runs / run.id) for run in make_plan(SMALL).runs}
+    output = tmp_path / "out.md"
+    assert main(["compare", runs["v4_0_2", 0], runs["baseline", 1], "--output", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "the two are not paired" in text
+    assert "No pair: A and B share no seed" in text
+
+
+def test_comparing_two_arms_pairs_their_seeds(tmp_path):
+    sweep = write_sweep(tmp_path / "s", replace(SMALL, seeds=8))
+    output = tmp_path / "out.md"
+    assert main(["compare", f"{sweep.path}:v4_0_2", f"{sweep.path}:baseline:kv", "--output", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "paired over 8 seeds" in text
+    assert "p = 0.0078, exact sign-flip" in text
+    assert "is exploratory" in text
+    assert '| aligner.name | "structured" | "flat" |' in text
+
+
+def test_a_report_takes_seconds(small):
+    began = time.perf_counter()
+    write_report(small.path, now=NOW)
+    assert time.perf_counter() - began < 60

@@ -1,0 +1,124 @@
+"""A trainer without torch that keeps the contract of `kv_align.runs`: its weights are a chain of hashes over the steps.
+
+What it does wrong is told by `standin.json` in the sweep's folder: `step_s`, and by run id (or its start) `raise_at`,
+`out_of_memory_at`, `diverge_at`, `hang_at` and `allocate_at`, a step each; `once` limits each of them to the first attempt.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from kv_align.compose import arm_name
+from kv_align.config import content_hash
+from kv_align.runs import RunDirectory, append_row, file_digest, read_json, write_json
+
+
+def run(config, path):
+    directory, identity = RunDirectory(path), content_hash(config)
+    settings = json.loads((Path(path).parents[1] / "standin.json").read_text())
+    if settings.get("ranks"):
+        with (directory.path / "ranks.txt").open("a") as file:
+            file.write("{RANK}/{WORLD_SIZE}@{LOCAL_RANK} ".format(**os.environ))
+        if os.environ["RANK"] != "0":
+            return "finished"
+    with directory.lock():
+        before = directory.status()
+        if before is not None and before.content_hash == identity and directory.is_complete():
+            print(f"{path} already holds this run, finished: nothing to do", flush=True)
+            return "finished"
+        steps = config.trainer.max_steps
+        status = directory.begin(
+            config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=steps
+        )
+        with (directory.path / "attempts.txt").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        asked = []
+        handlers = {each: signal.signal(each, lambda number, frame: asked.append(number)) for each in _ASK}
+        try:
+            state, reason = _train(config, directory, status, settings, asked)
+        except MemoryError as error:
+            state, reason = "failed", f"out of memory: {error}"
+        except RuntimeError as error:
+            state, reason = "failed", f"RuntimeError: {error}"
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        directory.update(directory.status(), state=state, reason=reason)
+    return state
+
+
+_ASK = (signal.SIGTERM, signal.SIGUSR2)
+
+
+def _train(config, directory, status, settings, asked):
+    step, weights = _restore(directory, status.content_hash)
+    directory.rewind(step if step else -1)
+    print(f"{directory.path.name} from step {step} on {os.environ.get('CUDA_VISIBLE_DEVICES', 'no GPU')}", flush=True)
+    while step < status.total_steps:
+        wrong = _wrong(settings, directory.path.name, step + 1, status.attempt)
+        if wrong == "raise_at":
+            raise RuntimeError(f"made to fail at step {step + 1}")
+        if wrong == "out_of_memory_at":
+            raise MemoryError(f"made to run out of memory at step {step + 1}")
+        if wrong == "diverge_at":
+            return "diverged", f"the loss was not finite at step {step + 1}"
+        if wrong == "allocate_at":
+            kept = [bytearray(50_000_000) for _ in range(40)]
+            time.sleep(60)
+            print(len(kept))
+        while wrong == "hang_at" and not asked:
+            time.sleep(0.02)
+        time.sleep(settings.get("step_s", 0.0))
+        step += 1
+        weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
+        append_row(directory.metrics_file, {"step": step, "task_loss": 1.0 / step, "elapsed_s": 0.1 * step})
+        status = directory.update(status, step=step)
+        if step % config.trainer.checkpoint_interval == 0 or asked:
+            _save(directory, step, weights)
+        if asked and step < status.total_steps:
+            name = signal.Signals(asked[0]).name
+            return "interrupted", f"asked to leave by {name} at step {step}; run it again to go on"
+    with (directory.path / "finished.txt").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    directory.student.mkdir(exist_ok=True)
+    (directory.student / "model.safetensors").write_text(weights)
+    write_json(directory.summary_file, {"steps": step, "weights": weights})
+    return "finished", ""
+
+
+def _save(directory, step, weights):
+    final = directory.checkpoints / f"step_{step:08d}"
+    temporary = directory.checkpoints / f".writing_{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    (temporary / "weights").write_text(weights)
+    write_json(temporary / "manifest.json", {"step": step, "sha256": file_digest(temporary / "weights")})
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in sorted(directory.checkpoints.glob("step_*"))[:-1]:
+        shutil.rmtree(old)
+
+
+def _restore(directory, identity):
+    for found in sorted(directory.checkpoints.glob("step_*"), reverse=True):
+        manifest = read_json(found / "manifest.json")
+        if manifest and file_digest(found / "weights") == manifest["sha256"]:
+            return manifest["step"], (found / "weights").read_text()
+    return 0, identity
+
+
+def _wrong(settings, name, step, attempt):
+    for kind in ("raise_at", "out_of_memory_at", "diverge_at", "hang_at", "allocate_at"):
+        for run, at in settings.get(kind, {}).items():
+            if name.startswith(run) and at == step and not (attempt > 1 and settings.get("once")):
+                return kind
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit("imported in the place of kv_align.experiment")

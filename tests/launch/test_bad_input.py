@@ -1,0 +1,119 @@
+"""Every way to ask for something wrong: one sentence with key, value, and what is allowed; exit 2; nothing queued."""
+
+import pytest
+
+from tests.launch.sweeps import CONF, launch
+
+WRONG = [
+    (["cluster=local"], "sweep is missing: choose a file of conf/sweep, such as sweep=expected_results."),
+    (["sweep=tiny"], "cluster is missing: choose a file of conf/cluster, such as cluster=local."),
+    (["sweep=tiny", "cluster=local", "seeds"], "seeds is not a setting: settings are written key=value"),
+    (["sweep=tyni", "cluster=local"], "sweep=tyni is not allowed: sweep must be one of demo, expected_results"),
+    (["sweep=tiny", "cluster=pbs"], "cluster=pbs is not allowed: cluster must be one of debug, local, slurm"),
+    (["sweep=tiny", "cluster=local", "seeds=0"], "seeds=0 is not allowed: set seeds to a count of at least 1"),
+    (["sweep=tiny", "cluster=local", "seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
+    (["sweep=tiny", "cluster=local", "seeds=few"], "seeds=few is not allowed"),
+    (["sweep=tiny", "cluster=local", "losses=[]"], "losses=[] is not allowed: set losses to a list of at least one"),
+    (["sweep=tiny", "cluster=local", "losses=[kl]"], "loss=kl is not allowed: loss must be one of ce, kv, kv+struct"),
+    (["sweep=tiny", "cluster=local", "sweep.baseline=flat"], "baseline=flat is not allowed: set baseline to one of"),
+    (["sweep=tiny", "cluster=local", "sweep.colour=red"], "sweep.colour is an unknown key"),
+    (["sweep=tiny", "cluster=local", "sweep.criteria=loose"], "criteria=loose is not allowed: criteria must be one of"),
+    (["sweep=tiny", "cluster=local", "seed=3"], "seed=3 is not allowed in a sweep: give seeds=COUNT"),
+    (["sweep=tiny", "cluster=local", "run_name=x"], "run_name=x is not allowed in a sweep"),
+    (["sweep=tiny", "cluster=local", "hydra/launcher=slurm"], "hydra/launcher=slurm is not allowed in a sweep"),
+    (["sweep=tiny", "cluster=local", "trainer.lr=fast"], "trainer.lr=fast is not allowed: set trainer.lr to a number"),
+    (["sweep=tiny", "cluster=local", "trainer.speed=1"], "trainer.speed is an unknown key"),
+    (["sweep=tiny", "cluster=local", "model=huge"], "model=huge is not allowed: model must be one of"),
+    (["sweep=tiny", "cluster=local", "trainer.lr=[[1"], "trainer.lr=[[1 is not an override"),
+    (
+        ["sweep=tiny", "cluster=local", "cluster.slots=0"],
+        "cluster.slots=0 is not allowed: set cluster.slots to a number",
+    ),
+    (["sweep=tiny", "cluster=local", "cluster.slots=two"], "cluster.slots=two is not allowed: set cluster.slots to a"),
+    (["sweep=tiny", "cluster=local", "cluster.slot=2"], "cluster.slot is an unknown key"),
+    (["sweep=tiny", "cluster=local", "cluster.retry.kiled=2"], "cluster.retry.kiled is an unknown key"),
+    (["sweep=tiny", "cluster=local", "cluster.retry.killed=-1"], "cluster.retry.killed=-1 is not allowed"),
+    (["sweep=tiny", "cluster=local", "cluster.setup=[a"], "cluster.setup=[a is not allowed: its value cannot be read"),
+    (["sweep=demo", "cluster=local", "data=gsm8k", "data.path=/nowhere"], "data.path=/nowhere is not allowed"),
+    (["sweep=tiny", "cluster=slurm", "cluster.time_min=long"], "cluster.time_min=long is not allowed"),
+    (["sweep=tiny", "cluster=local", "output_dir=/proc/none"], "output_dir=/proc/none/sweeps/tiny"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_one_sentence_exit_2_and_nothing_written(words, sentence, tmp_path):
+    where = [] if any(word.startswith("output_dir") for word in words) else [f"output_dir={tmp_path}"]
+    told = launch("submit", *words, *where, "--config-dir", str(CONF))
+    assert told.code == 2
+    assert told.err.startswith("launch: ")
+    assert sentence in told.err
+    assert told.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_slurm_a_submission_to_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    told = launch("submit", "sweep=tiny", "cluster=slurm", f"output_dir={tmp_path}", "--config-dir", str(CONF))
+    assert told.code == 2
+    assert "cluster=slurm is not allowed: no Slurm controller answers here" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["status", "plan", "resume", "cancel"])
+def test_a_folder_that_is_no_sweep(verb, tmp_path):
+    told = launch(verb, str(tmp_path))
+    assert (told.code, told.err) == (
+        2,
+        f"launch: {tmp_path} is not a sweep: name the folder that submit printed, or that of a Hydra multirun.\n",
+    )
+
+
+def test_runs_and_seeds_that_do_not_exist(standin):
+    sweep = standin("seeds=1")
+    sweep.submit()
+    sweep.wait_done()
+    assert "v9 is not a run of" in launch("logs", str(sweep.path), "v9").err
+    assert "v9 is not a run of" in launch("cancel", str(sweep.path), "v9").err
+    assert (
+        "seeds=1 is not allowed: the plan has the seeds 0 already" in launch("extend", str(sweep.path), "seeds=1").err
+    )
+    assert "seeds=many is not allowed: set seeds to a count" in launch("extend", str(sweep.path), "seeds=many").err
+
+
+def test_a_file_that_is_not_yaml_and_one_that_is_no_sweep(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "broken.yaml").write_text("arms: [")
+    (tmp_path / "sweep" / "other.yaml").write_text("hydra: {}")
+    for name, sentence in (
+        ("broken", "is not YAML"),
+        ("other", "sweep=other is not allowed: its file declares no arms"),
+    ):
+        told = launch("submit", f"sweep={name}", "cluster=local", "--config-dir", str(tmp_path), "--dry-run")
+        assert told.code == 2
+        assert sentence in told.err
+    told = launch("submit", "sweep=demo", "cluster=local", "--config-dir", str(tmp_path / "none"), "--dry-run")
+    assert "there is no such folder" in told.err
+
+
+def test_a_sweep_is_not_moved_to_another_cluster(standin):
+    sweep = standin("seeds=1")
+    sweep.submit()
+    sweep.wait_done()
+    words = [word for word in sweep.words if not word.startswith("cluster")]
+    told = launch(*words, "cluster=debug")
+    assert told.code == 2
+    assert "was submitted on cluster=local" in told.err
+
+
+def test_criteria_are_declared_before_the_runs(standin, tmp_path):
+    sweep = standin("seeds=1")
+    sweep.submit()
+    sweep.wait_done()
+    (tmp_path / "conf" / "criteria").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep").mkdir()
+    (tmp_path / "conf" / "sweep" / "tiny.yaml").write_text((CONF / "sweep" / "tiny.yaml").read_text())
+    easy = "name: default\nprimary: {arm: v4_0_2, baseline: baseline, loss: kv}\nalpha: 0.5\n"
+    (tmp_path / "conf" / "criteria" / "default.yaml").write_text(easy)
+    told = launch(*sweep.words[:-1], str(tmp_path / "conf"))
+    assert told.code == 2
+    assert "was frozen with other success criteria" in told.err

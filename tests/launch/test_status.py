@@ -1,0 +1,157 @@
+"""The truth about runs, from synthetic folders: what the scheduler, the status file and the artefacts say together."""
+
+import io
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+from kv_align.plans import Plan, SweepDirectory
+from kv_align.runs import RunDirectory, Status, write_json
+from launch.executors.executor import JobState
+from launch.journal import Journal, Ledger, Place, Submission
+from launch.plan import make_plan
+from launch.status import RunState, judge, needs, overview
+from launch.sweep import load_sweep
+from launch.table import show
+from tests.launch.sweeps import CONF, launch
+
+NOW = time.time()
+RUNNING = Status("running", "", "a", "kv", 0, "h", 3, 6, 1, NOW, NOW, "host", 1, "")
+STALE_S = 60.0
+
+
+def ledger(job="7", cancelled=()):
+    submission = Submission("u", NOW, (("x",),), None, job)
+    return Ledger({"u": submission}, {"x": Place(submission, 0)}, set(cancelled))
+
+
+def status(state, reason="", age_s=0.0):
+    return replace(RUNNING, state=state, reason=reason, updated=time.time() - age_s)
+
+
+TRUTH = [
+    # scheduler, status file, journal -> state, in the reason
+    (None, None, Ledger(), "missing", "not submitted"),
+    (None, None, ledger(job=None), "missing", "did not reach"),
+    (JobState("pending"), None, ledger(), "pending", ""),
+    (JobState("pending", "QOSMaxJobs"), None, ledger(), "pending", "QOSMaxJobs"),
+    (JobState("pending"), status("interrupted", "by USR2"), ledger(), "preempted", "by USR2"),
+    (JobState("pending"), status("running", age_s=25), ledger(), "preempted", ""),
+    (JobState("pending"), status("running", age_s=5), ledger(), "running", ""),
+    (JobState("pending"), status("failed", "RuntimeError: old"), ledger(), "pending", ""),
+    (JobState("held", "held: an error"), None, ledger(), "held", "held: an error"),
+    (JobState("running"), None, ledger(), "running", ""),
+    (JobState("running"), status("running"), ledger(), "running", ""),
+    (JobState("running"), status("running", age_s=500), ledger(), "running", "no sign of life for 8 min"),
+    (JobState("running"), status("failed", "old"), ledger(), "running", ""),
+    (JobState("ended"), status("failed", "RuntimeError: x"), ledger(), "failed", "RuntimeError: x"),
+    (JobState("ended", "out of memory"), status("running"), ledger(), "failed", "out of memory"),
+    (JobState("ended"), status("diverged", "not finite"), ledger(), "diverged", "not finite"),
+    (JobState("ended"), status("finished"), ledger(), "failed", "its artefacts are not there"),
+    (
+        JobState("ended", "its node failed"),
+        status("interrupted", "by TERM"),
+        ledger(),
+        "failed",
+        "its node failed and by TERM",
+    ),
+    (None, status("running"), ledger(), "running", "its job is unknown"),
+    (None, status("running", age_s=500), ledger(), "lost", "last sign of life 8 min ago"),
+    (JobState("gone", "gone"), None, ledger(), "lost", "gone; it never started"),
+    (JobState("gone", "gone"), status("running"), ledger(), "lost", "gone; last sign of life 0 s ago"),
+    (None, None, ledger(cancelled=["x"]), "cancelled", ""),
+    (JobState("ended"), status("interrupted"), ledger(cancelled=["x"]), "cancelled", ""),
+    (JobState("running"), status("running"), ledger(cancelled=["x"]), "running", ""),
+]
+
+
+@pytest.mark.parametrize(("job", "file", "journal", "state", "reason"), TRUTH)
+def test_judgement(job, file, journal, state, reason):
+    if file is not None:  # the table was made when the tests were collected
+        file = replace(file, updated=time.time() - max(0.0, NOW - file.updated))
+    found, said = judge("x", file, job, journal, STALE_S)
+    assert found == state
+    assert reason in said
+    assert bool(reason) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("retry", "wanted"),
+    [
+        (None, {"missing", "failed", "lost", "cancelled", "held"}),
+        ("failed", {"failed"}),
+        ("diverged", {"diverged"}),
+        ("all", {"missing", "failed", "lost", "cancelled", "held", "diverged"}),
+    ],
+)
+def test_what_resume_takes(retry, wanted):
+    states = ("missing", "pending", "held", "running", "preempted", "done", "failed", "diverged", "lost", "cancelled")
+    runs = [RunState("x", "a", "kv", 0, state, "", 0, 0, None, 0, "", "") for state in states]
+    assert {run.state for run in runs if needs(run, retry)} == wanted
+
+
+def planned(path, seeds=2) -> tuple[SweepDirectory, Plan]:
+    plan = make_plan(load_sweep("tiny", {"seeds": seeds}, str(CONF)), [], config_dir=str(CONF)).plan
+    sweep = SweepDirectory(path)
+    sweep.write_plan(plan)
+    return sweep, plan
+
+
+def finish(directory: RunDirectory, config, steps=6):
+    with directory.lock():
+        begun = directory.begin(config, arm="a", content_hash="h", total_steps=steps)
+        directory.update(begun, state="finished", step=steps)
+    write_json(directory.summary_file, {"steps": steps})
+    directory.metrics_file.write_text('{"step": 6, "elapsed_s": 3.0}\n')
+    directory.student.mkdir()
+    (directory.student / "model.safetensors").write_text("")
+
+
+def test_done_needs_sound_artefacts(tmp_path):
+    sweep, plan = planned(tmp_path)
+    for run in plan.runs:
+        finish(sweep.run(run), run.config)
+    assert overview(sweep).counts() == {"done": 6}
+    sweep.run(plan.runs[0]).summary_file.write_text("{")
+    (sweep.run(plan.runs[1]).student / "model.safetensors").unlink()
+    sweep.run(plan.runs[2]).status_file.write_text("garbage")
+    assert overview(sweep).counts() == {"done": 3, "failed": 2, "missing": 1}
+
+
+def test_a_hydra_multirun_is_read_without_a_plan(tmp_path):
+    (tmp_path / "0").mkdir()
+    finish(RunDirectory(tmp_path / "0"), {"loss": {"name": "kv"}, "seed": 4})
+    directory = RunDirectory(tmp_path / "1")
+    with directory.lock():
+        begun = directory.begin({"loss": {"name": "kv"}, "seed": 5}, arm="b", content_hash="g", total_steps=8)
+    directory.metrics_file.write_text('{"step": 2, "elapsed_s": 4.0}\n')
+    directory.update(begun, step=2)
+    (tmp_path / "1" / "train.log").write_text("so far so good\n")
+    told = launch("status", str(tmp_path), "--json")
+    shown = json.loads(told.out)
+    assert (shown["planned"], shown["counts"]) == (False, {"done": 1, "running": 1})
+    assert (shown["runs"][1]["eta_s"], shown["runs"][1]["seed"]) == (12.0, 5)
+    assert launch("logs", str(tmp_path), "1").code == 0
+    assert "a plain Hydra multirun: no frozen plan" in launch("status", str(tmp_path)).out
+    told = launch("resume", str(tmp_path))
+    assert told.code == 2
+    assert "has no frozen plan, as a plain Hydra multirun has none" in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_the_table_of_many_runs_shows_what_matters(tmp_path):
+    from rich.console import Console
+
+    sweep, plan = planned(tmp_path, seeds=30)
+    for run in plan.runs[:80]:
+        finish(sweep.run(run), run.config)
+    journal = Journal(sweep)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(show(overview(sweep), 5))
+    shown = console.export_text().splitlines()
+    assert shown[-2:] == ["tiny: 80 done, 10 missing", "and 5 more that are neither done nor pending"]
+    assert len(shown) == 1 + 5 + 2
+    assert all(len(line) <= 80 for line in shown)
+    assert journal.ledger().places == {}

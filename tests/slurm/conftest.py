@@ -1,0 +1,67 @@
+"""One real Slurm for the whole session; left out, with a line that says so, where its packages are missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.launch.sweeps import STANDIN, Sweep
+from tests.slurm.real_slurm import RealSlurm, missing
+
+_ADVICE = "make slurm installs what is missing; KV_ALIGN_REQUIRE_SLURM=1 makes this an error"
+SMALL = (
+    "cluster=slurm",
+    "cluster.mem_gb=0.4",
+    "cluster.cpus_per_task=1",
+    "cluster.time_min=10",
+    "cluster.throttle=4",
+    "cluster.stale_after_s=5",
+)
+
+
+def _required() -> bool:
+    return os.environ.get("KV_ALIGN_REQUIRE_SLURM", "") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    absent = missing()
+    if not absent or _required():
+        return
+    skip = pytest.mark.skip(reason=f"no Slurm here ({', '.join(absent)} not found): {_ADVICE}")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A running cluster of two nodes; its clients work in this process."""
+    absent = missing()
+    assert not absent, f"KV_ALIGN_REQUIRE_SLURM=1, but {', '.join(absent)} not found: {_ADVICE}"
+    cluster = RealSlurm(max_array=25)
+    before = dict(os.environ)
+    try:
+        cluster.start()
+        os.environ["SLURM_CONF"] = cluster.environment["SLURM_CONF"]
+        yield cluster
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        cluster.stop()
+
+
+@pytest.fixture
+def sweep_on(slurm, tmp_path, monkeypatch):
+    """Make a sweep on the cluster: `sweep_on("seeds=1", behaviour={...})`; without behaviour the trainer does it."""
+    made = []
+
+    def make(*settings, behaviour=None, **options):
+        if behaviour is not None:
+            monkeypatch.setenv("PYTHONPATH", str(STANDIN))
+        sweep = Sweep("sweep=tiny", f"output_dir={tmp_path}", *SMALL, *settings, behaviour=behaviour, **options)
+        made.append(sweep)
+        return sweep
+
+    yield make
+    slurm.call("scancel", "--user=root", "--full")
+    slurm.settle()

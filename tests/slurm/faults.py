@@ -1,0 +1,134 @@
+"""A driver of random faults over one sweep: counts the runs that were lost, done twice, or done differently.
+
+Every fault is one that happens to clusters: a preemption, a signal before the time limit, a killed process, a requeue, a node
+that dies and comes back, a restarted controller, a cancelled job, two people who resume at once.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+
+from tests.launch.sweeps import Sweep, launch, undisturbed
+from tests.slurm.real_slurm import RealSlurm
+
+
+@dataclass
+class Tally:
+    """What came of it."""
+
+    faults: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    doubled: int = 0
+    different: int = 0
+
+
+class FaultDriver:
+    """Disturbs a sweep that was submitted until `count` faults have happened, then lets it be resumed to its end."""
+
+    def __init__(self, slurm: RealSlurm, sweep: Sweep, seed: int) -> None:
+        self.slurm, self.sweep, self.random = slurm, sweep, random.Random(seed)
+        self.tally = Tally()
+        self._kinds = {
+            "killed process": (6, self._kill),
+            "signal before the time limit": (4, self._signal),
+            "preemption": (3, self._preempt),
+            "requeue": (3, self._requeue),
+            "cancelled job": (2, self._cancel),
+            "controller restarted": (2, self._restart_controller),
+            "node died": (1, self._node_dies),
+            "two resumers": (2, self._resume_twice),
+        }
+
+    def drive(self, count: int, timeout_s: float) -> Tally:
+        deadline = time.monotonic() + timeout_s
+        names, weights = list(self._kinds), [weight for weight, _ in self._kinds.values()]
+        while sum(self.tally.faults.values()) < count and time.monotonic() < deadline:
+            running = self._running()
+            if not running:
+                if set(self.sweep.counts()) <= {"done"}:
+                    break
+                self._resume_if_idle()
+                time.sleep(0.3)
+                continue
+            kind = self.random.choices(names, weights)[0]
+            if self._kinds[kind][1](self.random.choice(running)):
+                self.tally.faults[kind] = self.tally.faults.get(kind, 0) + 1
+            time.sleep(self.random.uniform(0.0, 0.8))
+        while set(self.sweep.counts()) != {"done"} and time.monotonic() < deadline:
+            self._resume_if_idle()
+            time.sleep(0.5)
+        return self._count()
+
+    def _count(self) -> Tally:
+        for run in self.sweep.runs():
+            if not self.sweep.directory.run(run).is_complete():
+                self.tally.lost += 1
+            elif self.sweep.weights_of(run.id) != undisturbed(run):
+                self.tally.different += 1
+            finished = self.sweep.path / "runs" / run.id / "finished.txt"
+            if finished.exists() and len(finished.read_text().splitlines()) > 1:
+                self.tally.doubled += 1
+        return self.tally
+
+    def _running(self) -> list[str]:
+        runs = []
+        for run in self.sweep.runs():
+            status = self.sweep.directory.run(run).status()
+            if status is not None and status.state == "running" and 0 < status.step < status.total_steps:
+                runs.append(run.id)
+        return runs
+
+    def _job(self, name: str) -> str:
+        return self.sweep.state(name).job
+
+    def _kill(self, name: str) -> bool:
+        file = self.sweep.path / "launch" / "attempts" / f"{name}.jsonl"
+        row = [json.loads(line) for line in file.read_text().splitlines()][-1]
+        if row["event"] != "start":
+            return False
+        try:
+            os.kill(row["pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _signal(self, name: str) -> bool:
+        return self.slurm.call("scancel", "--signal=USR2", self._job(name)).returncode == 0
+
+    def _preempt(self, name: str) -> bool:
+        return bool(self.slurm.preempt(self._job(name)))
+
+    def _requeue(self, name: str) -> bool:
+        return self.slurm.call("scontrol", "requeue", self._job(name)).returncode == 0
+
+    def _cancel(self, name: str) -> bool:
+        return self.slurm.call("scancel", self._job(name)).returncode == 0
+
+    def _restart_controller(self, name: str) -> bool:
+        self.slurm.restart_controller(self.random.choice([signal.SIGTERM, signal.SIGKILL]))
+        return True
+
+    def _node_dies(self, name: str) -> bool:
+        node = self.slurm.kill_node_of(self._job(name))
+        if node is None:
+            return False
+        time.sleep(1.0)
+        self.slurm.start_node(node)
+        return True
+
+    def _resume_twice(self, name: str) -> bool:
+        threads = [threading.Thread(target=launch, args=("resume", str(self.sweep.path))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return True
+
+    def _resume_if_idle(self) -> None:
+        counts = self.sweep.counts()
+        if any(state in counts for state in ("failed", "lost", "cancelled", "held", "missing")):
+            launch("resume", str(self.sweep.path))

@@ -1,0 +1,214 @@
+"""Each fault on a real Slurm: what the policy retries ends in the weights of an undisturbed run; the rest is told apart."""
+
+import json
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from tests.launch.sweeps import CONF, launch, undisturbed
+
+SLOW = {"step_s": 0.1}  # of 40 steps
+LONG = ("trainer.max_steps=40", "trainer.checkpoint_interval=10")
+
+
+def sound(sweep, timeout_s=120.0):
+    """Every run is done and what it would be undisturbed, and every job has left."""
+    sweep.wait_done(timeout_s)
+    while subprocess.run(["squeue", "-h"], capture_output=True, check=True).stdout.strip():
+        time.sleep(0.2)
+    assert sweep.weights() == {run.id: undisturbed(run) for run in sweep.runs()}
+
+
+def slurm_says(slurm, sweep, start):
+    """State and exit code of a run's job, as accounting has them."""
+    job = sweep.state(start).job
+    told = slurm.out("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job)
+    return told.strip().split("|")
+
+
+def causes(sweep, start):
+    file = sweep.path / "launch" / "attempts" / f"{sweep.id_of(start)}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [row["cause"] for row in rows if row["event"] == "end"]
+
+
+def test_preemption_of_one_element(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", *LONG, behaviour=SLOW)
+    sweep.submit()
+    sweep.wait_step("baseline", 12)
+    slurm.preempt(sweep.state("baseline").job)
+    sweep.wait(lambda counts: "preempted" in counts, 30)
+    sound(sweep)
+    assert sweep.starts("baseline") == 2
+    log = (sweep.path / "logs" / f"{sweep.id_of('baseline')}.log").read_text()
+    assert " from step 0 " in log
+    assert " from step 1" in log, "it went on where it was asked to leave"
+
+
+def test_the_time_limit(slurm, sweep_on):
+    # Slurm may send the signal up to a minute early; a job with a minute gets it within ten seconds.
+    words = (
+        "cluster.time_min=1",
+        "cluster.signal_delay_s=50",
+        "trainer.max_steps=60",
+        "trainer.checkpoint_interval=1000",
+    )
+    sweep = sweep_on("seeds=1", *words, "sweep.losses=[kv]", behaviour={"step_s": 0.2})
+    sweep.submit()
+    sound(sweep)
+    assert sweep.starts("baseline") >= 2
+    assert set(causes(sweep, "baseline")) == {"interrupted", "finished"}
+    assert slurm_says(slurm, sweep, "baseline") == ["COMPLETED", "0:0"]
+
+
+def test_scancel_from_outside_and_resume_of_exactly_the_missing(slurm, sweep_on):
+    sweep = sweep_on(*LONG, "cluster.throttle=3", behaviour=SLOW)
+    sweep.submit()
+    sweep.wait_step("baseline-kv-seed0", 2)
+    cancelled = [sweep.state(start).job for start in ("baseline-kv-seed0", "none-ce-seed1")]
+    slurm.call("scancel", *cancelled)
+    counts = sweep.wait(lambda counts: counts.get("lost") == 1 and counts.get("done") == 4, 90)
+    assert counts == {"done": 4, "failed": 1, "lost": 1}
+    assert sweep.state("baseline-kv-seed0").reason.startswith("its job was cancelled in Slurm")
+    assert sweep.state("none-ce-seed1").reason == "it never started", "of a waiting element sacct keeps nothing"
+    told = launch("resume", str(sweep.path))
+    assert "queueing 2 runs on cluster=slurm" in told.out
+    sound(sweep)
+    assert [sweep.starts(run.id) for run in sweep.runs()] == [2, 1, 1, 1, 1, 1]
+
+
+def test_cancel_by_launch(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", *LONG, "cluster.throttle=2", behaviour=SLOW)
+    sweep.submit()
+    sweep.wait_step("baseline", 2)
+    assert "1 runs cancelled" in launch("cancel", str(sweep.path), "baseline").out
+    assert "2 runs cancelled" in launch("cancel", str(sweep.path)).out
+    sweep.wait(lambda counts: counts == {"cancelled": 3})
+    slurm.settle()
+    status = sweep.directory.run(sweep.runs()[0]).status()
+    assert status.state == "interrupted", "it was given the time for a checkpoint"
+    assert launch("resume", str(sweep.path)).code == 0
+    sound(sweep)
+
+
+def test_a_node_dies_with_its_run(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", *LONG, behaviour={"hang_at": {"baseline": 15}, "once": True})
+    sweep.submit()
+    sweep.wait_step("baseline", 14)
+    slurm.kill_node_of(sweep.state("baseline").job)
+    sound(sweep)
+    assert sweep.starts("baseline") == 2
+    assert causes(sweep, "baseline") == ["node_failure", "finished"]
+
+
+def test_the_controller_is_restarted(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", *LONG, "cluster.throttle=2", behaviour=SLOW)
+    sweep.submit()
+    sweep.wait_step("baseline", 5)
+    slurm.restart_controller()
+    sound(sweep)
+    assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 1]
+
+
+def test_a_run_that_raises_fails_in_slurm_and_holds_its_arm(slurm, sweep_on):
+    sweep = sweep_on("cluster.throttle=1", behaviour={"raise_at": {"baseline-kv-seed0": 3}})
+    sweep.submit()
+    counts = sweep.wait(lambda counts: counts.get("done") == 4, 120)
+    assert counts == {"done": 4, "held": 1, "failed": 1}
+    assert sweep.state("baseline-kv-seed0").reason == "RuntimeError: made to fail at step 3"
+    assert slurm_says(slurm, sweep, "baseline-kv-seed0") == ["FAILED", "1:0"]
+    assert slurm_says(slurm, sweep, "baseline-kv-seed1")[0] == "PENDING"
+    sweep.behave({})
+    assert "queueing 2 runs" in launch("resume", str(sweep.path)).out
+    sound(sweep)
+
+
+def test_out_of_memory_of_the_model_and_of_the_job_and_divergence(slurm, sweep_on):
+    behaviour = {"out_of_memory_at": {"baseline": 3}, "allocate_at": {"v4_0_2": 3}, "once": True}
+    sweep = sweep_on("seeds=1", behaviour=behaviour | {"diverge_at": {"none": 3}})
+    sweep.submit()
+    counts = sweep.wait(lambda counts: counts == {"done": 2, "diverged": 1}, 120)
+    assert counts == {"done": 2, "diverged": 1}
+    slurm.settle()
+    assert causes(sweep, "baseline") == ["out_of_memory", "finished"]
+    assert causes(sweep, "v4_0_2") == ["out_of_memory", "finished"]
+    assert slurm_says(slurm, sweep, "none") == ["FAILED", "3:0"]
+    assert sweep.weights_of("baseline") == undisturbed(sweep.runs()[0])
+    assert sweep.weights_of("v4_0_2") == undisturbed(sweep.runs()[1])
+    told = launch("resume", str(sweep.path))
+    assert "nothing to queue" in told.err, "what diverged would diverge again"
+
+
+def test_conf_is_edited_while_jobs_queue_and_are_requeued(slurm, sweep_on, tmp_path):
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "experiment").mkdir()
+    mine = conf / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\ndefaults:\n  - override /aligner: flat\naligner: {mlp_ratio: 2.0}\n")
+    tiny = conf / "sweep" / "tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("experiment: baseline", "experiment: mine"))
+    sweep = sweep_on("seeds=2", *LONG, "cluster.throttle=1", behaviour={"step_s": 0.02}, config_dir=conf)
+    sweep.submit()
+    mine.write_text("# @package _global_\ndefaults:\n  - override /aligner: flat\naligner: {mlp_ratio: 3.0}\n")
+    tiny.write_text("nonsense: [")
+    sweep.wait_step("baseline-kv-seed0", 1)
+    slurm.call("scontrol", "requeue", sweep.state("baseline-kv-seed0").job)
+    sound(sweep)
+    ratios = [sweep.directory.run(run).read_config()["aligner"].get("mlp_ratio") for run in sweep.runs()]
+    assert ratios == [2.0, 2.0, None, None, None, None]
+
+
+def test_a_submitter_that_dies_after_sbatch_loses_nothing(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", behaviour=SLOW)
+    sweep.submit()
+    journal = sweep.path / "launch" / "journal.jsonl"
+    submitting, submitted = journal.read_text().splitlines()
+    assert json.loads(submitted)["event"] == "submitted"
+    journal.write_text(submitting + "\n" + submitted[:20])
+    assert sweep.submit().err == "nothing to queue\n"
+    sound(sweep)
+    assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch):
+    import subprocess
+
+    sweep = sweep_on("seeds=1", *LONG, behaviour=SLOW)
+    sweep.submit()
+    if not accounting:
+        setting = sweep.path / "launch" / "cluster.json"
+        setting.write_text(setting.read_text().replace('"accounting": true', '"accounting": false'))
+    sweep.wait_step("baseline", 5)
+    calls, real = [], subprocess.run
+
+    def counting(command, *rest, **options):
+        calls.append(command[0])
+        return real(command, *rest, **options)
+
+    monkeypatch.setattr("launch.executors.slurm_query.subprocess.run", counting)
+    assert sweep.counts() == {"running": 3}
+    assert calls == ["sacct" if accounting else "squeue"]
+    sound(sweep)
+
+
+def test_a_job_that_vanished_is_lost_when_its_heartbeat_is_old(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", "cluster.throttle=1", behaviour={"hang_at": {"baseline": 3}, "once": True})
+    sweep.submit()
+    sweep.wait_step("baseline", 2)
+    slurm.call("scancel", *(sweep.state(run.id).job for run in sweep.runs()))
+    slurm.settle()
+    journal = sweep.path / "launch" / "journal.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    rows[1]["job"] = "999999"  # a job that Slurm does not know
+    rows[0]["time"] -= 3600
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status = sweep.directory.run(sweep.runs()[0])
+    status.update(status.status(), state="running")
+    assert sweep.state("baseline").state == "running", "it still gives signs of life"
+    time.sleep(5.5)
+    assert sweep.counts() == {"lost": 3}
+    assert launch("resume", str(sweep.path)).code == 0
+    sound(sweep)
