@@ -57,7 +57,9 @@ def attention_divergence(
     """
     scales = tuple(each / temperature for each in scaling)
     divergence: Callable[..., Tensor] = cast(Any, _Divergence).apply
-    total = divergence(student_q, student_k, target_q, target_k, mask, scales, windows, chunk)
+    # Mixed precision would make the scores in bf16, which rounds away what nearly equal attentions differ by.
+    with torch.autocast(student_q.device.type, enabled=False):
+        total = divergence(student_q, student_k, target_q, target_k, mask, scales, windows, chunk)
     return Masked(total * (temperature**2 / student_q.shape[1]), mask.sum())
 
 

@@ -73,7 +73,7 @@ def prepare_split(
     """
     try:
         examples = source.examples(split)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the second where the hub cannot be reached
         raise ConfigError(f"data={config.name} cannot be read: {error}.") from error
     examples = examples[:limit] if limit else examples
     every = config.rationale_every or 1

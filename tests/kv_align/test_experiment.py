@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kv_align.build import make_aligner
 from kv_align.capture import Geometry
+from kv_align.compose import compose_config, compose_raw
+from kv_align.config import PretrainConfig, validate
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.models import weights_digest
@@ -256,3 +258,17 @@ def test_the_rate_rises_and_falls_as_its_schedule_says(tmp_path: Path, schedule:
     run = finish(tmp_path, "experiment=none", f"trainer.lr_schedule={schedule}", "trainer.lr=2e-3")
     rates = [1000 * row["lr"] for row in read_rows(run.metrics_file)]
     assert rates == pytest.approx([0.0, *expected])
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data=gsm8k cannot be read: Couldn't reach 'openai/gsm8k' on the Hub"):
+        do_run(compose_config(["data=gsm8k", "experiment=none"])[0], tmp_path)
+    status = RunDirectory(tmp_path).status()
+    assert status is not None
+    assert status.state == "failed"
+
+
+def test_the_recipe_reads_real_text_too() -> None:
+    recipe = validate(PretrainConfig, compose_raw(["data=gsm8k"], config_name="pretrain"))
+    assert recipe.data.options == {"path": "", "hub_name": "openai/gsm8k", "validation_examples": 512}
+    assert validate(PretrainConfig, compose_raw([], config_name="pretrain")).data.options["train_examples"] == 40000
