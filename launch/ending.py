@@ -8,6 +8,7 @@ does not get to run, is requeued by Slurm.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from launch.journal import Journal, Ledger
 from launch.retry import Cause, cause_of, given_up, may_retry, vanished
 
 _SCONTROL_TIMEOUT_S = 60
+_OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom.?kill|out of memory", re.IGNORECASE)
 
 
 def end_attempt(
@@ -57,7 +59,7 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
             if directory.is_complete():
                 cause: Cause = "finished"
             elif len(batch) == 1:
-                cause = _as_slurm_says(cause_of(exit_code, directory.status()))
+                cause = _as_slurm_says(journal, cause_of(exit_code, directory.status()))
             else:
                 cause = cause_by_status(directory.status())
         elif directory.is_complete():
@@ -78,15 +80,15 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
         _hold(sweep, ledger, batch)
 
 
-def _as_slurm_says(cause: Cause) -> Cause:
-    """A kill is an out-of-memory if Slurm's own memory watch did it, which it notes in the job's step."""
+def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
+    """A kill is an out-of-memory where Slurm's memory watch, or the kernel's, says so in the job's log."""
     if cause != "killed":
         return cause
-    job = os.environ["SLURM_JOB_ID"]
-    told = subprocess.run(
-        ["sacct", "-n", "-P", "-o", "State", "-j", job], capture_output=True, text=True, check=False, timeout=60
-    ).stdout
-    return "out_of_memory" if "OUT_OF_ME" in told else cause
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+    log = journal.folder / "jobs" / f"{job}_0_log.out"
+    this_attempt = log.read_text(errors="replace").rpartition("Starting with JobEnvironment")[2] if log.exists() else ""
+    return "out_of_memory" if _OUT_OF_MEMORY.search(this_attempt) else cause
 
 
 def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> None:

@@ -9,7 +9,17 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 from jaxtyping import install_import_hook
 
-TENSOR_MODULES = ["align", "capture", "data.batch", "distill", "losses", "objectives", "probe", "quality"]
+TENSOR_MODULES = [
+    "align",
+    "attention_divergence",
+    "capture",
+    "data.batch",
+    "distill",
+    "losses",
+    "objectives",
+    "probe",
+    "quality",
+]
 install_import_hook([f"kv_align.{name}" for name in TENSOR_MODULES], "beartype.beartype")
 
 import pytest

@@ -351,6 +351,47 @@ def test_attention_in_bfloat16_is_compared_in_float32():
     assert rough.total.item() == exact.total.item()
 
 
+def test_mixed_precision_does_not_round_attention():
+    # Of nearly equal attentions, whose difference scores in bfloat16 would drown.
+    student_q, student_k, *_ = (part.detach().float().requires_grad_() for part in LOSSES["attention"][2]())
+    target_q, target_k = (part.detach() + 0.01 * draw(*part.shape, seed=9).float() for part in (student_q, student_k))
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            total = attention_divergence(student_q, student_k, target_q, target_k, MASK, **SETTINGS).total
+        found.append((total.item(), *torch.autograd.grad(total, (student_q, student_k))))
+    exact, mixed = found
+    assert mixed[0] == exact[0] > 1e-5
+    for ours, theirs in zip(mixed[1:], exact[1:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mask", [MASK, LEFT, NOTHING], ids=["right", "left", "nothing"])
+@pytest.mark.parametrize("chunk", [2, 128])
+def test_the_attentions_own_gradient_is_that_of_finite_differences(mask, chunk):
+    # It is written by hand, and keeps double precision.
+    parts = LOSSES["attention"][2]()
+
+    def total(*states: Tensor) -> Tensor:
+        return attention_divergence(*states, mask, **SETTINGS, chunk=chunk).total
+
+    assert total(*parts).dtype == torch.float64
+    torch.autograd.gradcheck(total, parts, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learns", ["student", "target"])
+def test_attention_gives_a_gradient_to_whoever_asks_for_one(learns):
+    asking = slice(0, 2) if learns == "student" else slice(2, 4)
+    parts = [part.detach().float().requires_grad_() for part in LOSSES["attention"][2]()]
+    both = torch.autograd.grad(attention_divergence(*parts, MASK, **SETTINGS).total, parts)
+    alone = [part.detach().requires_grad_(number in range(4)[asking]) for number, part in enumerate(parts)]
+    gradients = torch.autograd.grad(3 * attention_divergence(*alone, MASK, **SETTINGS).total, alone[asking])
+    for ours, theirs in zip(gradients, both[asking], strict=True):
+        torch.testing.assert_close(ours, 3 * theirs)
+    silent = attention_divergence(*(part.detach() for part in parts), MASK, **SETTINGS).total
+    assert not silent.requires_grad
+
+
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 10), (10, 7), (7, 7)])
 def test_vocabularies_padded_differently_are_compared_where_they_agree(student_width, teacher_width):
     student, teacher = draw(2, 5, 7, seed=1).float(), draw(2, 5, 7, seed=2).float()

@@ -1,6 +1,7 @@
 """Each fault on a real Slurm: what the policy retries ends in the weights of an undisturbed run; the rest is told apart."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -43,8 +44,9 @@ def test_preemption_of_one_element(slurm, sweep_on):
     sound(sweep)
     assert sweep.starts("baseline") == 2
     log = (sweep.path / "logs" / f"{sweep.id_of('baseline')}.log").read_text()
-    assert " from step 0 " in log
-    assert " from step 1" in log, "it went on where it was asked to leave"
+    steps = [int(step) for step in re.findall(r" from step (\d+) ", log)]
+    assert steps[0] == 0
+    assert steps[1] >= 12, "it went on where it was asked to leave"
 
 
 def test_the_time_limit(slurm, sweep_on):

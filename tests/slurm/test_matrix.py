@@ -32,6 +32,7 @@ def test_the_expected_results_matrix_in_one_array(slurm, tmp_path):
     assert [len(row["batches"]) for row in submissions(sweep)] == [24]
     assert "#SBATCH --array=0-23%3" in scripts(sweep)[0]
     sweep.wait_done(420)
+    slurm.settle()
     seen = slurm.out("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", sweep.state("none").job.partition("_")[0])
     assert set(seen.split()) == {"COMPLETED|0:0"}
     summaries = [json.loads(sweep.directory.run(run).summary_file.read_text()) for run in sweep.runs()]
@@ -44,7 +45,7 @@ def test_a_sweep_larger_than_an_array_is_split(slurm, sweep_on):
     sweep = sweep_on("seeds=9", held, "cluster.throttle=8", behaviour={})
     sweep.submit()
     assert [len(row["batches"]) for row in submissions(sweep)] == [25, 2]
-    assert [re.search(r"--array=(\S+)", text)[1] for text in scripts(sweep)] == ["0-24%4", "0-1%4"]
+    assert [re.search(r"--array=(\S+)", text)[1] for text in scripts(sweep)] == ["0-24%4", "0-1%2"]
     assert sweep.counts() == {"held": 27}
     assert "27 runs cancelled" in launch("cancel", str(sweep.path)).out
 
