@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as arrow_dataset
 import pyarrow.parquet as parquet
 import yaml
 
@@ -100,12 +99,8 @@ def read_outcomes(files: list[tuple[str, Path]], problems: dict[str, list[str]])
     counts
         Rows of each run.
     """
-    there = [(run, path) for run, path in files if path.is_file()]
-    tables = _together([path for _, path in there])
-    if tables is None:
-        tables = [_one(run, path, problems) for run, path in there]
-    counts = dict.fromkeys((run for run, _ in files), 0)
-    counts.update((run, table.num_rows) for (run, _), table in zip(there, tables, strict=True))
+    tables = [_outcomes(run, path, problems) for run, path in files]
+    counts = {run: table.num_rows for (run, _), table in zip(files, tables, strict=True)}
     runs = list(counts)
     index_N = np.repeat(np.arange(len(runs), dtype=np.int32), list(counts.values()))
     keyed = pa.DictionaryArray.from_arrays(pa.array(index_N), pa.array(runs, pa.string()))
@@ -113,38 +108,17 @@ def read_outcomes(files: list[tuple[str, Path]], problems: dict[str, list[str]])
     return every.add_column(0, "run", keyed), counts
 
 
-def _together(paths: list[Path]) -> list[pa.Table] | None:
-    """All files by one scan, in their order; None if one of them is not as it should be."""
-    if not paths:
-        return []
+def _outcomes(run: str, path: Path, problems: dict[str, list[str]]) -> pa.Table:
+    """The outcomes of one run; out of memory, since opening thousands of small files by themselves takes longer."""
     try:
-        scanned = arrow_dataset.dataset([str(path) for path in paths], schema=OUTCOMES, format="parquet")
-        tables = [
-            pa.Table.from_batches(fragment, OUTCOMES)
-            for fragment in _batches_by_file(scanned, [str(path) for path in paths])
-        ]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError, UnicodeEncodeError):
-        return None
-    # A column that a file lacks comes as null.
-    return None if any(table[key].null_count for table in tables for key in ("split", "id")) else tables
-
-
-def _batches_by_file(scanned: arrow_dataset.Dataset, paths: list[str]) -> list[list[pa.RecordBatch]]:
-    by_file: dict[str, list[pa.RecordBatch]] = {path: [] for path in paths}
-    for tagged in scanned.scanner(use_threads=True).scan_batches():
-        by_file[tagged.fragment.path].append(tagged.record_batch)
-    return list(by_file.values())
-
-
-def _one(run: str, path: Path, problems: dict[str, list[str]]) -> pa.Table:
-    try:
-        with path.open("rb") as stream:
-            table = parquet.read_table(stream)
-        return pa.table({field.name: table[field.name].cast(field.type) for field in OUTCOMES}, OUTCOMES)
+        table = parquet.ParquetFile(pa.py_buffer(path.read_bytes())).read(use_threads=False)
+        return table.select(OUTCOMES.names).replace_schema_metadata(None).cast(OUTCOMES)
+    except FileNotFoundError:
+        pass
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = str(error).splitlines()[0].split(":")[0]
         problems.setdefault(run, []).append(f"{path.name} cannot be read and is left out ({reason})")
-        return OUTCOMES.empty_table()
+    return OUTCOMES.empty_table()
 
 
 def _sound(status: Status | None) -> Status | None:

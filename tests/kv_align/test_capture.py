@@ -179,6 +179,19 @@ def test_a_rotation_by_hand():
     assert quarter.unrotate(states).flatten().tolist() == [3, 4, -1, -2, 5]
 
 
+def test_bfloat16_is_turned_in_float32_and_rounded_once():
+    angles = torch.linspace(0.1, 3.0, 4).repeat(1, 5, 2)
+    rotation = Rotation(angles.cos().bfloat16(), angles.sin().bfloat16())
+    exact = Rotation(rotation.cos.float(), rotation.sin.float())
+    # Large numbers beside small ones, which are all that is left of a large one turned away.
+    states = (
+        torch.randn(2, 3, 5, 10, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-4, 6)
+    ).bfloat16()
+    for ours, theirs in ((rotation.rotate, exact.rotate), (rotation.unrotate, exact.unrotate)):
+        assert torch.equal(ours(states), theirs(states.float()).bfloat16())
+    assert torch.equal(rotation.rotate(states)[..., 8:], states[..., 8:])
+
+
 def test_partial_rotation_leaves_the_rest_of_a_head_alone():
     model = prepared("phi")  # rotates half of each head
     with torch.no_grad(), record([1]) as recorder:
@@ -318,9 +331,9 @@ def test_bfloat16(name):
     assert keys.dtype == recorder.values().dtype == torch.bfloat16
     for number in range(3):
         assert torch.equal(recorder.keys(rotated=True)[:, number], cache.layers[number].keys)
-        # Rotated and back at 8 bits of mantissa: a few units in the last place of the larger of a pair.
+        # What the model rounded when it rotated, and once more.
         difference = (keys[:, number] - expected["k"][number]).float().norm() / expected["k"][number].float().norm()
-        assert difference < (1e-6 if name == "gpt2" else 0.01)
+        assert difference < (1e-6 if name == "gpt2" else 0.003)
 
 
 def test_how_each_layer_attends_is_recorded():

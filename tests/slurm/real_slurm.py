@@ -157,6 +157,7 @@ class RealSlurm:
         for node in ("n1", "n2"):
             if node not in self.processes:
                 self.start_node(node)
+        self.call("scontrol", "update", "nodename=n1,n2", "state=resume")  # says no where nothing is wrong
         self._until("no job is left", lambda: not self.out("squeue", "-h").strip())
         self._until(
             "both nodes are idle",
