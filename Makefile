@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 DEMO ?= outputs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test slurm check smoke bench format clean
+.PHONY: help demo test debian slurm check smoke bench format clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -19,17 +19,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP) ## flat, structured and none, three seeds, on the embedded pair; minutes on one core
-	$(RUN)/python -m kv_align.train --multirun experiment=baseline,v4_0_2,none seed=0,1,2 \
-		trainer.max_steps=150 trainer.warmup_steps=15 hydra.sweep.dir=$(DEMO)
-	$(RUN)/python -m kv_align.summary $(DEMO)
+demo: $(STAMP) ## flat, structured and none, three seeds, on the embedded pair: plan, queue, runs, report; minutes
+	$(RUN)/python -m launch submit sweep=demo cluster=local output_dir=$(DEMO) --wait
 
-test: $(STAMP) ## all tests but those on a real Slurm (make slurm): the launcher is not finished
+test: $(STAMP) ## all tests; those on a real Slurm and in a browser only where these are (make debian)
 	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses 2 --ignore tests/slurm
+	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest tests/slurm
 
-slurm: $(STAMP) ## install Debian's Slurm and run the tests that need one
-	apt-get update -q && apt-get install -y -q slurm-wlm munge slurmdbd mariadb-server
-	KV_ALIGN_REQUIRE_SLURM=1 $(RUN)/python -m pytest tests/slurm
+debian: ## install what the tests of Slurm and of the report page need, from Debian
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q slurm-wlm munge slurmdbd mariadb-server chromium chromium-driver
+
+slurm: $(STAMP) debian ## the tests on a real Slurm, which is started and ended here
+	HF_HUB_OFFLINE=1 KV_ALIGN_REQUIRE_SLURM=1 $(RUN)/python -m pytest tests/slurm
 
 check: $(STAMP) ## lint, format and strict types
 	$(RUN)/ruff check .

@@ -145,6 +145,10 @@ def _check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
 def _check_data(config: Config) -> None:
     if config.data.rationale == "short" and config.data.rationale_every is None:
         raise refused("data.rationale_every", None, "a whole number with data.rationale=short")
+    if config.data.rationale != "full" and not get_object(config.data.target).has_reasoning:
+        raise refused(
+            "data.rationale", config.data.rationale, f"full with data={config.data.name}, whose texts have no steps"
+        )
     path = config.data.options.get("path")
     if path and not Path(path).expanduser().exists():
         raise ConfigError(f"data.path={path} is not allowed: there is no such file or folder; correct the path.")

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from kv_align.data.batch import pad
 from kv_align.data.encode import Encoded
 
-_MARKED_NUMBER = re.compile(r"####\s*([-+]?\$?\s*[\d,]*\.?\d+)")
+_MARKED_NUMBER = re.compile(r"####\s*(\$?[-+]?\$?\s*[\d,]*\.?\d+)")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def run(config: Config, path: Path) -> State:
         print_summary(directory)
     else:
         LOGGER.warning("the run is %s: %s", state, reason)
+    asked.pass_on()
     return state
 
 

@@ -32,5 +32,11 @@ class LeaveRequest:
         if self.to_leave:
             raise Left(f"asked to leave by {self.name}; run it again to go on")
 
+    def pass_on(self) -> None:
+        """Hand a SIGUSR2 to its former handler: submitit puts the job of a plain Hydra sweep back in line."""
+        before = self._before.get(signal.SIGUSR2)
+        if self.name == "SIGUSR2" and callable(before):
+            before(signal.SIGUSR2, None)
+
     def _note(self, number: int, frame: object) -> None:
         self.to_leave, self.name = True, signal.Signals(number).name

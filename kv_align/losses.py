@@ -79,9 +79,10 @@ def causal_cross_entropy(
     scored
         True at tokens whose prediction counts; the first token of a row has none and must be False.
     """
-    labels = ids.masked_fill(~scored, -100)[:, 1:]
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
-    return Masked(total, scored[:, 1:].sum())
+    predicts = scored[:, 1:]
+    # Selected, not masked: a logit that is not finite would make the gradient NaN even where nothing is scored.
+    total = F.cross_entropy(logits[:, :-1][predicts].float(), ids[:, 1:][predicts], reduction="sum")
+    return Masked(total, predicts.sum())
 
 
 def logit_divergence(

@@ -19,11 +19,11 @@ _EXAMPLES = """\
 examples:
   python -m launch submit sweep=expected_results cluster=local --dry-run
   python -m launch submit sweep=expected_results cluster=slurm cluster.partition=gpu
-  python -m launch submit sweep=demo cluster=local seeds=5 trainer.lr=1e-3,3e-3
+  python -m launch submit sweep=demo cluster=local seeds=5 trainer.lr=1e-3,3e-3 --wait
   python -m launch status outputs/sweeps/demo-1a2b3c4d --watch
   python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed
 
-exit codes: 0 done, 2 bad input (one sentence says what; nothing was queued)
+exit codes: 0 done, 1 submit --wait: a run did not finish, 2 bad input (one sentence says what; nothing was queued)
 """
 _WATCH_S = 2.0
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         run: Any = _VERBS[parsed.verb]
-        run(parsed)
+        return run(parsed) or 0
     except ConfigError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()
-    return 0
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="sweep=NAME cluster=NAME, and what is changed")
     submit.add_argument("--dry-run", action="store_true", help="stop after the plan: write and queue nothing")
     submit.add_argument("--canary", action="store_true", help="one run first, the others only if it succeeds")
+    submit.add_argument("--wait", action="store_true", help="stay until every run has ended, then write the report")
     submit.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
     for verb, text in (
         ("plan", "show what was frozen"),
@@ -90,12 +91,32 @@ cluster.KEY=VALUE change it (seeds= and losses= are short for sweep.seeds= and s
 the sweep goes; anything else is a Hydra override of every run, and one with several values is a further axis."""
 
 
-def _submit(parsed: argparse.Namespace) -> None:
+def _submit(parsed: argparse.Namespace) -> int:
     from launch import commands
     from launch.arguments import read_request
 
     request = read_request(parsed.settings, parsed.config_dir)
-    commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+    path = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+    return _wait(path) if parsed.wait and not parsed.dry_run else 0
+
+
+def _wait(path: Path) -> int:
+    """Show the sweep until it is over, and its verdict; the sweep itself goes on without this process."""
+    import subprocess
+
+    from kv_align.plans import SweepDirectory
+    from launch.status import overview
+    from launch.table import watch
+
+    sweep = SweepDirectory(path)
+    try:
+        over = watch(lambda: overview(sweep), _console(), _WATCH_S)
+    except KeyboardInterrupt:
+        print(f"the sweep goes on without this terminal: python -m launch status {path}", file=sys.stderr)
+        raise
+    # In a process of its own, as the last job of a sweep on a cluster does it: launch knows nothing of the analysis.
+    reported = subprocess.run([sys.executable, "-m", "analysis", "report", str(path)], check=False).returncode
+    return reported or int(set(over.counts()) != {"done"})
 
 
 def _plan(parsed: argparse.Namespace) -> None:

@@ -51,8 +51,8 @@ def show(now: Overview, most: int = 0) -> Group:
     return Group(*([table] if listed else []), *lines)
 
 
-def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> None:
-    """Show the table until no run is waiting or running any more."""
+def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> Overview:
+    """Show the table until no run is waiting or running any more; returns the last look."""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             now = look()
@@ -61,6 +61,7 @@ def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> 
                 break
             time.sleep(interval_s)
     console.print(show(now))
+    return now
 
 
 def _left(run: RunState) -> str:

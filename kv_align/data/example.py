@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 Split = Literal["train", "validation", "test"]
 Rationale = Literal["full", "short", "none"]
@@ -64,7 +64,15 @@ class Example:
 
 
 class DataSource(ABC):
-    """What `conf/data/*.yaml` names: a source of examples whose splits are disjoint and the same in every run."""
+    """What `conf/data/*.yaml` names: a source of examples whose splits are disjoint and the same in every run.
+
+    Attributes
+    ----------
+    has_reasoning
+        Whether an example has steps that `data.rationale` can leave out.
+    """
+
+    has_reasoning: ClassVar[bool] = True
 
     @abstractmethod
     def examples(self, split: Split) -> list[Example]:

@@ -51,7 +51,6 @@ def prepare_split(
     teacher: Reader,
     *,
     shuffle: bool,
-    limit: int = 0,
 ) -> PreparedSplit:
     """Read a split.
 
@@ -63,8 +62,6 @@ def prepare_split(
         Each reads with its own tokenizer; the student may be shown a shortened reasoning.
     shuffle
         Whether the teacher reads another example's text (control; in training alone).
-    limit
-        Keep the first so many; 0: all.
 
     Raises
     ------
@@ -75,7 +72,6 @@ def prepare_split(
         examples = source.examples(split)
     except (ValueError, OSError) as error:  # the second where the hub cannot be reached
         raise ConfigError(f"data={config.name} cannot be read: {error}.") from error
-    examples = examples[:limit] if limit else examples
     every = config.rationale_every or 1
     seen = encode((e.with_rationale(config.rationale, every) for e in examples), student.tokenizer, config.max_length)
     kept = [place for place, encoded in enumerate(seen) if _is_scored(encoded)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kv_align.data.example import DataSource, Example, Split
 from kv_align.options import PositiveInt
@@ -35,6 +35,8 @@ class PlainText(DataSource):
     ValueError
         If neither or both of `path` and `hub_name` are given, or a file, column or enough texts are missing.
     """
+
+    has_reasoning: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,6 +83,10 @@ class PlainText(DataSource):
         return [str(text) for text in table[self._column] if text is not None and str(text).strip()]
 
     def _carve(self, found: dict[str, list[str]]) -> dict[Split, list[Example]]:
+        if "train" not in found:
+            raise ValueError(
+                f"data.hub_name={self._hub_name} has no split named train, but {', '.join(found)}; choose another data set"
+            )
         train = [Example(f"train-{index}", "", (text,), None) for index, text in enumerate(found["train"])]
         random.Random("kv-align text splits").shuffle(train)
         splits: dict[Split, list[Example]] = {}

@@ -88,6 +88,10 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("trainer.micro_batch_size=3", ["trainer.micro_batch_size=3 is not allowed", "a divisor of", "batch_size=16"]),
         ("trainer.warmup_steps=300", ["trainer.warmup_steps=300 is not allowed", "below trainer.max_steps=300"]),
         ("loss=ce data.shuffle_teacher=true", ["data.shuffle_teacher=true is not allowed", "loss=ce"]),
+        (
+            "data=text data.path=README.md data.rationale=short",
+            ["data.rationale=short is not allowed", "full with data=text, whose texts have no steps"],
+        ),
         ("loss=logit_kd data.rationale=none", ["data.rationale=none is not allowed", "full with loss=logit_kd"]),
     ],
     "files": [

@@ -538,8 +538,6 @@ def test_a_split_read_alike_is_tokenised_once(embedded):
     assert split.ids == [example.id for example in PROBLEMS]
     assert (split.dropped, split.cut) == (0, 0)
     assert split.collate([1, 4]).teacher.ids[0].tolist()[:3] == split.student[1].ids[:3]
-    few = prepare_split(Given(*PROBLEMS), "train", read_as("full"), reader, reader, shuffle=False, limit=2)
-    assert few.examples == PROBLEMS[:2]
 
 
 @pytest.mark.parametrize("rationale", ["short", "none"])

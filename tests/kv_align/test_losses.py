@@ -433,6 +433,17 @@ def test_the_causal_shift_by_hand():
         assert result.tokens.item() == sum(scored)
 
 
+def test_a_logit_that_is_not_finite_and_predicts_nothing_leaves_loss_and_gradient_alone():
+    logits = torch.zeros(1, 4, 5)
+    logits[0, [0, 3]] = torch.tensor([[math.inf], [math.nan]])
+    logits.requires_grad_()
+    result = causal_cross_entropy(logits, torch.tensor([[1, 2, 3, 4]]), torch.tensor([[False, False, True, True]]))
+    result.total.backward()
+    assert result.total.item() == pytest.approx(2 * math.log(5), abs=1e-6)
+    assert logits.grad[0, [0, 3]].abs().max() == 0
+    assert logits.grad[0, 1].tolist() == pytest.approx([0.2, 0.2, 0.2, -0.8, 0.2])
+
+
 def test_the_end_of_text_is_scored_also_where_it_is_the_pad_id():
     # Id 0 is both; only the mask tells the end, which counts, from the padding, which does not.
     logits = torch.zeros(1, 4, 5)

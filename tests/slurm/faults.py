@@ -27,7 +27,10 @@ class Tally:
 
 
 class FaultDriver:
-    """Disturbs a sweep that was submitted until `count` faults have happened, then lets it be resumed to its end."""
+    """Disturbs a sweep that was submitted until `count` faults have happened, then lets it be resumed to its end.
+
+    A sweep that is done before is extended by a seed.
+    """
 
     def __init__(self, slurm: RealSlurm, sweep: Sweep, seed: int) -> None:
         self.slurm, self.sweep, self.random = slurm, sweep, random.Random(seed)
@@ -50,7 +53,8 @@ class FaultDriver:
             running = self._running()
             if not running:
                 if set(self.sweep.counts()) <= {"done"}:
-                    break
+                    seeds = len({run.seed for run in self.sweep.runs()}) + 1
+                    launch("extend", str(self.sweep.path), f"seeds={seeds}")  # refused while a node is down
                 self._resume_if_idle()
                 time.sleep(0.3)
                 continue

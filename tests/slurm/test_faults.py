@@ -54,7 +54,7 @@ def test_the_time_limit(slurm, sweep_on):
     words = (
         "cluster.time_min=1",
         "cluster.signal_delay_s=50",
-        "trainer.max_steps=60",
+        "trainer.max_steps=100",
         "trainer.checkpoint_interval=1000",
     )
     sweep = sweep_on("seeds=1", *words, "sweep.losses=[kv]", behaviour={"step_s": 0.2})
