@@ -48,10 +48,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(asked: argparse.Namespace) -> int:
-    from analysis.collect import collect, write_csv
+    from analysis.collect import collect
+    from analysis.store import write_csv
 
     collected = collect(asked.sweep)
-    files = write_csv(collected)
+    files = write_csv(collected.data, collected.problems)
     print(f"{len(collected.runs)} runs, {collected.num_read} of them read now, in {files[0].parent}")
     if len(collected.problems):
         print(f"{len(collected.problems)} problems, named in {files[-1].with_suffix('.csv')}")

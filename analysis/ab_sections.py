@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cells import FINISHED, config_leaves
+from analysis.cells import FINISHED
 from analysis.compare import Comparison
 from analysis.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.expected import config_leaves
+from analysis.provenance import KINDS
 from analysis.sides import Side
 from analysis.words import count, number
 
@@ -86,8 +88,19 @@ def audit(sides: tuple[Side, Side], comparison: Comparison) -> list[Block]:
         else "No pair: A and B share no seed whose data order and student start are recorded and the same"
     )
     items += [f"Seed {pair.seed} was not paired: {pair.reason}" for pair in pairs.unpaired]
+    items += _made_differently(sides)
     items += [problem for side in sides for problem in side.problems]
     return [Heading(2, "Audit"), Bullets(tuple(f"{item}." for item in items))]
+
+
+def _made_differently(sides: tuple[Side, Side]) -> list[str]:
+    """Every kind of origin of which the two sides do not have the same single one."""
+    said = []
+    for column, (_, many) in KINDS.items():
+        a, b = (sorted({str(record.get(column) or "unknown") for record in side.records}) for side in sides)
+        if a != b or len(a) > 1:
+            said.append(f"Different {many}, which are part of the difference: A {'; '.join(a)}, B {'; '.join(b)}")
+    return said
 
 
 def _state(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.compare import Comparison, seeds_needed
+from analysis.controls import control_notes, not_better_than
 from analysis.criteria import Criteria
 from analysis.equivalence import Label
 from analysis.significance import relative_percent
@@ -105,23 +106,6 @@ def label(comparison: Comparison, criteria: Criteria) -> str:
     return said
 
 
-def control_warnings(study: Study) -> list[str]:
-    """Say which arms beat the baseline without beating the control."""
-    control, said = study.criteria.ideal.better_than, []
-    for each in study.arms:
-        against = study.against_control.get((each.arm[0], each.group))
-        if each.role == "control" or each.summary is None or against is None or against.summary is None:
-            continue
-        if each.summary.mean < 0 <= against.summary.mean:
-            said.append(
-                f"With loss {each.group}, {each.arm[0]} beats {each.against[0]} "
-                f"({percent(relative_percent(each.summary.mean))}) but not {control} "
-                f"({percent(relative_percent(against.summary.mean))}): training without the teacher's keys and values "
-                "does as well, so this is no success of the method."
-            )
-    return said
-
-
 def primary_notes(study: Study) -> list[str]:
     """What has to be known to read the primary number."""
     primary, notes = study.verdict.primary, list[str]()
@@ -151,6 +135,7 @@ def primary_notes(study: Study) -> list[str]:
             "This comparison changes the aligner, its start and its number of parameters at once; the clean contrasts "
             "below change one thing each."
         )
+    notes += control_notes(study.controls, primary)
     starts = {(config.get("model") or {}).get("student_start") for config in study.sweep.configs.values() if config}
     if "pretrained" in starts:
         notes.append(
@@ -160,12 +145,15 @@ def primary_notes(study: Study) -> list[str]:
 
 
 def conclusion(study: Study) -> str:
-    """One paragraph: headline, primary numbers, what would change them."""
+    """One paragraph: headline, primary numbers, what would change them, and which controls were not beaten."""
     verdict, criteria = study.verdict, study.criteria
     parts = [headline(verdict, criteria)]
     if verdict.primary is not None:
         parts.append(primary_sentence(verdict.primary, criteria))
         parts.append(power_sentence(verdict.primary, criteria))
+        short = not_better_than(study.controls, verdict.primary.arm[0], verdict.primary.group)
+        if short:
+            parts.append(f"{verdict.primary.arm[0]} is not better than {listed(short)}.")
     return " ".join(parts)
 
 

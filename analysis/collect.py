@@ -18,26 +18,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
 from analysis import records, rows
 from analysis.problems import problems_of
 from analysis.scan import FoundRun, find_runs
+from analysis.soundness import last_steps, rows_not_finite, smallest_variance_shares
+from analysis.store import LEVELS, Before, in_order, write_tables
 from kv_align.errors import ConfigError
 from kv_align.plans import Plan, SweepDirectory
 from kv_align.runs import RunDirectory
-
-FORMAT = b"1"
-ALWAYS = ("run", "signature", "state", "reason", "arm", "loss", "seed", "content_hash", "problems", "rows_not_finite")
-"""Columns of `runs` that are there whatever was found."""
-LEVELS = ("metrics", "evaluations", "outcomes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +59,7 @@ class Collected:
     num_read: int
 
     def table(self, level: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Load one of `LEVELS`; of `columns` those that exist.
+        """Load one of `LEVELS`; what nobody logged of `columns` is NaN.
 
         Lists (agreement by layer) come as arrays: name the columns you need where speed matters.
         """
@@ -76,7 +69,21 @@ class Collected:
             there = set(parquet.read_schema(file).names)
             wanted = [name for name in columns if name in there]
         table = parquet.read_table(file, columns=wanted, memory_map=True)
-        return pd.DataFrame(table.to_pandas(split_blocks=True, self_destruct=True))
+        loaded: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+        return (
+            loaded if columns is None or set(columns) <= set(loaded.columns) else loaded.reindex(columns=list(columns))
+        )
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        """The problems of folders that are there; what is missing is a matter of coverage."""
+        return self.problems[self.problems["kind"] != "missing"]
+
+    def training(self) -> pd.DataFrame:
+        """Load `run`, `step` and `task_loss` of the runs whose rows were not lost before the end."""
+        table = self.table("metrics", ["run", "step", "task_loss"])
+        broken = self.runs.index[self.runs["metrics_whole"].eq(False)]
+        return table[~table["run"].isin(broken)] if len(broken) else table
 
 
 def collect(path: Path | str) -> Collected:
@@ -97,7 +104,7 @@ def collect(path: Path | str) -> Collected:
     plan = sweep.plan()
     data = sweep.report / "data"
     known = set() if plan is None else {run.content_hash for run in plan.runs}
-    before = _Before(data)
+    before = Before(data)
     changed = [each for each in found if before.signatures.get(each.run) != each.signature]
     if before.sound and not changed and len(found) == len(before.signatures):
         runs = before.runs_table.to_pandas()
@@ -106,21 +113,6 @@ def collect(path: Path | str) -> Collected:
     runs = runs.set_index("run", drop=False)
     problems = problems_of(runs, plan)
     return Collected(sweep.path, plan, runs, problems, data, len(changed))
-
-
-def write_csv(collected: Collected) -> list[Path]:
-    """Write every table as CSV beside the Parquet files; lists become numbers with spaces between them."""
-    written = []
-    for level in ("runs", *LEVELS):
-        table = parquet.read_table(collected.data / f"{level}.parquet")
-        file = collected.data / f"{level}.csv"
-        arrow_csv.write_csv(pa.table({name: _plain(table[name]) for name in table.column_names}), file)
-        written.append(file)
-    for suffix in ("csv", "parquet"):
-        file = collected.data / f"problems.{suffix}"
-        collected.problems.to_csv(file, index=False) if suffix == "csv" else collected.problems.to_parquet(file)
-        written.append(file)
-    return written
 
 
 def _find(sweep: SweepDirectory) -> list[FoundRun]:
@@ -142,33 +134,8 @@ def _find(sweep: SweepDirectory) -> list[FoundRun]:
     return found
 
 
-class _Before:
-    """What was collected last time; empty where there is nothing, or nothing that can be read."""
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        try:
-            self.runs_table = parquet.read_table(data / "runs.parquet", memory_map=True)
-            known_format = (self.runs_table.schema.metadata or {}).get(b"analysis.format") == FORMAT
-            self.sound = known_format and all((data / f"{level}.parquet").is_file() for level in LEVELS)
-        except (OSError, pa.ArrowException):
-            self.sound = False
-        self.signatures: dict[str, str] = {}
-        if self.sound:
-            keys = (self.runs_table[name].to_pylist() for name in ("run", "signature"))
-            self.signatures = dict(zip(*keys, strict=True))
-
-    def records(self) -> dict[str, dict[str, Any]]:
-        """The rows of `runs`, by run."""
-        return {row["run"]: row for row in self.runs_table.to_pylist()} if self.signatures else {}
-
-    def level(self, name: str) -> pa.Table:
-        """One of the other tables."""
-        return parquet.read_table(self._data / f"{name}.parquet")
-
-
 def _update(
-    found: list[FoundRun], changed: list[FoundRun], before: _Before, data: Path, known: set[str]
+    found: list[FoundRun], changed: list[FoundRun], before: Before, data: Path, known: set[str]
 ) -> pd.DataFrame:
     """Read what changed, put it where it belongs, write everything, and return the runs."""
     fresh = {each.run for each in changed}
@@ -179,115 +146,41 @@ def _update(
         for level in LEVELS
     }
     problems: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(1) as beside:
-        # Thousands of small Parquet files are opened without the interpreter, while it reads what is JSON.
+    with ThreadPoolExecutor(2) as beside:
+        # Arrow parses without the interpreter, which meanwhile reads the small files.
         outcomes = beside.submit(records.read_outcomes, files["outcomes"], problems)
+        parsed = beside.submit(lambda: {level: rows.read_many(files[level]) for level in ("metrics", "evaluations")})
         new = {
             each.run: records.read_record(each.run, directories[each.run], known) | {"signature": each.signature}
             for each in changed
         }
-        read = {level: rows.read_many(files[level]) for level in ("metrics", "evaluations")}
+        read = parsed.result()
         found_rows = {level: (each.table, each.counts) for level, each in read.items()} | {
             "outcomes": outcomes.result()
         }
-    shares = rows.smallest_variance_shares(read["metrics"].table, read["metrics"].counts)
-    bad = _not_finite(read["metrics"].table, read["metrics"].counts)
+    shares = smallest_variance_shares(read["metrics"].table, read["metrics"].counts)
+    last = last_steps(read["metrics"].table, read["metrics"].counts)
+    bad = rows_not_finite(read["metrics"].table, read["metrics"].counts)
     tables: dict[str, pa.Table] = {}
     for level, (table, counts) in found_rows.items():
         for run, count in counts.items():
             new[run][f"num_{level}"] = count
-        tables[level] = _in_order(found, old, before.level(level) if old else None, table, counts)
+        tables[level] = in_order(found, old, before.level(level) if old else None, table, counts)
     for run in new:
         new[run] |= {"variance_share_min": shares.get(run), "rows_not_finite": bad.get(run, 0)}
+        new[run] |= _logged_until(new[run], last.get(run))
         for each in read.values():
             new[run]["problems"] += each.problems.get(run, [])
     for run, sentences in problems.items():
         new[run]["problems"] = [*new[run]["problems"], *sentences]
     merged = [new[each.run] if each.run in new else old[each.run] for each in found]
-    _write(data, merged, tables)
+    write_tables(data, merged, tables)
     return pd.DataFrame(parquet.read_table(data / "runs.parquet").to_pandas())
 
 
-def _not_finite(table: pa.Table, counts: dict[str, int]) -> dict[str, int]:
-    """Rows of each run in which a loss that the run logs is null, NaN or infinite."""
-    bad_N = np.zeros(table.num_rows, dtype=bool)
-    for name in ("task_loss", "total_loss"):
-        if name in table.column_names:
-            bad_N |= ~np.asarray(pc.fill_null(pc.is_finite(table[name]), False))
-    places = np.repeat(np.arange(len(counts)), list(counts.values()))
-    return dict(zip(counts, np.bincount(places[bad_N], minlength=len(counts)).tolist(), strict=True))
-
-
-def _in_order(
-    found: list[FoundRun],
-    old: dict[str, dict[str, Any]],
-    old_table: pa.Table | None,
-    new_table: pa.Table,
-    new_counts: dict[str, int],
-) -> pa.Table:
-    """Rows of all runs in the order of `found`, out of what was kept and what was read."""
-    if old_table is None:
-        return new_table
-    starts: dict[tuple[bool, str], tuple[int, int]] = {}
-    place = 0
-    for run, count in new_counts.items():
-        starts[True, run] = (place, count)
-        place += count
-    # The old table still holds the rows of runs that changed or went: its own `run` column says where each run is.
-    runs_in_old = old_table["run"].combine_chunks() if old_table.num_rows else None
-    if runs_in_old is not None:
-        encoded = runs_in_old if pa.types.is_dictionary(runs_in_old.type) else runs_in_old.dictionary_encode()
-        bounds = pc.run_end_encode(encoded.indices)
-        first = 0
-        for code, end in zip(bounds.values.to_pylist(), bounds.run_ends.to_pylist(), strict=True):
-            starts[False, encoded.dictionary[code].as_py()] = (first, end - first)
-            first = end
-    pieces = []
-    for each in found:
-        is_new = each.run in new_counts
-        first, count = starts.get((is_new, each.run), (0, 0))
-        if count:
-            pieces.append((new_table if is_new else old_table).slice(first, count))
-    return rows.concatenate(pieces) if pieces else new_table.slice(0, 0)
-
-
-def _write(data: Path, merged: list[dict[str, Any]], tables: dict[str, pa.Table]) -> None:
-    data.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys([*ALWAYS, *(name for record in merged for name in record)]))
-    columns = {name: _records_column([record.get(name) for record in merged]) for name in names}
-    # The runs table is what makes the others valid: it goes first and comes back last.
-    (data / "runs.parquet").unlink(missing_ok=True)
-    for level, table in tables.items():
-        _write_parquet(table, data / f"{level}.parquet")
-    runs = pa.table(columns).replace_schema_metadata({b"analysis.format": FORMAT})
-    _write_parquet(runs, data / "runs.parquet")
-
-
-def _write_parquet(table: pa.Table, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-    parquet.write_table(table, temporary, compression="lz4", use_dictionary=texts, write_statistics=False)
-    temporary.replace(file)
-
-
-def _records_column(values: list[Any]) -> pa.Array:
-    present = [value for value in values if value is not None]
-    if any(isinstance(value, list) for value in present):
-        return pa.array(values, pa.list_(pa.string()))
-    if any(isinstance(value, str) for value in present):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
-    if present and all(isinstance(value, bool) for value in present):
-        return pa.array(values, pa.bool_())
-    if present and all(isinstance(value, int) for value in present):
-        return pa.array(values, pa.int64())
-    return pa.array([None if value is None else float(value) for value in values], pa.float64())
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """What a CSV file can hold of a column."""
-    if pa.types.is_dictionary(column.type):
-        return column.cast(pa.string())
-    if pa.types.is_list(column.type):
-        separator = "; " if pa.types.is_string(column.type.value_type) else " "
-        return pc.binary_join(column.cast(pa.list_(pa.string())), separator)
-    return column
+def _logged_until(record: dict[str, Any], last: tuple[int, int] | None) -> dict[str, Any]:
+    """Whether the rows reach the end of a finished run, but for what is logged at intervals; names it if not."""
+    if record["state"] != "finished" or last is None or last[1] == 0 or sum(last) >= record["step"]:
+        return {"metrics_whole": True}
+    said = f"the logged steps end at {last[0]}, the run at {record['step']}: its training curve is left out"
+    return {"metrics_whole": False, "problems": [*record["problems"], said]}

@@ -26,7 +26,8 @@ class ArmCost:
     num_runs
         Runs that the means are of.
     hours
-        Time spent in optimizer steps, all runs together, in hours of one device.
+        Time spent in optimizer steps, all runs together, in hours of one device: of runs that did not finish what they
+        logged.
     tokens
         Student tokens seen by a run.
     student, aligner, teacher
@@ -49,13 +50,25 @@ class ArmCost:
     step_s: float | None
 
 
-def costs(sweep: Sweep, runs: pd.DataFrame) -> list[ArmCost]:
-    """Return the cost of every arm, in the order of the sweep."""
+def costs(sweep: Sweep, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCost]:
+    """Return the cost of every arm, in the order of the sweep.
+
+    Parameters
+    ----------
+    sweep
+        Whose arms.
+    runs, metrics
+        Of `analysis.collect`; of the metrics `run` and `elapsed_s`.
+    """
+    logged = metrics.groupby("run", observed=True)["elapsed_s"].max()
+    logged.index = logged.index.astype(str)
     found = []
     for arm, group, _ in sweep.arms:
         cells = sweep.cells[(sweep.cells["arm"] == arm) & (sweep.cells["group"] == group)]
         own = runs.loc[[run for run in cells["run"] if run in runs.index]]
-        hours = _total(own, "elapsed_s")
+        spent = logged.reindex(own.index).astype(float)
+        if "elapsed_s" in own.columns:
+            spent = own["elapsed_s"].astype(float).fillna(spent)
         tokens, student, aligner, teacher = (
             _mean(own, name) for name in ("tokens", "parameters_student", "parameters_aligner", "parameters_teacher")
         )
@@ -64,7 +77,7 @@ def costs(sweep: Sweep, runs: pd.DataFrame) -> list[ArmCost]:
             reads_teacher = (sweep.configs.get((arm, group), {}).get("loss") or {}).get("name") != "ce"
             flops = tokens * (6 * (student + aligner) + (2 * teacher if reads_teacher else 0))
         step_s = _mean(own, "step_time_s_median")
-        hours = None if hours is None else hours / 3600
+        hours = float(spent.sum()) / 3600 if spent.notna().any() else None
         found.append(ArmCost(arm, group, len(own), hours, tokens, student, aligner, teacher, flops, step_s))
     return found
 
@@ -72,11 +85,6 @@ def costs(sweep: Sweep, runs: pd.DataFrame) -> list[ArmCost]:
 def _mean(runs: pd.DataFrame, column: str) -> float | None:
     values = _values(runs, column)
     return float(values.mean()) if values.size else None
-
-
-def _total(runs: pd.DataFrame, column: str) -> float | None:
-    values = _values(runs, column)
-    return float(values.sum()) if values.size else None
 
 
 def _values(runs: pd.DataFrame, column: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,5 +1,4 @@
-"""The success criteria as they were declared: read, checked, hashed. What they mean is decided in "
-"`analysis.verdict`."""
+"""The success criteria as they were declared: read, checked, hashed. `analysis.verdict` says what they mean."""
 
 from __future__ import annotations
 

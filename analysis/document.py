@@ -122,7 +122,7 @@ def _block(block: Block, figures: str) -> str:
             return f"{'#' * level} {escape(text)}"
         case Paragraph(text, strong, tone):
             said = " ".join(part for part in (f"**{escape(strong)}**" if strong else "", escape(text)) if part)
-            return f"> {said}" if tone in ("warning", "reached", "missed") else said
+            return f"> {said}" if tone in ("warning", "reached", "lead", "missed") else said
         case Bullets(items, _):
             return "\n".join(f"- {escape(item)}" for item in items)
         case Table():

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cells import Sweep, config_leaves
+from analysis.cells import Sweep
 from analysis.checks import FloatArray
 from analysis.criteria import Criteria
+from analysis.expected import config_leaves
 from analysis.pairing import Grid
 from analysis.sign_flip import sign_flip_floor, sign_flip_test
 from analysis.significance import PairedSummary, holm, paired_summary

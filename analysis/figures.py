@@ -16,6 +16,9 @@ from analysis.curves import PointwiseBand
 from analysis.significance import Interval
 from analysis.style import INK, new_figure
 
+FEW = 3
+"""Curves that can all be named at their ends though they lie close together."""
+
 
 @dataclass(frozen=True)
 class ForestRow:
@@ -70,6 +73,7 @@ def forest(panels: dict[str, list[ForestRow]], baseline: str) -> Figure:
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.set_title(title)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes[-1].set_xlabel(f"perplexity against {baseline} (%), left is better")
     return figure
 
@@ -89,7 +93,7 @@ def seed_lines(
     axis.set_xticks(
         places,
         list(arms),
-        rotation=20 if len(arms) > 4 else 0,
+        rotation=30 if len(arms) > 4 else 0,
         ha="right" if len(arms) > 4 else "center",
     )
     axis.margins(x=0.06)
@@ -129,57 +133,13 @@ def curves(panels: dict[str, CurvePanel], *, ylabel: str, difference_label: str,
         below.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ends_of = panel.differences or panel.curves
         below.set_xlim(min(curve.steps[0] for curve in panel.curves), max(curve.steps[-1] for curve in panel.curves))
-        names = [(curve.label, curve.colour, float(curve.steps[-1]), float(curve.band.mean[-1])) for curve in ends_of]
-        label_ends(below if panel.differences else above, names)
+        label_ends(below if panel.differences else above, [_end(curve) for curve in ends_of])
+        # Above, the arms lie close: all are named where they are few, else the one that has no line below.
+        below_too = {curve.label for curve in panel.differences}
+        named = [curve for curve in panel.curves if len(panel.curves) <= FEW or curve.label not in below_too]
+        if panel.differences:
+            label_ends(above, [_end(curve) for curve in named])
     axes[-1].set_xlabel("optimizer step")
-    return figure
-
-
-def heat_maps(panels: dict[str, dict[str, FloatArray]]) -> Figure:
-    """Cosine by layer (rows) and head (columns): a row of maps for keys and values each, one map per arm."""
-    kinds = list(panels)
-    arms = list(dict.fromkeys(arm for each in panels.values() for arm in each))
-    columns = min(4, max(1, len(arms)))
-    lines = -(-len(arms) // columns)
-    figure, axes = new_figure(1.85 * lines * len(kinds) + 0.4, rows=lines * len(kinds), columns=columns)
-    mesh = None
-    lowest = min(0.0, *(float(values_LH.min()) for each in panels.values() for values_LH in each.values()))
-    for number, axis in enumerate(axes):
-        line, column = divmod(number, columns)
-        kind, place = kinds[line // lines], (line % lines) * columns + column
-        values_LH = panels[kind].get(arms[place]) if place < len(arms) else None
-        if values_LH is None:
-            axis.set_visible(False)
-            continue
-        mesh = axis.pcolormesh(values_LH, vmin=lowest, vmax=1, cmap="cividis", edgecolors="face", linewidth=0.1)
-        axis.invert_yaxis()
-        num_layers, num_heads = values_LH.shape
-        axis.set_xticks(
-            np.arange(num_heads) + 0.5, [str(head) for head in range(num_heads)] if num_heads <= 8 else [""] * num_heads
-        )
-        axis.set_yticks(
-            np.arange(num_layers) + 0.5,
-            [str(layer) for layer in range(num_layers)] if num_layers <= 12 else [""] * num_layers,
-        )
-        axis.tick_params(length=0, labelsize=7.5)
-        axis.set_title(f"{kind}\n{_short(arms[place])}", fontsize=7.5, fontweight="normal")
-        if values_LH.size <= 24:
-            for layer in range(num_layers):
-                for head in range(num_heads):
-                    value = values_LH[layer, head]
-                    shade = "#000000" if value > 0.55 else "#ffffff"
-                    axis.text(
-                        head + 0.5, layer + 0.5, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=7.5
-                    )
-        if column == 0:
-            axis.set_ylabel("layer", fontsize=8)
-        if line == lines * len(kinds) - 1:
-            axis.set_xlabel("head", fontsize=8)
-    if mesh is not None:
-        bar = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=30, pad=0.02)
-        bar.set_label("cosine", fontsize=8)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=7.5, length=2)
     return figure
 
 
@@ -207,8 +167,13 @@ def probe_against_cosine(rows: list[tuple[str, str, list[float], list[float]]]) 
     right.set_xlabel("probe R²,\nthe same in all arms")
     for axis in (left, right):
         axis.tick_params(axis="y", length=0)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
     return figure
+
+
+def _end(curve: Curve) -> tuple[str, str, float, float]:
+    """Where a curve ends, for its name."""
+    return curve.label, curve.colour, float(curve.steps[-1]), float(curve.band.mean[-1])
 
 
 def _frame(axis: Axes, drawn: list[Curve]) -> None:
@@ -218,11 +183,6 @@ def _frame(axis: Axes, drawn: list[Curve]) -> None:
         margin = 0.6 * float(np.ptp(means)) or 1.0
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, float(means.min()) - margin), min(high, float(means.max()) + margin))
-
-
-def _short(name: str) -> str:
-    """A name that fits over a small map."""
-    return name if len(name) <= 17 else f"{name[:16]}…"
 
 
 def label_ends(axis: Axes, ends: list[tuple[str, str, float, float]]) -> None:

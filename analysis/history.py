@@ -20,6 +20,7 @@ from analysis.cells import DIVERGED, FINISHED
 from kv_align.plans import digest
 
 _MARK = re.compile(r"<!-- look (\{.*\}) -->")
+_CELL = ("arm", "group", "seed")
 _TITLE = "# What the reports on this sweep concluded\n\nOne line for each report; the newest is the last.\n"
 
 
@@ -42,15 +43,23 @@ class Looks:
     tests: int
 
 
-def results_digest(cells: pd.DataFrame) -> str:
-    """SHA-256 (hex) over which runs ended, how, and with which primary value."""
+def results_digest(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """SHA-256 (hex) over which runs ended, how, and with which validation loss at the end, whatever the criteria ask for.
+
+    Parameters
+    ----------
+    cells
+        Of `analysis.cells.Sweep`.
+    runs
+        Of `analysis.collect`.
+    """
     ended = cells[cells["state"].isin([FINISHED, DIVERGED])]
-    columns = ("arm", "group", "seed", "state", "validation_loss")
-    rows = sorted(
-        (arm, group, int(seed), state, None if loss is None or loss != loss else float(loss))
-        for arm, group, seed, state, loss in zip(*(ended[name] for name in columns), strict=True)
-    )
-    return digest(rows)
+    losses = runs["validation_loss"].to_dict() if "validation_loss" in runs.columns else {}
+    rows = []
+    for arm, group, seed, state, run in zip(*(ended[name] for name in (*_CELL, "state", "run")), strict=True):
+        loss = losses.get(run)
+        rows.append((arm, group, int(seed), state, None if loss is None or loss != loss else float(loss)))
+    return digest(sorted(rows, key=lambda row: row[:3]))
 
 
 def looks(file: Path, results: str, *, tested: bool) -> Looks:

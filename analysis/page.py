@@ -24,7 +24,8 @@ h2 { font-size: 1.3rem; margin: 2.6rem 0 0.8rem; padding-top: 0.8rem; border-top
 h3 { font-size: 1.05rem; margin: 1.8rem 0 0.5rem; }
 p, ul { max-width: 46rem; margin: 0.6rem 0; overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: 0.9rem; }
-.reached, .missed, .warning { border-left: 4px solid; padding: 0.7rem 1rem; border-radius: 3px; }
+.reached, .lead, .missed, .warning { border-left: 4px solid; padding: 0.7rem 1rem; border-radius: 3px; }
+.lead { border-color: var(--soft); background: var(--stripe); }
 .reached { border-color: var(--good); background: var(--good-page); }
 .missed, .warning { border-color: var(--bad); background: var(--bad-page); }
 .reached strong { color: var(--good); } .missed strong, .warning strong { color: var(--bad); }
@@ -36,11 +37,12 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; background: var(--stripe); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
+.wide td:last-child { min-width: 10.5rem; }
 tr.strong td, tr.strong th { font-weight: 700; background: var(--stripe); }
 th:first-child { position: sticky; left: 0; background: var(--page); }
 thead th:first-child, tr.strong th:first-child { background: var(--stripe); }
 .caption, figcaption { color: var(--soft); font-size: 0.84rem; max-width: 46rem; margin: 0.35rem 0 1.2rem; }
-figure { margin: 1.2rem 0 0.4rem; max-width: 41rem; }
+figure { margin: 1.2rem 0 0.4rem; max-width: 36rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 2.2rem; }
 figure svg { display: block; width: 100%; height: auto; }
 @media (max-width: 40rem) {
@@ -52,10 +54,11 @@ figure svg { display: block; width: 100%; height: auto; }
     --bad: #730; --bad-page: #fff; }
   @page { size: A4; margin: 15mm 13mm; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
-  .scroll { overflow: visible; border: 0; } table { font-size: 7.6pt; } .number { white-space: normal; }
-  h2, h3 { break-after: avoid; } figure, tr, .reached, .missed, .warning { break-inside: avoid; }
-  thead { display: table-header-group; } .figures { display: block; }
-  figure { max-width: 125mm; } figure svg { filter: none; }
+  .scroll { overflow: visible; border: 0; }
+  .wide td:last-child { min-width: 0; } table { font-size: 7.6pt; } .number { white-space: normal; }
+  h2, h3 { break-after: avoid; } figure, tr, .reached, .lead, .missed, .warning { break-inside: avoid; }
+  thead { display: table-header-group; } .figures { grid-template-columns: 1fr 1fr; gap: 0 6mm; }
+  figure { max-width: 105mm; } figure svg { filter: none; }
   th:first-child { position: static; }
 }
 """
@@ -113,8 +116,9 @@ def _table(table: Table) -> str:
         strong = ' class="strong"' if place in table.strong else ""
         rows.append(f'<tr{strong}><th scope="row">{escape(first)}</th>{cells}</tr>')
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
+    wide = " wide" if len(table.columns) > 8 else ""
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{inner}</div>{caption}'
+    return f'<div class="scroll{wide}" tabindex="0">{inner}</div>{caption}'
 
 
 def _anchor(text: str) -> str:

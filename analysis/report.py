@@ -1,5 +1,4 @@
-"""`python -m analysis report`: a sweep's results as report.md, report.html, tables and figures, and a line of "
-"history."""
+"""`python -m analysis report`: a sweep's results as text, page, tables and figures, and a line of its history."""
 
 from __future__ import annotations
 
@@ -16,10 +15,12 @@ from analysis import history
 from analysis.answer import conclusion, label
 from analysis.document import Document, Figure, Paragraph, to_markdown
 from analysis.page import to_html
-from analysis.sections_audit import audit_section, methods_section
+from analysis.sections_audit import audit_section
 from analysis.sections_factors import factors_section
-from analysis.sections_results import found_section, verdict_section
+from analysis.sections_found import found_section
+from analysis.sections_methods import methods_section
 from analysis.sections_training import training_section
+from analysis.sections_verdict import verdict_section
 from analysis.significance import relative_percent
 from analysis.study import Study, study
 from analysis.style import figure_style, write_figure
@@ -78,6 +79,9 @@ def write_report(
     table = results_table(found)
     table.to_csv(sweep.report / "results.csv", index=False)
     table.to_parquet(sweep.report / "results.parquet", index=False)
+    # What the page shows the first lines of: every expected run with its state, and every problem.
+    found.sweep.cells.to_csv(sweep.report / "runs.csv", index=False)
+    found.collected.problems.to_csv(sweep.report / "problems.csv", index=False)
     history.append(
         sweep.history_file,
         now=moment,
@@ -120,8 +124,9 @@ def make_document(found: Study, figure_folder: Path, now: datetime) -> Document:
 
 def results_table(found: Study) -> pd.DataFrame:
     """All comparisons as one tidy table, in the units of the metric (nats per token) and in percent of perplexity."""
+    against = [each for control in found.controls for each in control.against.values()]
     rows: list[dict[str, Any]] = []
-    for each in (*found.arms, *found.contrasts):
+    for each in (*found.arms, *against, *found.contrasts):
         summary, interval = each.summary, each.summary.interval if each.summary is not None else None
         rows.append(
             {
@@ -140,7 +145,7 @@ def results_table(found: Study) -> pd.DataFrame:
                 "hedges_g": None if summary is None else summary.hedges_g,
                 "p": each.p_value,
                 "p_adjusted": each.adjusted_p,
-                "adjustment": each.family,
+                "adjustment": each.family or None,
                 "p_floor": each.floor,
                 "detectable_nats": each.detectable,
                 "pairs": len(each.pairs.seeds),

@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json as arrow_json
 
 from kv_align.runs import read_rows
 
 # Bytes parsed at once: large enough to be fast, small enough to keep memory flat.
 BATCH_BYTES = 16 * 2**20
-_NUMBERS = pa.list_(pa.float64())
+NUMBERS = pa.list_(pa.float64())
 
 
 @dataclass
@@ -147,7 +146,7 @@ def _parse_one(run: str, path: Path, content: bytes, problems: dict[str, list[st
 
 def _column(values: list[Any]) -> pa.Array:
     if any(isinstance(value, list) for value in values):
-        return pa.array([value if isinstance(value, list) else None for value in values], _NUMBERS)
+        return pa.array([value if isinstance(value, list) else None for value in values], NUMBERS)
     return pa.array([None if value is None else float(value) for value in values], pa.float64())
 
 
@@ -186,7 +185,7 @@ def _numbers_only(table: pa.Table, runs: list[str], lengths: list[int], problems
         elif pa.types.is_null(kind):
             columns[name] = column.cast(pa.float64())
         elif pa.types.is_list(kind) and _is_plain_number(kind.value_type):
-            columns[name] = column.cast(_NUMBERS)
+            columns[name] = column.cast(NUMBERS)
         elif name != "run":
             used = np.asarray(column.is_valid())
             ends = np.cumsum([0, *lengths])
@@ -224,32 +223,3 @@ def _with_run(table: pa.Table, runs: list[str], lengths: list[int]) -> pa.Table:
     index_N = np.repeat(np.arange(len(runs), dtype=np.int32), lengths)
     column = pa.DictionaryArray.from_arrays(pa.array(index_N), pa.array(runs))
     return table.add_column(0, "run", column)
-
-
-def smallest_variance_shares(table: pa.Table, counts: dict[str, int]) -> dict[str, float]:
-    """Return, by run, the smallest variance over steps, layers and kinds as a share of its first logged value.
-
-    Parameters
-    ----------
-    table, counts
-        Rows of many runs, as `read_many` gives them.
-
-    Returns
-    -------
-    dict
-        Only runs that logged variances (`target_variance_*`, `student_variance_*`) are in it.
-    """
-    names = [name for name in table.column_names if "_variance_" in name and table[name].type == _NUMBERS]
-    shares: dict[str, float] = {}
-    starts = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
-    for name in names:
-        column = table[name].combine_chunks()
-        for run, count in counts.items():
-            rows = column.slice(starts[run], count).drop_null()
-            if len(rows) and pc.all(pc.equal(pc.list_value_length(rows), len(rows[0]))).as_py():
-                values_TL = np.asarray(rows.flatten(), dtype=np.float64).reshape(len(rows), -1)
-                usable_L = values_TL[0] > 0
-                if usable_L.any():
-                    share = float(np.nanmin(values_TL[:, usable_L] / values_TL[0, usable_L]))
-                    shares[run] = min(share, shares.get(run, np.inf))
-    return shares

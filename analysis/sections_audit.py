@@ -1,4 +1,4 @@
-"""Sections of the report: coverage, pairing, problems, provenance, cost; and the methods paragraph."""
+"""Section of the report: coverage, pairing, problems, provenance, cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import pandas as pd
 from analysis.cells import DIVERGED, FINISHED, states
 from analysis.cost import FLOPS_NOTE
 from analysis.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.provenance import origin_sentences, origins
 from analysis.significance import relative_percent
 from analysis.study import Study
-from analysis.words import amount, count, declared_percent, listed, number, percent_interval, seconds, share
+from analysis.words import amount, count, listed, number, percent_interval, seconds, share
 
 SHOWN_PROBLEMS = 60
 
@@ -26,44 +27,9 @@ def audit_section(study: Study) -> list[Block]:
     ]
 
 
-def methods_section(study: Study) -> list[Block]:
-    """6. Methods, to be pasted into a paper."""
-    criteria, sweep = study.criteria, study.sweep
-    seeds = sweep.cells["seed"].nunique()
-    unit = (
-        "The unit of replication is the seed, which fixes data order and student start in every arm; arms are "
-        "paired by seed, after checking that both recorded hashes match. The outcome is the paired difference in "
-        f"log perplexity (nats per scored token of the validation split, at {_step(study)}), reported as change "
-        f"of perplexity."
-    )
-    primary = criteria.primary
-    test = (
-        f"The primary comparison, declared before the runs, is {primary.arm} against {primary.baseline} with loss "
-        f"{primary.loss}, tested two-sided at {criteria.alpha:g} by an exact sign-flip test over {seeds} seeds "
-        "(Monte Carlo above 20); where a run of a pair diverged a worst-rank sign-flip test decides. Intervals are t "
-        f"intervals of {share(criteria.confidence)} coverage. The other arms and the controls of a loss are tested by a "
-        "step-down max-T sign-flip test (Westfall and Young 1993), contrasts and factor effects under Holm. Exact match "
-        "is tested only if the primary comparison passes. Non-inferiority is claimed when the interval excludes "
-        f"{declared_percent(criteria.minimum.tolerated_percent, signed=True)}, equivalence by two one-sided tests within "
-        "that margin."
-    )
-    looks = (
-        f"{count(study.looks.tests, 'look')} with the primary test "
-        f"{'was' if study.looks.tests == 1 else 'were'} made, {criteria.looks} declared. "
-        f"Criteria {criteria.name}, SHA-256 {study.criteria_hash}"
-        + (f"; plan SHA-256 {study.plan_hash}." if study.plan_hash else "; there was no frozen plan.")
-    )
-    return [Heading(2, "Methods"), Paragraph(f"{unit} {test} {looks}")]
-
-
 def texts(table: pd.DataFrame, *columns: str) -> list[tuple[str, ...]]:
     """Rows of some columns as texts."""
     return list(zip(*(table[name].astype(str) for name in columns), strict=True))
-
-
-def _step(study: Study) -> str:
-    step = study.criteria.primary.step
-    return "the last step" if step == "last" else f"step {step}"
 
 
 def _coverage(study: Study) -> list[Block]:
@@ -104,7 +70,7 @@ def _coverage(study: Study) -> list[Block]:
                 for arm, group, seed, state, reason in texts(shown, "arm", "group", "seed", "state", "reason")
             ),
             "Runs without a result. A diverged run is an outcome, the worst one; any other is a missing pair."
-            + (f" {len(lost) - len(shown)} more are in results.csv." if len(lost) > len(shown) else ""),
+            + (f" {len(lost) - len(shown)} more are in runs.csv." if len(lost) > len(shown) else ""),
             frozenset({"seed"}),
         )
         blocks.append(table)
@@ -179,7 +145,7 @@ def _pairing(study: Study) -> list[Block]:
 
 
 def _problems(study: Study) -> list[Block]:
-    problems = study.collected.problems
+    problems = study.collected.broken
     if problems.empty:
         return [Heading(3, "Damaged, foreign and duplicated folders"), Paragraph("None were found.")]
     shown = problems.head(SHOWN_PROBLEMS)
@@ -189,39 +155,20 @@ def _problems(study: Study) -> list[Block]:
         Table(
             ("folder", "kind", "what"),
             tuple(texts(shown, "run", "kind", "detail")),
-            f"{rest} more are in data/problems.csv." if rest else "",
+            f"{rest} more are in problems.csv." if rest else "",
         ),
     ]
 
 
 def _provenance(study: Study) -> list[Block]:
-    runs = study.collected.runs
-    used = runs.loc[[run for run in study.sweep.cells["run"] if run in runs.index]]
-    items = []
-    kinds = {
-        "git_commits": "git commit",
-        "packages": "set of package versions",
-        "teacher_sha256": "teacher",
-        "device": "device",
-    }
-    for column, what in kinds.items():
-        values = list(dict.fromkeys(used[column].fillna("").replace("", "unknown")))
-        if len(values) == 1:
-            items.append(f"One {what}: {values[0]}.")
-        elif values:
-            items.append(f"Mixed: {count(len(values), what, _plural(what))} ({'; '.join(values[:6])}).")
+    items, mixed = origin_sentences(origins(study.collected.runs, study.sweep.cells["run"]))
     looks = study.looks
-    items.append(
+    look = (
         f"This is look {looks.number} at the results"
         + ("" if looks.is_new else ", rendered again")
         + f"; the primary test was made on {count(looks.tests, 'set')} of runs, {study.criteria.looks} declared."
     )
-    mixed = any(item.startswith("Mixed") for item in items)
-    return [Heading(3, "Provenance"), Bullets(tuple(items), "warning" if mixed else "plain")]
-
-
-def _plural(what: str) -> str:
-    return "sets of package versions" if what.startswith("set") else f"{what}s"
+    return [Heading(3, "Provenance"), Bullets((*items, look), "warning" if mixed else "plain")]
 
 
 def _cost(study: Study) -> list[Block]:
@@ -244,7 +191,7 @@ def _cost(study: Study) -> list[Block]:
     columns = ("arm", "loss", unit, "per step", "tokens", "student", "aligner", "FLOPs")
     teacher = next((each.teacher for each in study.cost if each.teacher is not None), None)
     caption = (
-        f"{number(total, 3)} {unit} in optimizer steps over all runs. Tokens and FLOPs are of one run; student "
-        f"and aligner are trained parameters, the teacher has {amount(teacher)}. {FLOPS_NOTE}"
+        f"{number(total, 3)} {unit} in optimizer steps over all runs, also those that did not finish. Tokens and FLOPs "
+        f"are of one run; student and aligner are trained parameters, the teacher has {amount(teacher)}. {FLOPS_NOTE}"
     )
     return [Heading(3, "Cost"), Table(columns, tuple(rows), caption, frozenset(columns[2:]))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.answer import family_sentence, label
 from analysis.document import Block, Heading, Paragraph, Table
-from analysis.sections_results import interval_cell, number_cells, p_cell
+from analysis.sections_found import interval_cell, number_cells, p_cell
 from analysis.significance import relative_percent
 from analysis.study import Study
 from analysis.words import listed, percent, share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,20 @@ from analysis.cells import FINISHED
 from analysis.checks import FloatArray
 from analysis.curves import pointwise_band
 from analysis.document import Block, Heading, Paragraph, Table
-from analysis.sections_results import Draw, arm_colours
+from analysis.heat_maps import heat_maps
+from analysis.sections_found import Draw, arm_colours
 from analysis.study import Study, arms_in, runs_of
 from analysis.training import Curves, curves
 from analysis.words import count, number, p_text, share
+
+FEW_BANDS = 3
+"""Bands that can be told apart when they lie over each other."""
 
 
 def training_section(study: Study, draw: Draw) -> list[Block]:
     """3. Curves, early training, thresholds, alignment, agreement."""
     blocks: list[Block] = [Heading(2, "Training and alignment")]
-    metrics = study.collected.table("metrics", ["run", "step", "task_loss"])
+    metrics = study.collected.training()
     evaluations = study.collected.table("evaluations", ["run", "step", "validation_perplexity"])
     until = study.window[1] if study.window is not None else float(study.criteria.training_window[1])
     blocks += _curves(study, draw, metrics, "task_loss", "training", "training loss\n(nats per token)", until)
@@ -49,6 +54,7 @@ def _curves(
     log: bool = False,
 ) -> list[Block]:
     palette, confidence = arm_colours(study), study.criteria.confidence
+    banded = _banded(study)
     panels = {}
     for group in study.sweep.groups:
         drawn, differences = [], []
@@ -62,19 +68,28 @@ def _curves(
                 against = _differences(study, table, column, (arm, own), (study.sweep.baseline, base), until, log)
                 if against is not None:
                     band = pointwise_band(against.values, confidence=confidence)
+                    band = band if banded is None or arm == banded else replace(band, low=None, high=None)
                     differences.append(figures.Curve(arm, palette[arm], against.steps, band))
         if drawn:
             panels[f"loss {group}"] = figures.CurvePanel(drawn, differences)
     if not panels:
         return []
     what = "Training loss (cross-entropy)" if name == "training" else "Validation perplexity at equal steps"
+    only = "" if banded is None else f"; in the differences only {banded} has one, since so many would hide each other"
     caption = (
         f"{what}: mean over the finished seeds, and below it the difference to {study.sweep.baseline} paired by "
         f"seed. The band is the {share(confidence)} t interval of each step by itself, not of the curve as a whole, "
-        "and may run beyond the frame."
+        f"and may run beyond the frame{only}."
     )
     below = "difference (%)" if log else "difference\n(nats per token)"
     return [draw(name, caption, lambda: figures.curves(panels, ylabel=ylabel, difference_label=below, log=log))]
+
+
+def _banded(study: Study) -> str | None:
+    """The one arm whose differences are drawn with a band; None where there are few enough for all."""
+    most = max((len(arms_in(study.sweep, group)) - 1 for group in study.sweep.groups), default=0)
+    primary = study.verdict.primary
+    return primary.arm[0] if primary is not None and most > FEW_BANDS else None
 
 
 def _differences(
@@ -90,9 +105,7 @@ def _differences(
     comparison = next((each for each in study.arms if each.arm == arm and each.against == baseline), None)
     if comparison is None:
         return None
-    cells = study.sweep.cells
-    rows = zip(*(cells[name] for name in ("arm", "group", "seed", "run")), strict=True)
-    runs = {(name, group, int(seed)): run for name, group, seed, run in rows}
+    runs = study.sweep.run_of
     pairs = [
         (runs[*arm, seed], runs[*baseline, seed])
         for seed, finished in zip(comparison.pairs.seeds, comparison.pairs.finished, strict=True)
@@ -171,7 +184,7 @@ def _alignment(study: Study, draw: Draw) -> list[Block]:
         blocks.append(draw("alignment", caption, lambda: figures.probe_against_cosine(rows)))
     if maps:
         caption = f"Cosine between student and projected teacher by layer and head, loss {group}, mean over seeds."
-        blocks.append(draw("heads", caption, lambda: figures.heat_maps(maps)))
+        blocks.append(draw("heads", caption, lambda: heat_maps(maps)))
     return blocks
 
 

@@ -14,6 +14,7 @@ from analysis.cells import sweep_of
 from analysis.collect import collect
 from analysis.criteria import Criteria
 from analysis.records import UNREADABLE, read_record
+from analysis.soundness import smallest_variance_shares
 from kv_align.errors import ConfigError
 from kv_align.runs import RunDirectory
 
@@ -77,7 +78,7 @@ def _run(letter: str, path: Path) -> Side:
         )
     metrics = rows.read_many([(letter, directory.metrics_file)])
     evaluations = rows.read_many([(letter, directory.evaluations_file)])
-    record["variance_share_min"] = rows.smallest_variance_shares(metrics.table, metrics.counts).get(letter)
+    record["variance_share_min"] = smallest_variance_shares(metrics.table, metrics.counts).get(letter)
     found = [*record["problems"], *metrics.problems.get(letter, []), *evaluations.problems.get(letter, [])]
     name = f"{record['arm']}, {record['loss']}, seed {record['seed']}"
     config = json.loads(record["config"]) if record["config"] else {}

@@ -129,8 +129,9 @@ def t_interval(d_S: FloatArray, confidence: float) -> Interval | None:
     """Return the two-sided t interval of the mean of finite differences (num_pairs,), None where there is no t."""
     if no_t_reason(d_S) is not None:
         return None
-    ends = stats.ttest_1samp(d_S, 0.0).confidence_interval(confidence)
-    return Interval(float(ends.low), float(ends.high))
+    # The quantile itself: a test object takes milliseconds to make, and simulations ask for many thousand intervals.
+    half = float(special.stdtrit(d_S.size - 1, (1 + confidence) / 2) * d_S.std(ddof=1) / np.sqrt(d_S.size))
+    return Interval(float(d_S.mean()) - half, float(d_S.mean()) + half)
 
 
 def hedges_correction(degrees_of_freedom: int) -> float:

@@ -1,11 +1,9 @@
-"""Everything a report says of a sweep, as numbers: made once, then told in a page, a file, a terminal and the "
-"history."""
+"""Everything a report says of a sweep, as numbers: made once, then told in a page, a file and a terminal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,22 +11,19 @@ from analysis import cells as cells_module
 from analysis.agreement import Agreement, agreement
 from analysis.cells import Sweep, coverage, sweep_of
 from analysis.collect import Collected, collect
-from analysis.compare import (
-    Comparison,
-    arm_comparisons,
-    contrast_comparisons,
-    estimate,
-)
+from analysis.compare import Comparison, estimate
+from analysis.comparisons import arm_comparisons, contrast_comparisons
+from analysis.controls import Control, controls_to_beat
 from analysis.cost import ArmCost, costs
-from analysis.criteria import Criteria, criteria_hash, default_criteria_file, load_criteria, parse_criteria
+from analysis.criteria import Criteria, criteria_hash
 from analysis.curves import CensoredSummary
 from analysis.deciding import decide_alone, decide_together, under_holm
+from analysis.declared import criteria_for, departures, holds_primary
 from analysis.factorial import Effect, effects
 from analysis.history import Looks, looks, results_digest
 from analysis.pairing import Grid
 from analysis.training import areas, thresholds
 from analysis.verdict import Verdict, decide
-from analysis.words import count
 from kv_align.plans import SweepDirectory
 
 
@@ -50,8 +45,8 @@ class Study:
         Every other arm and control against the baseline of its loss; the primary is in its place among them.
     contrasts, effects
         Clean contrasts; factor effects and interactions.
-    against_control
-        By (arm, loss): the arm against the control it must beat.
+    controls
+        Every arm against the controls that it has to beat.
     area, probe, exact
         By (arm, loss): the arm against the baseline in training area, probe R² and exact match.
     secondary
@@ -77,7 +72,7 @@ class Study:
     arms: list[Comparison]
     contrasts: list[Comparison]
     effects: list[Effect]
-    against_control: dict[tuple[str, str], Comparison]
+    controls: list[Control]
     area: dict[tuple[str, str], Comparison]
     probe: dict[tuple[str, str], Comparison]
     exact: dict[tuple[str, str], Comparison]
@@ -111,15 +106,15 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
     collected = collect(path)
-    criteria, raw, differ = _criteria(collected, criteria_file)
+    criteria, raw, differ = criteria_for(collected, criteria_file)
     sweep = sweep_of(collected, criteria, baseline)
-    results = results_digest(sweep.cells)
+    results = results_digest(sweep.cells, collected.runs)
     ended, expected = coverage(sweep.cells)
     complete = ended >= criteria.coverage * expected
     grid = Grid(sweep.cells)
     history = SweepDirectory(path).history_file
-    look = looks(history, results, tested=complete and _has_primary(sweep, criteria))
-    exploratory = tuple(_exploratory(collected, sweep, criteria, differ, baseline, look))
+    look = looks(history, results, tested=complete and holds_primary(sweep, criteria))
+    exploratory = departures(collected, sweep, criteria, differ, baseline, look)
     verdict = decide(sweep, criteria, exploratory, grid)
     arms, contrasts = arm_comparisons(grid, sweep, criteria), contrast_comparisons(grid, sweep, criteria)
     if complete:
@@ -130,7 +125,7 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
         ]
         contrasts = under_holm(contrasts, criteria)
     arms = _with_primary(arms, verdict.primary, sweep)
-    metrics = collected.table("metrics", ["run", "step", "task_loss"])
+    metrics = collected.training()
     finished = list(sweep.cells.loc[sweep.cells["state"] == cells_module.FINISHED, "run"])
     window = areas(metrics, finished, criteria.training_window).window
     others = {
@@ -149,7 +144,7 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
         arms=arms,
         contrasts=contrasts,
         effects=effects(grid, sweep, criteria, test=complete),
-        against_control=_against_control(grid, sweep, criteria, arms),
+        controls=controls_to_beat(grid, sweep, criteria),
         area=others["training_area"],
         probe=others["probe_r2"],
         exact=others["exact_match"],
@@ -157,7 +152,7 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
         agreement=_agreement(collected, sweep, verdict),
         window=window,
         threshold=_thresholds(metrics, sweep, criteria, window),
-        cost=costs(sweep, collected.runs),
+        cost=costs(sweep, collected.runs, collected.table("metrics", ["run", "elapsed_s"])),
     )
 
 
@@ -172,46 +167,6 @@ def runs_of(sweep: Sweep, arm: str, group: str, *, diverged: bool = False) -> li
 def arms_in(sweep: Sweep, group: str) -> list[tuple[str, str]]:
     """Return (arm, own group) of all that are compared within a loss, controls last."""
     return [(arm, own) for arm, own, control in sweep.arms if control or own == group]
-
-
-def _criteria(collected: Collected, file: Path | None) -> tuple[Criteria, dict[str, Any], bool]:
-    """Criteria, their plain containers, and whether they are not the plan's."""
-    plan = collected.plan
-    if file is None and plan is not None:
-        return parse_criteria(plan.criteria, "the plan's criteria"), plan.criteria, False
-    criteria, raw = load_criteria(file or default_criteria_file())
-    return criteria, raw, plan is not None and criteria_hash(raw) != plan.criteria_hash
-
-
-def _has_primary(sweep: Sweep, criteria: Criteria) -> bool:
-    return sweep.group_of(criteria.primary.arm, criteria.primary.loss) is not None
-
-
-def _exploratory(
-    collected: Collected, sweep: Sweep, criteria: Criteria, differ: bool, baseline: str | None, look: Looks
-) -> list[str]:
-    reasons = []
-    if collected.plan is None:
-        reasons.append("The runs were not planned: there is no frozen plan, so nothing was declared before them.")
-    if differ:
-        reasons.append("The criteria of this report are not the ones that were frozen with the plan.")
-    if baseline is not None and collected.plan is not None and baseline != collected.plan.baseline:
-        reasons.append(f"The baseline of this report is {baseline}; the plan's is {collected.plan.baseline}.")
-    elif sweep.baseline != criteria.primary.baseline:
-        reasons.append(f"The baseline is {sweep.baseline}; the criteria declare {criteria.primary.baseline}.")
-    if collected.plan is not None and collected.plan.extensions:
-        added = count(len(collected.plan.extensions), "time")
-        reasons.append(
-            f"The sweep was extended {added} after it was frozen, so its p values are not those of one look."
-        )
-    seeds = sweep.cells["seed"].nunique()
-    if seeds > criteria.seeds:
-        reasons.append(f"The criteria declare {criteria.seeds} seeds; this sweep has {seeds}.")
-    if look.tests > criteria.looks:
-        reasons.append(
-            f"The primary test was made on {look.tests} different sets of runs, and {criteria.looks} was declared."
-        )
-    return reasons
 
 
 def _with_primary(arms: list[Comparison], primary: Comparison | None, sweep: Sweep) -> list[Comparison]:
@@ -240,20 +195,6 @@ def _others(
     }
 
 
-def _against_control(
-    grid: Grid, sweep: Sweep, criteria: Criteria, arms: list[Comparison]
-) -> dict[tuple[str, str], Comparison]:
-    found = {}
-    for each in arms:
-        own = sweep.group_of(criteria.ideal.better_than, each.group)
-        if own is not None and each.arm[0] != criteria.ideal.better_than:
-            control = (criteria.ideal.better_than, own)
-            found[each.arm[0], each.group] = estimate(
-                grid, "contrast", f"against {control[0]}", each.arm, control, each.group, criteria
-            )
-    return found
-
-
 def _secondary(verdict: Verdict, exact: dict[tuple[str, str], Comparison], criteria: Criteria) -> Comparison | None:
     """Fixed sequence: exact match is tested only if the primary passed."""
     primary = verdict.primary
@@ -268,8 +209,7 @@ def _agreement(collected: Collected, sweep: Sweep, verdict: Verdict) -> Agreemen
     if verdict.primary is None:
         return None
     wanted = {verdict.primary.arm, verdict.primary.against}
-    rows = zip(*(sweep.cells[name] for name in ("arm", "group", "seed", "run")), strict=True)
-    runs = {(arm, group, int(seed)): run for arm, group, seed, run in rows if (arm, group) in wanted}
+    runs = {cell: run for cell, run in sweep.run_of.items() if cell[:2] in wanted}
     outcomes: pd.DataFrame = collected.table("outcomes", ["run", "split", "id", "correct"])
     outcomes = outcomes[outcomes["run"].isin(list(runs.values()))]
     return agreement(outcomes, verdict.primary, runs)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 INK = "#010203"
 """Stands for the text's colour on a page; in a PNG it is what it says, nearly black."""
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7f7f7f")
-WIDTH_IN = 5.4
+WIDTH_IN = 4.6
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.answer import control_warnings, headline, power_sentence, primary_sentence
+from analysis.answer import headline, power_sentence, primary_sentence
+from analysis.controls import control_warnings
 from analysis.report import Report
-from analysis.sections_results import OUT_OF_REACH, p_cell
+from analysis.sections_found import OUT_OF_REACH, p_cell
 from analysis.significance import relative_percent
-from analysis.words import percent, percent_interval, share
+from analysis.words import count, percent, percent_interval, share
 
 WIDTH = 80
 
@@ -30,17 +33,30 @@ def print_verdict(report: Report, console: Console | None = None) -> None:
     found = report.study
     verdict, criteria = found.verdict, found.criteria
     out.print()
-    out.print(Text(headline(verdict, criteria), style="bold"))
+    for reason in verdict.exploratory:
+        _say(out, f"Exploratory: {reason}", "yellow")
+        out.print()
+    _say(out, headline(verdict, criteria), "bold")
     if verdict.primary is not None:
         said = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
-        out.print(Padding(Text(said), (1, 0, 0, 0)))
-    for warning in control_warnings(found):
-        out.print(Padding(Text(f"Warning: {warning}", style="yellow"), (1, 0, 0, 0)))
+        out.print()
+        _say(out, said)
+    for warning in control_warnings(found.controls, found.arms):
+        out.print()
+        _say(out, f"Warning: {warning}", "yellow")
     if found.arms:
         out.print(Padding(_table(report), (1, 0, 0, 0)))
-    if len(found.collected.problems):
-        out.print(Text(f"{len(found.collected.problems)} problem(s) with run folders are named in the report."))
+    if any(each.conditional for each in found.arms):
+        _say(out, "* of the pairs in which no run diverged; a diverged run counts as the worst outcome in p and wins.")
+    if len(found.collected.broken):
+        many = count(len(found.collected.broken), "problem")
+        _say(out, f"{many} with run folders: see the section on coverage in the report.")
     out.print(Text(f"Report: {report.page}"), soft_wrap=True)
+
+
+def _say(out: Console, text: str, style: str = "") -> None:
+    """Print a paragraph; rich would break it between a number and its unit."""
+    out.print(Text(textwrap.fill(text, out.width), style=style))
 
 
 def _table(report: Report) -> Table:
@@ -51,14 +67,15 @@ def _table(report: Report) -> Table:
     for title in ("expected", "perplexity", f"{share(found.criteria.confidence)} interval", "p", "wins"):
         table.add_column(title, justify="right", no_wrap=True)
     for each in found.arms:
+        marked = "*" if each.conditional else ""
         summary, expected = each.summary, each.expected_percent
         interval = None if summary is None else summary.interval
         table.add_row(
             Text(each.arm[0], style="bold" if each.role == "primary" else "dim" if each.role == "control" else ""),
             Text(each.group),
             "" if expected is None else percent(-expected),
-            "–" if summary is None else percent(relative_percent(summary.mean)),
-            "–" if interval is None else percent_interval(*(relative_percent(end) for end in interval)),
+            "–" if summary is None else percent(relative_percent(summary.mean)) + marked,
+            "–" if interval is None else percent_interval(*(relative_percent(end) for end in interval)) + marked,
             p_cell(each.adjusted_p, each.floor, found.criteria.alpha).replace(OUT_OF_REACH, "–"),
             each.wins,
         )

@@ -60,6 +60,12 @@ class Recipe:
     criteria: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(CRITERIA))
 
 
+SMALL = Recipe(seeds=3, steps=50, examples=6, losses=("kv",), controls=("none",))
+"""The smallest sweep in which everything that is declared can be computed."""
+HOSTILE = '<script>alert(1)</script>|*x*[y](http://z)`_&amp;"'
+"""A name that no renderer may believe."""
+
+
 def config_of(arm: str, loss: str, seed: int) -> dict[str, Any]:
     """A configuration as `kv_align` would freeze it, as far as an analysis reads it."""
     structured = arm.startswith("v4") or arm in ("frozen_random", "shuffled_teacher")

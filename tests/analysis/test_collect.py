@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.collect import Collected, collect, write_csv
+from analysis.collect import Collected, collect
+from analysis.store import write_csv
 from kv_align.errors import ConfigError
 from kv_align.plans import SweepDirectory
 from kv_align.runs import RunDirectory
@@ -65,7 +66,8 @@ def test_every_number_comes_back(sweep):
 
 def test_runs_that_log_no_alignment_have_no_alignment(sweep):
     metrics = collect(sweep.path).table("metrics", ["run", "kv_loss", "not_a_column"])
-    assert list(metrics.columns) == ["run", "kv_loss"]
+    assert list(metrics.columns) == ["run", "kv_loss", "not_a_column"]
+    assert metrics["not_a_column"].isna().all()
     none = metrics[metrics["run"].astype(str).str.contains("none")]
     assert len(none) > 0
     assert none["kv_loss"].isna().all()
@@ -270,7 +272,7 @@ def test_a_run_folder_that_is_a_link_is_read(sweep, tmp_path):
 
 def test_csv_holds_what_parquet_holds(sweep):
     collected = collect(sweep.path)
-    files = write_csv(collected)
+    files = write_csv(collected.data, collected.problems)
     assert {file.name for file in files} >= {
         "runs.csv",
         "metrics.csv",

@@ -52,8 +52,8 @@ def test_without_an_effect_the_paper_level_is_almost_never_reached(null_verdicts
 
 
 def test_harm_at_the_margin_is_rarely_called_harmless():
-    verdicts = simulate(replace(SMALL, effects={"v4_0_2": CRITERIA_READ.tolerated_nats}, noise=0.05), SWEEPS, seed=2)
-    assert at_most(sum(bool(verdict.reached("minimum")) for verdict in verdicts), SWEEPS, 0.025)
+    verdicts = simulate(replace(SMALL, effects={"v4_0_2": CRITERIA_READ.tolerated_nats}, noise=0.05), 1000, seed=2)
+    assert at_most(sum(bool(verdict.reached("minimum")) for verdict in verdicts), 1000, 0.025)
 
 
 def test_the_declared_effect_is_found_with_the_power_that_the_t_test_promises():

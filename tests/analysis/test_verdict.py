@@ -8,12 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis.cells import Sweep
-from analysis.compare import (
-    arm_comparisons,
-    contrast_comparisons,
-    primary_comparison,
-    seeds_needed,
-)
+from analysis.compare import seeds_needed
+from analysis.comparisons import arm_comparisons, contrast_comparisons, primary_comparison
 from analysis.criteria import Criteria, parse_criteria
 from analysis.deciding import decide_alone, decide_together, under_holm
 from analysis.equivalence import Label
@@ -106,6 +102,14 @@ def test_each_condition_of_the_ideal_level_alone_keeps_it_from_being_reached(wha
     assert [each.reached for each in verdict.levels] == [True, False, False]
 
 
+def test_a_variance_that_was_never_logged_has_not_been_seen_to_hold():
+    cells = cells_of()
+    cells["variance_share_min"] = np.nan
+    verdict = judged(cells)
+    assert failed(verdict, "ideal") == ["no variance below 1\u00a0% of its start"]
+    assert verdict.levels[1].checks[-1].found == "not measured"
+
+
 def test_one_missing_run_anywhere_leaves_estimates_only():
     cells = cells_of()
     change(cells, "shuffled_teacher", slice(0, 1), group="", state="running", validation_loss=np.nan)
@@ -159,7 +163,10 @@ def test_a_diverged_baseline_counts_for_the_arm():
 def test_what_does_not_match_is_not_paired(column, value):
     cells = cells_of()
     change(cells, "v4_0_2", slice(2, 3), **{column: value})
-    primary = judged(cells).primary
+    verdict = judged(cells)
+    primary = verdict.primary
+    assert failed(verdict, "paper") == ["coverage 100\u00a0%, of runs and of pairs of the primary comparison"]
+    assert verdict.levels[2].checks[1].found == "96 of 96 runs, 7 of 8 pairs"
     assert primary.pairs.seeds == (0, 1, 3, 4, 5, 6, 7)
     (refused,) = primary.pairs.unpaired
     assert refused.refused

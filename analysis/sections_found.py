@@ -1,4 +1,4 @@
-"""Sections of the report: the verdict, and expected against found."""
+"""Section of the report: expected against found, for every arm and control."""
 
 from __future__ import annotations
 
@@ -9,61 +9,22 @@ from matplotlib.figure import Figure as Drawing
 
 from analysis import figures
 from analysis.answer import (
-    control_warnings,
     family_sentence,
-    headline,
     label,
-    power_sentence,
-    primary_notes,
-    primary_sentence,
 )
 from analysis.compare import Comparison
-from analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table, Tone
+from analysis.controls import Control, not_better_than
+from analysis.document import Block, Figure, Heading, Paragraph, Table
 from analysis.significance import relative_percent
 from analysis.study import Study
 from analysis.style import colours
-from analysis.words import declared_percent, number, p_number, percent, percent_interval, share
+from analysis.words import declared_percent, listed, number, p_number, percent, percent_interval, share
 
 OUT_OF_REACH = "out of reach"
 """Stands for a p value that could not have been below alpha, whatever the runs had given."""
 
 Draw = Callable[[str, str, Callable[[], Drawing]], Figure]
 """Draws a figure in the report's style, writes it, and returns its block: (name, caption, how to draw it)."""
-
-
-def verdict_section(study: Study) -> list[Block]:
-    """1. The verdict."""
-    verdict, criteria = study.verdict, study.criteria
-    blocks: list[Block] = [Heading(2, "Verdict")]
-    if verdict.exploratory:
-        blocks.append(Paragraph(" ".join(verdict.exploratory), "This report is exploratory.", "warning"))
-    tone: Tone = "reached" if verdict.reached("minimum") else "missed"
-    text = ""
-    if verdict.primary is not None:
-        text = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
-    blocks.append(Paragraph(text, headline(verdict, criteria), tone))
-    blocks += [Paragraph(warning, "Warning.", "warning") for warning in control_warnings(study)]
-    notes = primary_notes(study)
-    if notes:
-        blocks.append(Bullets(tuple(notes)))
-    rows = [
-        (level.name, check.asked, check.found, {True: "yes", False: "no", None: "not judged"}[check.passed])
-        for level in verdict.levels
-        for check in level.checks
-    ]
-    if rows:
-        shown = [
-            (level if place == 0 or rows[place - 1][0] != level else "", *rest)
-            for place, (level, *rest) in enumerate(rows)
-        ]
-        blocks.append(
-            Table(
-                ("level", "asked", "found", "holds"),
-                tuple(shown),
-                "The declared levels; each asks for those above it too. What is not in this sweep cannot hold.",
-            )
-        )
-    return blocks
 
 
 def found_section(study: Study, draw: Draw) -> list[Block]:
@@ -85,51 +46,31 @@ def found_section(study: Study, draw: Draw) -> list[Block]:
         f"{share(criteria.confidence)} t interval (bar), every seed (ticks) and what was expected (open diamond)."
     )
     blocks.append(draw("differences", caption, lambda: figures.forest(panels, sweep.baseline)))
+    interval, beside = f"{share(criteria.confidence)} interval", f"against {control}"
+    columns = ("arm", "perplexity", "expected", "found", interval, "p", "Hedges g", "wins", beside, "verdict")
     for group in sweep.groups:
         members = [each for each in study.arms if each.group == group]
         rows = [_baseline_row(study, group), *(_row(each, study) for each in members)]
-        tail = f"{family_sentence(members)} " if family_sentence(members) else ""
-        blocks.append(Heading(3, f"Loss {group}"))
-        blocks.append(
-            Table(
-                (
-                    "arm",
-                    "perplexity",
-                    "expected",
-                    "found",
-                    f"{share(criteria.confidence)} interval",
-                    "p",
-                    "Hedges g",
-                    "wins",
-                    f"against {control}",
-                    "verdict",
-                ),
-                tuple(rows),
-                f"Change of perplexity against {sweep.baseline} with the same loss; negative is better. {tail}"
-                + (
-                    "The primary comparison stands out; the others are exploratory. "
-                    if any(each.role == "primary" for each in members)
-                    else "All of this table is exploratory. "
-                )
-                + f"{_label_words(study)} Expected improvements are written as lower perplexity; Hedges g is paired "
-                "(dz with the exact small-sample correction).",
-                frozenset(
-                    {
-                        "perplexity",
-                        "expected",
-                        "found",
-                        f"{share(criteria.confidence)} interval",
-                        "p",
-                        "Hedges g",
-                        "wins",
-                        f"against {control}",
-                    }
-                ),
-                frozenset(place for place, each in enumerate(members, 1) if each.role == "primary"),
-            )
+        role = (
+            "The primary comparison stands out; the others are exploratory."
+            if any(each.role == "primary" for each in members)
+            else "All of this table is exploratory."
         )
-    blocks.append(draw(*_seed_lines(study, palette)))
-    return blocks
+        caption = " ".join(
+            each
+            for each in (
+                f"Change of perplexity against {sweep.baseline} with the same loss; negative is better.",
+                family_sentence(members),
+                role,
+                _label_words(study) if group == sweep.groups[0] else "",
+                "Expected improvements are written as lower perplexity; Hedges g is paired (dz with the exact "
+                "small-sample correction).",
+            )
+            if each
+        )
+        strong = frozenset(place for place, each in enumerate(members, 1) if each.role == "primary")
+        blocks += [Heading(3, f"Loss {group}"), Table(columns, tuple(rows), caption, frozenset(columns[1:-1]), strong)]
+    return [*blocks, *_controls(study), draw(*_seed_lines(study, palette))]
 
 
 def _label_words(study: Study) -> str:
@@ -196,13 +137,15 @@ def _row(comparison: Comparison, study: Study) -> tuple[str, ...]:
     arm, group = comparison.arm[0], comparison.group
     expected = comparison.expected_percent
     name = f"{arm} (control)" if comparison.role == "control" else arm
+    verdict = label(comparison, study.criteria)
+    short = [] if comparison.role == "control" else not_better_than(study.controls, arm, group)
     return (
         name,
         _perplexity(study, arm, group),
         "–" if expected is None else percent(-expected),
         *number_cells(comparison, study.criteria.alpha),
         _against(study, arm, group),
-        label(comparison, study.criteria),
+        f"{verdict}; not better than {listed(short)}" if short else verdict,
     )
 
 
@@ -241,13 +184,44 @@ def _perplexity(study: Study, arm: str, group: str) -> str:
 
 
 def _against(study: Study, arm: str, group: str) -> str:
-    control = study.criteria.ideal.better_than
-    if arm == control:
+    """The arm against the declared control."""
+    for control in study.controls:
+        found = control.against.get((arm, group))
+        if control.kind == "declared" and found is not None and found.summary is not None:
+            return percent(relative_percent(found.summary.mean)) + ("*" if found.conditional else "")
+    return "–"
+
+
+def _controls(study: Study) -> list[Block]:
+    """Every arm against every control that it has to beat."""
+    rows = [
+        (arm, group, *(_against_control(each, arm, group) for each in study.controls))
+        for group in study.sweep.groups
+        for arm, own, control in study.sweep.arms
+        if own == group and not control
+    ]
+    if not study.controls:
+        return []
+    titles = tuple(f"against {control.name}" for control in study.controls)
+    marked = (
+        " * conditional on both runs of a pair having finished." if any("*" in "".join(row) for row in rows) else ""
+    )
+    caption = (
+        f"Change of perplexity against each control, with {share(study.criteria.confidence)} t interval, paired by seed; "
+        f"negative is better. What the method claims is what helps only where an arm is better than all of them. "
+        f"Estimates, not tested.{marked}"
+    )
+    return [
+        Heading(3, "Against the controls"),
+        Table(("arm", "loss", *titles), tuple(rows), caption, frozenset(titles)),
+    ]
+
+
+def _against_control(control: Control, arm: str, group: str) -> str:
+    found = control.against.get((arm, group))
+    if found is None or found.summary is None:
         return "–"
-    if arm == study.sweep.baseline:
-        other = next((each for each in study.arms if each.arm[0] == control and each.group == group), None)
-        mean = None if other is None or other.summary is None else -other.summary.mean
-    else:
-        found = study.against_control.get((arm, group))
-        mean = None if found is None or found.summary is None else found.summary.mean
-    return "–" if mean is None else percent(relative_percent(mean))
+    said = percent(relative_percent(found.summary.mean))
+    if found.summary.interval is not None:
+        said += f" ({interval_cell(found.summary.interval)})"
+    return said + ("*" if found.conditional else "")
