@@ -11,17 +11,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from kv_align.align.aligner import count_parameters
-from kv_align.build import calibrate, layer_map, make_aligner, make_objective, make_source
+from kv_align.build import make_distiller, make_source
 from kv_align.config import Config, content_hash
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
-from kv_align.distill import Distiller, Teacher
 from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
 from kv_align.loop import Loop
-from kv_align.models import load_student, load_teacher, weights_digest
+from kv_align.models import check_queries, load_student, load_teacher, weights_digest
 from kv_align.provenance import attempt_provenance
 from kv_align.runs import RunDirectory
 from kv_align.seeds import derive_seed
+from kv_align.signals import signal_of
 from kv_align.steps import data_order, total_steps
 
 LOGGER = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ class Assembly:
         self.teacher_reader = load_teacher(config.model, device)
         self.student_reader = load_student(config.model, config.seed, device)
         readers = (self.student_reader, self.teacher_reader)
+        signal = signal_of(config.loss)
+        if signal in ("keys_values_queries", "relations"):
+            pair = (self.teacher_reader, self.student_reader)
+            check_queries(config.model, config.loss.name, *pair, attention=signal == "keys_values_queries")
         source, data = make_source(config), config.data
         self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
         self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
@@ -65,27 +69,17 @@ class Assembly:
         self.num_steps = total_steps(config, len(self.train.examples))
         _check_lengths(config, self.num_steps, len(self.validation.examples))
 
-        self.objective = make_objective(config)
         tokenizers = (self.teacher_reader.tokenizer, self.student_reader.tokenizer)
-        if self.objective.signal == "logits" and not same_tokenizer(*tokenizers):
+        if signal == "logits" and not same_tokenizer(*tokenizers):
             raise ConfigError(
                 f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
                 f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
             )
-        rotated = config.keys is not None and config.keys.rotated
-        geometries = (self.teacher_reader.geometry, self.student_reader.geometry)
-        self.layers = layer_map(config, *geometries)
-        self.teacher = Teacher(self.teacher_reader.model, self.layers, rotated=rotated)
-        self.aligner = make_aligner(config, *geometries, queries=self.objective.signal == "keys_values_queries")
-        key_variance, value_variance = calibrate(config, self.teacher, self.layers, self.train, device)
-        self.distiller = Distiller(
-            self.student_reader.model,
-            self.aligner,
-            self.objective,
-            rotated=rotated,
-            key_variance=key_variance,
-            value_variance=value_variance,
-        ).to(device)
+        distiller, self.teacher, self.layers = make_distiller(
+            config, self.teacher_reader, self.student_reader, self.train
+        )
+        self.distiller = distiller.to(device)
+        self.aligner, self.objective = distiller.aligner, distiller.objective
         self.initial_digests = {
             "student": weights_digest(self.student_reader.model),
             "aligner": "" if self.aligner is None else weights_digest(self.aligner),
@@ -143,7 +137,8 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         "parameters": {
             "teacher": count_parameters(built.teacher_reader.model),
             "student": count_parameters(built.student_reader.model),
-            "aligner": 0 if built.aligner is None else count_parameters(built.aligner),
+            # Or what the objective learns itself: whatever learns beside the student.
+            "aligner": 0 if built.distiller.helper is None else count_parameters(built.distiller.helper),
         },
         "examples": {
             name: _split_facts(split)

@@ -63,6 +63,22 @@ def attention_divergence(
     return Masked(total * (temperature**2 / student_q.shape[1]), mask.sum())
 
 
+def attention_of(
+    q: Float[Tensor, "b hq t d"],
+    k: Float[Tensor, "b hk t d"],
+    mask: Bool[Tensor, "b t"],
+    scaling: float,
+    window: int | None,
+) -> Float[Tensor, "b hq t t"]:
+    """Return the attention of one layer that `attention_divergence` compares: how each query token weighs each key token.
+
+    At padding it means nothing.
+    """
+    hidden = ~_visible(mask, slice(0, q.shape[2]), window)[:, None, None]
+    weights = _log_attention(_grouped(q, k.shape[1]), _grouped(k, k.shape[1]), hidden, scaling).exp()
+    return rearrange(weights, "b k g t r -> b (k g) t r")
+
+
 class _Divergence(torch.autograd.Function):
     """Sum over layers and valid queries of the mean over heads of KL(target || student)."""
 

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from hydra.utils import get_method, get_object
-from torch import Tensor
 
-from kv_align.align.aligner import Aligner, map_generator
+from kv_align.align.aligner import Aligner, count_parameters, map_generator
+from kv_align.align.calibration import Calibration, Kind
 from kv_align.align.heads import HeadMap, MapShape, MapStart
+from kv_align.align.layer_map_learned import Mixture
+from kv_align.align.placement import LayerMixture, Placement
+from kv_align.align.time_warp import SegmentWarp
+from kv_align.calibration import Calibrator
 from kv_align.capture import Geometry
 from kv_align.config import Choice, Config
 from kv_align.data.example import DataSource
 from kv_align.data.prepared import PreparedSplit
-from kv_align.distill import Teacher
-from kv_align.effective import uses_keys_values
+from kv_align.distill import Distiller, Teacher
 from kv_align.errors import ConfigError
-from kv_align.objectives.objective import Objective
-from kv_align.quality import variance
+from kv_align.models import Reader
+from kv_align.objectives.objective import Objective, Pairing
+from kv_align.options import parameters_of
+from kv_align.signals import signal_of, uses_keys_values
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which teacher layers a run looks at.
+
+    Attributes
+    ----------
+    of_student
+        The teacher layer of each student layer, or the one that weighs most at the start of a learned mixture; empty where
+        nothing is compared.
+    read
+        What the teacher must give, in this order.
+    mixture
+        Where a learned mixture of all of `read` starts; None where layers are selected.
+    """
+
+    of_student: list[int]
+    read: list[int]
+    mixture: Mixture | None = None
+
+    def placed(self) -> list[int] | LayerMixture:
+        """What a `Placement` does with the layers that were read; a mixture is a new one at each call."""
+        if self.mixture is not None:
+            return LayerMixture(self.mixture)
+        return [self.read.index(layer) for layer in self.of_student]
 
 
 def make(choice: Choice, *arguments: Any) -> Any:
@@ -40,76 +77,156 @@ def make_source(config: Config) -> DataSource:
     return cast(DataSource, make(config.data))
 
 
-def make_objective(config: Config) -> Objective:
-    """Return the objective."""
-    return cast(Objective, make(config.loss))
+def make_time_warp(config: Config) -> SegmentWarp:
+    """Return the resampling of tokens, of a run that compares states."""
+    assert config.time_warp is not None
+    return cast(SegmentWarp, make(config.time_warp))
 
 
-def layer_map(config: Config, teacher: Geometry, student: Geometry) -> list[int]:
-    """Return the teacher layer of each student layer; empty where nothing is aligned."""
+def make_distiller(
+    config: Config, teacher: Reader, student: Reader, train: PreparedSplit
+) -> tuple[Distiller, Teacher, list[int]]:
+    """Make all that stands between two models, in the order in which it depends on each other.
+
+    Returns
+    -------
+    What learns, what teaches it, and the teacher layer of each student layer (empty where no states are compared).
+    """
+    signal = signal_of(config.loss)
+    rotated = config.keys is not None and config.keys.rotated
+    queries = signal == "keys_values_queries"
+    geometries = (teacher.geometry, student.geometry)
+    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated)
+    layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
+    reader = Teacher(teacher.model, layers.read, rotated=rotated)
+
+    def placement() -> Placement:
+        return Placement(layers.placed(), make_time_warp(config)).to(teacher.model.device)
+
+    def pairing() -> Pairing:
+        hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None
+        return Pairing(
+            *geometries,
+            teacher_hidden=teacher.model.config.get_text_config().hidden_size,
+            student_hidden=student.model.config.get_text_config().hidden_size,
+            hidden_variance=hidden,
+            generator=map_generator(config.seed, "objective"),
+        )
+
+    objective = make_objective(config, pairing)
+    aligner = make_aligner(
+        config,
+        *geometries,
+        queries=queries,
+        layers=layers,
+        calibration=lambda: calibrator.paired(reader, placement(), queries=queries),
+    )
+    variances = (torch.ones(1), torch.ones(1))
+    if aligner is not None:
+        variances = calibrator.key_value_variance(reader, layers.of_student)
+    distiller = Distiller(
+        student.model,
+        aligner,
+        objective,
+        rotated=rotated,
+        key_variance=variances[0],
+        value_variance=variances[1],
+        placement=placement() if layers.read and aligner is None else None,
+    )
+    return distiller, reader, layers.of_student
+
+
+def make_objective(config: Config, pairing: Callable[[], Pairing] | None = None) -> Objective:
+    """Return the objective, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
+    if "pairing" not in parameters_of(config.loss.target):
+        return cast(Objective, make(config.loss))
+    assert pairing is not None
+    return cast(Objective, make(config.loss, pairing()))
+
+
+def choose_layers(
+    config: Config,
+    teacher: Geometry,
+    student: Geometry,
+    similarity: Callable[[], list[list[float]]] | None = None,
+) -> Layers:
+    """Return the teacher layers of each student layer.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    teacher, student
+        Their shapes.
+    similarity
+        Measures [L_s][L_t] for a map that asks for it (by a parameter `similarity`).
+    """
     if config.layer_map is None:
-        return []
-    return list(make(config.layer_map, teacher.num_layers, student.num_layers, config.seed))
+        return Layers([], [])
+    arguments: list[Any] = [teacher.num_layers, student.num_layers, config.seed]
+    if "similarity" in parameters_of(config.layer_map.target):
+        assert similarity is not None
+        arguments.append(similarity())
+    found = make(config.layer_map, *arguments)
+    if isinstance(found, Mixture):
+        return Layers(found.layers, list(range(teacher.num_layers)), found)
+    layers = list(found)
+    return Layers(layers, sorted(set(layers)))
 
 
-def make_aligner(config: Config, teacher: Geometry, student: Geometry, *, queries: bool) -> Aligner | None:
+def make_aligner(
+    config: Config,
+    teacher: Geometry,
+    student: Geometry,
+    *,
+    queries: bool,
+    layers: Layers | None = None,
+    calibration: Callable[[], Calibration] | None = None,
+) -> Aligner | None:
     """Return the aligner on the CPU, drawn from the run's seed; None where nothing is aligned.
 
     Each kind's mix and width map have generators of their own, so that arms which differ in one of them, or in whether
     queries are aligned, start from the same others.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    teacher, student
+        Their shapes.
+    queries
+        Whether the loss needs queries.
+    layers
+        What `choose_layers` returned; None: it is asked.
+    calibration
+        Reads both models' states for an init that asks for them (by a parameter `calibration`).
     """
-    if not uses_keys_values(config) or config.time_warp is None:
+    if not uses_keys_values(config):
         return None
-    layers = layer_map(config, teacher, student)
-    places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
+    layers = choose_layers(config, teacher, student) if layers is None else layers
+    init, states = None, None
+    if config.init is not None:
+        init = partial(get_method(config.init.target), **config.init.options)
+        if "calibration" in parameters_of(config.init.target):
+            assert calibration is not None
+            states = calibration()
+    t, s, number = teacher, student, student.num_layers
+    shapes: dict[Kind, MapShape] = {
+        "key": MapShape(number, t.num_key_value_heads, t.key_width, s.num_key_value_heads, s.key_width),
+        "value": MapShape(number, t.num_key_value_heads, t.value_width, s.num_key_value_heads, s.value_width),
+    }
+    if queries:
+        shapes["query"] = MapShape(number, t.num_query_heads, t.key_width, s.num_query_heads, s.key_width)
+    maps: dict[Kind, HeadMap] = {}
+    for kind, shape in shapes.items():
+        mix, width = (map_generator(config.seed, f"aligner {kind} {part}") for part in ("mix", "width"))
+        maps[kind] = make(config.aligner, shape, MapStart(init, mix, width, kind, shapes, states))
+    _log_match(config, list(maps.values()))
+    return Aligner(layers.placed(), make_time_warp(config), maps["key"], maps["value"], maps.get("query"))
 
-    def head_map(kind: str, teacher_heads: int, teacher_width: int, student_heads: int, student_width: int) -> HeadMap:
-        start = MapStart(
-            None if config.init is None else get_method(config.init.target),
-            map_generator(config.seed, f"aligner {kind} mix"),
-            map_generator(config.seed, f"aligner {kind} width"),
-        )
-        shape = MapShape(student.num_layers, teacher_heads, teacher_width, student_heads, student_width)
-        return cast(HeadMap, make(config.aligner, shape, start))
 
-    t, s = teacher, student
-    return Aligner(
-        [places[layer] for layer in layers],
-        make(config.time_warp),
-        head_map("key", t.num_key_value_heads, t.key_width, s.num_key_value_heads, s.key_width),
-        head_map("value", t.num_key_value_heads, t.value_width, s.num_key_value_heads, s.value_width),
-        head_map("query", t.num_query_heads, t.key_width, s.num_query_heads, s.key_width) if queries else None,
-    )
-
-
-def calibrate(
-    config: Config, teacher: Teacher, layers: list[int], train: PreparedSplit, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Variance of the teacher's raw keys and values by student layer, over the first training examples.
-
-    The examples do not depend on the seed, and nothing of the student or the aligner enters: the same in all arms.
-
-    Returns
-    -------
-    Two tensors [L_s]; ones where nothing is aligned.
-    """
-    if not layers:
-        return torch.ones(1, device=device), torch.ones(1, device=device)
-    places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
-    order = [places[layer] for layer in layers]
-    count = min(config.evaluation.calibration_examples, len(train.examples))
-    size = config.evaluation.batch_size
-    found: dict[str, list[Tensor]] = {"k": [], "v": []}
-    tokens = []
-    for start in range(0, count, size):
-        # Matched batches, read by the teacher alone; an average of batch variances, weighted by tokens.
-        batch = train.collate(list(range(start, min(start + size, count)))).to(device)
-        states = teacher.read(batch, "keys_values")
-        assert states.k is not None
-        assert states.v is not None
-        found["k"].append(variance(states.k, batch.teacher.mask))
-        found["v"].append(variance(states.v, batch.teacher.mask))
-        tokens.append(batch.teacher.mask.sum().double())
-    weights = torch.stack(tokens) / torch.stack(tokens).sum()
-    key, value = (torch.einsum("n,nl->l", weights, torch.stack(found[kind])) for kind in ("k", "v"))
-    return key[order].float(), value[order].float()
+def _log_match(config: Config, maps: list[HeadMap]) -> None:
+    matched = [each.matched for each in maps if each.matched is not None]
+    if matched:
+        own = sum(count_parameters(each) for each in maps)
+        LOGGER.info("aligner=%s: %d parameters, matched to %d", config.aligner.name, own, sum(matched))

@@ -1,13 +1,14 @@
 """The one training step: a batch in, the loss and its parts out; the same lines for every arm.
 
 `Teacher` gives what the objective needs of the teacher and nothing else. `Distiller` is the one module that learns
-(student and aligner), with one `forward`, so that whatever wraps it sees every use of its parameters.
+(student, aligner, and what the objective learns itself), with one `forward`, so that whatever wraps it sees every use of
+its parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kv_align.align.aligner import Aligner
 from kv_align.align.fit import Phase
+from kv_align.align.placement import Placement
 from kv_align.capture import Layer, Recorder, record
 from kv_align.data.batch import Batch
 from kv_align.losses import Masked, causal_cross_entropy
@@ -30,6 +32,7 @@ class TeacherStates:
     v: Float[Tensor, "b l hv r dv"] | None = None
     q: Float[Tensor, "b l hq r dk"] | None = None
     logits: Tensor | None = None
+    hidden: Float[Tensor, "b l r e"] | None = None
 
 
 class Teacher:
@@ -48,6 +51,10 @@ class Teacher:
     def __init__(self, model: PreTrainedModel, layers: Sequence[int], *, rotated: bool) -> None:
         self.model, self._layers, self._rotated = model, sorted(set(layers)), rotated
 
+    def places(self, layers: Sequence[int]) -> list[int]:
+        """Places of layers among those that are read."""
+        return [self._layers.index(layer) for layer in layers]
+
     @torch.no_grad()
     def read(self, batch: Batch, signal: Signal) -> TeacherStates:
         """Run as much of the teacher as the signal needs: nothing, up to the last layer wanted, or all of it."""
@@ -57,12 +64,15 @@ class Teacher:
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
         if signal == "logits":
             return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
+        if signal == "hidden_states":
+            all_states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+            return TeacherStates(hidden=_above(all_states, self._layers))
         with record(self._layers, stop_after_last=True) as recorder:
             self.model.base_model(**inputs, use_cache=False)
         return TeacherStates(
             k=recorder.keys(rotated=self._rotated),
             v=recorder.values(),
-            q=recorder.queries(rotated=self._rotated) if signal == "keys_values_queries" else None,
+            q=recorder.queries(rotated=self._rotated) if signal in ("keys_values_queries", "relations") else None,
         )
 
 
@@ -116,6 +126,8 @@ class Distiller(nn.Module):
         Whether keys are compared after the rotary embedding.
     key_variance, value_variance
         [L], fixed; ones where nothing is aligned.
+    placement
+        For an objective that compares the teacher's own states, without an aligner; None for the others.
     """
 
     key_variance: Tensor
@@ -130,12 +142,24 @@ class Distiller(nn.Module):
         rotated: bool,
         key_variance: Tensor,
         value_variance: Tensor,
+        placement: Placement | None = None,
     ) -> None:
         super().__init__()
         self.student, self.aligner, self.objective = student, aligner, objective
+        self.placement, self.projection = placement, objective.projection
         self._rotated = rotated
         self.register_buffer("key_variance", key_variance)
         self.register_buffer("value_variance", value_variance)
+
+    @property
+    def compares_states(self) -> bool:
+        """Whether the student is taught by the teacher's states, through an aligner or without."""
+        return self.aligner is not None or self.placement is not None
+
+    @property
+    def helper(self) -> nn.Module | None:
+        """What learns beside the student, with a rate and a norm of its own: the aligner, or the objective's projection."""
+        return self.projection if self.aligner is None else self.aligner
 
     def forward(
         self, batch: Batch, teacher: TeacherStates, counts: Counts, weights: dict[str, float], phase: Phase
@@ -166,15 +190,34 @@ class Distiller(nn.Module):
     def compare(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> Comparison:
         """Run the student and bring the teacher's states into its shape."""
         tokens = batch.student
+        hidden_wanted = {"output_hidden_states": True} if teacher.hidden is not None else {}
         with record() as recorder:
-            logits = self.student(
-                input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-            ).logits
+            output = self.student(
+                input_ids=tokens.ids,
+                attention_mask=tokens.mask,
+                position_ids=tokens.positions,
+                use_cache=False,
+                **hidden_wanted,
+            )
+        logits = output.logits
+        if self.placement is not None:
+            raw = (teacher.k, teacher.v, teacher.q, None if teacher.hidden is None else teacher.hidden[:, :, None])
+            k, v, q, hidden = self.placement(
+                raw, tokens.segments, batch.teacher.segments, batch.same_time, places=batch.places
+            )
+            plain = Comparison(logits, tokens.ids, batch.scored, batch.aligned)
+            if hidden is not None:
+                own = _above(output.hidden_states, range(len(recorder.layers)))
+                return replace(plain, student_hidden=own, teacher_hidden=hidden[:, :, 0])
+            assert k is not None
+            assert v is not None
+            own_states = _student_states(recorder, rotated=self._rotated, queries=True)
+            return replace(plain, student=own_states, source=States(k, v, q))
         if self.aligner is None or teacher.k is None or teacher.v is None:
             return Comparison(logits, tokens.ids, batch.scored, batch.aligned, teacher_logits=teacher.logits)
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase.aligner_learns):
             k, v, q = self.aligner(
-                teacher.k, teacher.v, teacher.q, tokens.segments, batch.teacher.segments, batch.same_time
+                teacher.k, teacher.v, teacher.q, tokens.segments, batch.teacher.segments, batch.same_time, batch.places
             )
         target = States(k, v, q)
         student = _student_states(recorder, rotated=self._rotated, queries=q is not None)
@@ -203,6 +246,11 @@ class Distiller(nn.Module):
 
     def _share(self, part: Masked, counts: Counts) -> Tensor:
         return part.total / max(1, counts.scored if self.objective.counted == "scored" else counts.aligned)
+
+
+def _above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tensor, "b l t e"]:
+    """Hidden states above each of the layers; the library's first are the embeddings."""
+    return torch.stack([hidden_states[layer + 1] for layer in layers], dim=1)
 
 
 def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> States:

@@ -187,7 +187,8 @@ class Evaluator:
                         )
                 assert states.k is not None
                 assert states.v is not None
-                weights = None if here.same_time else warp.matrix(here.student.segments, here.teacher.segments)
+                segments = here.student.segments, here.teacher.segments
+                weights = None if here.same_time else warp.matrix(*segments, here.places)
                 order = [places[layer] for layer in layers]
                 pairs = {"xk": states.k[:, order], "xv": states.v[:, order]}
                 if weights is not None:

@@ -192,7 +192,7 @@ class Loop:
             with self._accelerator.autocast():
                 states = self._teacher.read(here, self._distiller.objective.signal)
                 result: StepResult = self._wrapped(here, states, counts, weights, phase)
-            if logged and self._distiller.aligner is not None:
+            if logged and self._distiller.compares_states:
                 quality.add(result.comparison)
                 reach.add(result.alignment)
             self._accelerator.backward(result.total)
@@ -214,7 +214,7 @@ class Loop:
             **rates,
             **norms,
         }
-        if logged and self._distiller.aligner is not None:
+        if logged and self._distiller.compares_states:
             row["kv_grad_norm"] = reach.norm()
             expected = phase.student_learns and any(weights.values())
             self._watch(quality, reach.norm(), expected, row)
@@ -223,8 +223,8 @@ class Loop:
     def _clip(self, limit: float) -> dict[str, float]:
         """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
         norms = {"grad_norm": self._accelerator.clip_grad_norm_(self._distiller.student.parameters(), limit)}
-        if self._distiller.aligner is not None:
-            norms["aligner_grad_norm"] = self._accelerator.clip_grad_norm_(self._distiller.aligner.parameters(), limit)
+        if self._distiller.helper is not None:
+            norms["aligner_grad_norm"] = self._accelerator.clip_grad_norm_(self._distiller.helper.parameters(), limit)
         return {name: float(norm) for name, norm in norms.items()}
 
     def _watch(self, quality: Quality, reach: float, expected: bool, row: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -63,10 +64,7 @@ def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader
     if config.student_start == "pretrained":
         model = _pretrained(config, "student", "float32")
     else:
-        with _readable("student", config.student):
-            architecture = AutoConfig.from_pretrained(
-                model_path(config.student, "student"), trust_remote_code=config.student in config.remote_code
-            )
+        architecture = _architecture(config, "student")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "student start"))
             model = AutoModelForCausalLM.from_config(
@@ -79,6 +77,37 @@ def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader
     return Reader(model, _tokenizer(config, "student"), prepare(model, "student"))
 
 
+def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Reader, *, attention: bool) -> None:
+    """Refuse a loss on queries for models that do not show them.
+
+    Parameters
+    ----------
+    config, loss
+        The models' names and the loss's, for the message.
+    teacher, student
+        The models.
+    attention
+        Whether the loss computes the student's attention of them.
+
+    Raises
+    ------
+    ConfigError
+        If one of them gives no queries, or the student's attention is not the one that the loss computes.
+    """
+    for role, reader in (("teacher", teacher), ("student", student)):
+        name = f"loss={loss} is not allowed with model.{role}={getattr(config, role)}"
+        if not reader.geometry.gives_queries:
+            raise ConfigError(
+                f"{name}: {type(reader.model).__name__} computes its attention itself, where its queries cannot be "
+                "recorded; use loss=kv or another model."
+            )
+        if attention and role == "student" and not reader.geometry.plain_attention:
+            raise ConfigError(
+                f"{name}: {type(reader.model).__name__} attends by more than a softmax of scaled dot products (a soft cap, "
+                "sinks or a bias), which the loss does not know; use loss=kv or another model."
+            )
+
+
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 (hex) over the names and values of a module's state."""
     digest = hashlib.sha256()
@@ -88,8 +117,18 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _architecture(config: ModelConfig, role: str) -> PreTrainedConfig:
+    name = getattr(config, role)
+    with _readable(role, name):
+        architecture = AutoConfig.from_pretrained(model_path(name, role), trust_remote_code=name in config.remote_code)
+    if architecture.is_encoder_decoder:
+        raise ConfigError(f"model.{role}={name} is not allowed: it is an encoder-decoder; use a decoder.")
+    return architecture
+
+
 def _pretrained(config: ModelConfig, role: str, dtype: str) -> PreTrainedModel:
     name = getattr(config, role)
+    _architecture(config, role)  # says by name what cannot be loaded as a decoder
     with _readable(role, name):
         return AutoModelForCausalLM.from_pretrained(
             model_path(name, role),

@@ -87,6 +87,27 @@ def options_of(target: str) -> dict[str, Option]:
 
 
 @cache
+def parameters_of(target: str) -> tuple[str, ...]:
+    """Return the names of a target's positional parameters (without `self`), read from its source.
+
+    What a choice is given beside its options can depend on what it asks for by name.
+
+    Raises
+    ------
+    ValueError
+        As `options_of`.
+    """
+    module_name, _, name = target.rpartition(".")
+    definition = _definition(module_name, name, target)
+    if isinstance(definition, ast.FunctionDef):
+        return tuple(argument.arg for argument in definition.args.args)
+    for node in definition.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return tuple(argument.arg for argument in node.args.args[1:])
+    return ()
+
+
+@cache
 def constant_of(target: str, name: str) -> Any:
     """Return a class attribute of a target that is assigned a literal (`signal = "logits"`), read from its source.
 

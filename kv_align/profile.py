@@ -32,7 +32,6 @@ from kv_align.compose import arm_name, compose_config
 from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.distill import Counts
-from kv_align.effective import uses_keys_values
 from kv_align.quiet import quiet_libraries
 from kv_align.runs import RunDirectory
 
@@ -140,14 +139,16 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
             )
 
     stages.run("batch", lambda: batch, lambda b: {"student ids": b.student.ids, "teacher ids": b.teacher.ids})
-    states = stages.run("teacher", teacher, lambda s: {"k": s.k, "v": s.v, "q": s.q, "logits": s.logits})
+    states = stages.run(
+        "teacher", teacher, lambda s: {"k": s.k, "v": s.v, "q": s.q, "hidden": s.hidden, "logits": s.logits}
+    )
     stages.run("student", student, lambda output: {"logits": output.logits})
     if built.aligner is not None:
         aligner = built.aligner
 
         def align() -> Any:
             with autocast():
-                segments = (tokens.segments, batch.teacher.segments, batch.same_time)
+                segments = (tokens.segments, batch.teacher.segments, batch.same_time, batch.places)
                 return aligner(states.k, states.v, states.q, *segments)
 
         stages.run("aligner", align, lambda kvq: dict(zip(("k", "v", "q"), kvq, strict=True)))
@@ -182,10 +183,10 @@ def _steps(config: Config, built: Assembly, num_steps: int, console: Console) ->
     console.print(
         f"{num_steps} steps: all finite: {'yes' if finite else 'NO'}; median {statistics.median(times_s):.3f} s"
     )
-    for name in ("total_loss", "task_loss", "kv_loss", "struct_loss", "logit_loss"):
+    for name in ("total_loss", "task_loss", "kv_loss", "struct_loss", "relation_loss", "hidden_loss", "logit_loss"):
         if name in rows[0]:
             console.print(f"  {name}: {rows[0][name]:.4f} -> {rows[-1][name]:.4f}")
-    if not uses_keys_values(config):
+    if "kv_grad_norm" not in rows[0]:  # no states are compared
         return finite
     reach = [row["kv_grad_norm"] for row in rows]
     taught = max(reach) > 0

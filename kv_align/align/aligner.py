@@ -12,37 +12,34 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kv_align.align.heads import HeadMap
-from kv_align.align.time_warp import SegmentWarp, resample
+from kv_align.align.placement import LayerMixture, Placement
+from kv_align.align.time_warp import SegmentWarp
 from kv_align.seeds import derive_seed
 
 
 class Aligner(nn.Module):
     """Layer map, time warp and head maps, in this order.
 
-    The warp acts on the teacher's raw states, so that it is the same in every arm and the maps see no more tokens than
-    the student has. All arms are this class; they differ in the maps they are given.
+    All arms are this class; they differ in the maps they are given.
 
     Parameters
     ----------
-    layers
-        For each student layer, its place among the teacher layers that `forward` is given.
-    time_warp
-        The resampling of tokens.
+    layers, time_warp
+        See `Placement`.
     key_map, value_map, query_map
         A map for each kind; None where the loss needs no queries.
     """
 
     def __init__(
         self,
-        layers: Sequence[int],
+        layers: Sequence[int] | LayerMixture,
         time_warp: SegmentWarp,
         key_map: HeadMap,
         value_map: HeadMap,
         query_map: HeadMap | None,
     ) -> None:
         super().__init__()
-        self._layers = list(layers)
-        self._time_warp = time_warp
+        self.placement = Placement(layers, time_warp)
         self.key_map, self.value_map, self.query_map = key_map, value_map, query_map
 
     def forward(
@@ -53,6 +50,7 @@ class Aligner(nn.Module):
         student_segments: Int[Tensor, "b s"],
         teacher_segments: Int[Tensor, "b r"],
         same_time: bool,
+        places: Float[Tensor, "b s"] | None = None,
     ) -> tuple[Float[Tensor, "b ls gk s ek"], Float[Tensor, "b ls gv s ev"], Float[Tensor, "b ls gq s ek"] | None]:
         """Project teacher keys, values and queries.
 
@@ -64,26 +62,22 @@ class Aligner(nn.Module):
             Segment ids of both token sequences, 0 at padding.
         same_time
             Whether they are known to be equal.
+        places
+            See `SegmentWarp.matrix`.
 
         Returns
         -------
         Keys, values and queries (or None) at the student's layers, heads, tokens and widths. At student tokens without
         a counterpart they mean nothing: mask them.
         """
-        weights = None
-        if not self._time_warp.is_identity(same_time):
-            weights = self._time_warp.matrix(student_segments, teacher_segments)
-        k_target = self.key_map(self._select(k, weights))
-        v_target = self.value_map(self._select(v, weights))
-        q_target = None if q is None or self.query_map is None else self.query_map(self._select(q, weights))
-        return k_target, v_target, q_target
-
-    def _select(self, states: Tensor, weights: Tensor | None) -> Tensor:
-        if self._layers != list(range(states.shape[1])):
-            states = states[:, self._layers]
-        if not torch.is_autocast_enabled(states.device.type):
-            states = states.to(next(self.parameters()).dtype)  # a bf16 teacher beside a float32 aligner
-        return states if weights is None else resample(states, weights)
+        wanted = (k, v, None if self.query_map is None else q)
+        dtype = next((parameter.dtype for parameter in self.parameters()), None)
+        segments = student_segments, teacher_segments
+        k_placed, v_placed, q_placed = self.placement(wanted, *segments, same_time, dtype, places)
+        assert k_placed is not None
+        assert v_placed is not None
+        q_target = None if q_placed is None or self.query_map is None else self.query_map(q_placed)
+        return self.key_map(k_placed), self.value_map(v_placed), q_target
 
 
 def count_parameters(module: nn.Module) -> int:

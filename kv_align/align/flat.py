@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -11,6 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from kv_align.align.heads import Elastic, HeadMap, MapShape, MapStart
+from kv_align.align.matching import matched_widths
+from kv_align.align.structured import structured_parameters
 from kv_align.options import PositiveFloat
 
 
@@ -25,14 +28,17 @@ def unflatten_heads(states: Float[Tensor, "*b t hd"], num_heads: int) -> Float[T
 
 
 class FlatMap(HeadMap):
-    """`H_t D_t -> mlp_ratio H_t D_t -> GELU -> H_s D_s`, an MLP per layer.
+    """`H_t D_t -> mlp_ratio H_t D_t -> GELU -> H_s D_s`, an MLP per layer, or `H_t D_t -> H_s D_s` without hidden layer.
 
     Parameters
     ----------
     shape, start
         What it maps between, and its generators; the MLP starts as `torch.nn.Linear` does.
     mlp_ratio
-        Hidden width over the flattened teacher width.
+        Hidden width over the flattened teacher width; None: no hidden layer, a linear map.
+    match_parameters
+        `structured`: as wide a hidden layer as gives the aligner the number of parameters of the structured one, whatever
+        `mlp_ratio` is (see `matched_widths`).
     share_layers
         One MLP for all layers.
     elastic
@@ -40,27 +46,35 @@ class FlatMap(HeadMap):
     """
 
     uses_init = False
+    # What an option leaves without effect when it is set, see `kv_align.effective`.
+    overrides = {"match_parameters": "mlp_ratio"}  # noqa: RUF012
 
     def __init__(
         self,
         shape: MapShape,
         start: MapStart,
         *,
-        mlp_ratio: PositiveFloat,
+        mlp_ratio: PositiveFloat | None,
         share_layers: bool,
         elastic: bool,
+        match_parameters: Literal["structured"] | None = None,
     ) -> None:
         super().__init__()
         self._student_heads = shape.student_heads
         num_maps = 1 if share_layers else shape.num_layers
         width_in, width_out = shape.teacher_heads * shape.teacher_width, shape.student_heads * shape.student_width
-        hidden = max(1, round(mlp_ratio * width_in))
-        draw = start.width_generator
-        self.hidden_weight = _linear_start((num_maps, hidden, width_in), width_in, draw)
-        self.hidden_bias = _linear_start((num_maps, hidden), width_in, draw)
-        self.output_weight = _linear_start((num_maps, width_out, hidden), hidden, draw)
-        self.output_bias = _linear_start((num_maps, width_out), hidden, draw)
+        hidden = None if mlp_ratio is None else max(1, round(mlp_ratio * width_in))
+        if match_parameters is not None:
+            hidden = matched_widths(start.shapes)[start.kind]
+        draw, before_output = start.width_generator, width_in if hidden is None else hidden
+        self.hidden_weight = None if hidden is None else _linear_start((num_maps, hidden, width_in), width_in, draw)
+        self.hidden_bias = None if hidden is None else _linear_start((num_maps, hidden), width_in, draw)
+        self.output_weight = _linear_start((num_maps, width_out, before_output), before_output, draw)
+        self.output_bias = _linear_start((num_maps, width_out), before_output, draw)
         self.elastic = Elastic(num_maps, shape.student_heads, shape.student_width) if elastic else None
+        if match_parameters is not None:
+            factors = 0 if self.elastic is None else sum(each.numel() for each in self.elastic.parameters())
+            self.matched = num_maps * structured_parameters(shape) + factors
 
     def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
         """Flatten, map and unflatten, layer by layer."""
@@ -70,9 +84,10 @@ class FlatMap(HeadMap):
         return mapped if self.elastic is None else self.elastic(mapped)
 
     def _mlp(self, flat_BTI: Tensor, layer: int) -> Tensor:
-        which = layer if len(self.hidden_weight) > 1 else 0
-        hidden = F.gelu(F.linear(flat_BTI, self.hidden_weight[which], self.hidden_bias[which]))
-        return F.linear(hidden, self.output_weight[which], self.output_bias[which])
+        which = layer if len(self.output_weight) > 1 else 0
+        if self.hidden_weight is not None and self.hidden_bias is not None:
+            flat_BTI = F.gelu(F.linear(flat_BTI, self.hidden_weight[which], self.hidden_bias[which]))
+        return F.linear(flat_BTI, self.output_weight[which], self.output_bias[which])
 
 
 def _linear_start(shape: tuple[int, ...], fan_in: int, generator: Generator) -> nn.Parameter:

@@ -6,14 +6,15 @@ Axes: B batch, L student layers, H heads, T student tokens, D head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-HeadMixInit = Callable[[int, int, Generator], Tensor]
+from kv_align.align.calibration import Calibration, Kind
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,86 @@ class MapShape:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What an init starts from, for one map.
+
+    Attributes
+    ----------
+    shape, kind
+        What is mapped.
+    generator
+        For what the init draws; of no other purpose.
+    width
+        The seeded orthogonal matrix that every arm's width map starts from, once for all heads (W 1) or once for each
+        student head (W H_s, all equal).
+    """
+
+    shape: MapShape
+    kind: Kind
+    generator: Generator
+    width: Float[Tensor, "w dt ds"]
+
+
+class HeadStart(NamedTuple):
+    """Where a structured map starts: its head mix, and its width map or maps."""
+
+    mix: Float[Tensor, "hs ht"]
+    width: Float[Tensor, "w dt ds"]
+
+
+HeadInit = Callable[..., HeadStart]
+"""`conf/init`: called with what is `Given`, and with a `Calibration` if it has a parameter of the name `calibration`."""
+
+
+@dataclass(frozen=True)
 class MapStart:
     """Where a map's parameters start.
 
     Attributes
     ----------
-    mix_init
+    init
         Of the head mix, for maps that have one; None for those that do not.
     mix_generator, width_generator
         Separate, so that arms which differ in their mix start from the same width map.
+    kind, shapes
+        Which of an aligner's maps it is, and the shapes of all of them.
+    calibration
+        What the init is fitted to; None for an init that looks at nothing.
     """
 
-    mix_init: HeadMixInit | None
+    init: HeadInit | None
     mix_generator: Generator
     width_generator: Generator
+    kind: Kind = "key"
+    shapes: Mapping[Kind, MapShape] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    def head_start(self, shape: MapShape, width: Float[Tensor, "w dt ds"], layer: int | None) -> HeadStart:
+        """Call the init for the map of one layer, or (None) for the one map of all layers."""
+        assert self.init is not None
+        given = Given(shape, self.kind, self.mix_generator, width)
+        if self.calibration is None:
+            return self.init(given)
+        return self.init(given, self.calibration if layer is None else self.calibration.layer(layer))
 
 
 class HeadMap(nn.Module, ABC):
     """A map of one kind (keys, values or queries): what `conf/aligner/*.yaml` names.
 
     A subclass is called with `(shape, start, *, options)` and says by `uses_init` whether `conf/init` concerns it.
+
+    Attributes
+    ----------
+    matched
+        Parameters of the map of another aligner that this one was made as large as; None where it was not.
     """
 
     uses_init: bool
+    matched: int | None = None
 
     def __call__(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
-        """Map, with torch's hooks; see `forward`. States may be of another precision than the map (a bfloat16 teacher)."""
-        precision = next((parameter.dtype for parameter in self.parameters()), states.dtype)
-        mapped: Tensor = super().__call__(states.to(precision))
+        """Map, with torch's hooks; see `forward`. The aligner sees to it that states are of the map's precision."""
+        mapped: Tensor = super().__call__(states)
         return mapped
 
     @abstractmethod

@@ -15,7 +15,7 @@ class StructuredMap(HeadMap):
     Parameters
     ----------
     shape, start
-        What it maps between, the init of the head mix, and the generators of mix and width map.
+        What it maps between, the init, and the generators of mix and width map.
     share_dim_proj
         One width map for all heads of a layer, or one per head (all starting from the same matrix).
     share_layers
@@ -36,16 +36,18 @@ class StructuredMap(HeadMap):
         elastic: bool,
     ) -> None:
         super().__init__()
-        assert start.mix_init is not None
         num_maps = 1 if share_layers else shape.num_layers
-        mixes = [start.mix_init(shape.student_heads, shape.teacher_heads, start.mix_generator) for _ in range(num_maps)]
-        widths = [orthogonal(shape.teacher_width, shape.student_width, start.width_generator) for _ in range(num_maps)]
-        self.mix = nn.Parameter(torch.stack(mixes))  # [L, H_s, H_t]
-        width_LDE = torch.stack(widths)
-        if share_dim_proj:
-            self.width = nn.Parameter(width_LDE)  # [L, D_t, D_s]
-        else:
-            self.width = nn.Parameter(width_LDE[:, None].repeat(1, shape.student_heads, 1, 1))  # [L, H_s, D_t, D_s]
+        num_widths = 1 if share_dim_proj else shape.student_heads
+        starts = []
+        for layer in range(num_maps):
+            width_DE = orthogonal(shape.teacher_width, shape.student_width, start.width_generator)
+            width_WDE = width_DE.expand(num_widths, -1, -1)
+            starts.append(start.head_start(shape, width_WDE, None if share_layers else layer))
+        self.mix = nn.Parameter(torch.stack([each.mix for each in starts]))  # [L, H_s, H_t]
+        width_LWDE = torch.stack([each.width for each in starts])
+        self.width = nn.Parameter(
+            width_LWDE[:, 0].contiguous() if share_dim_proj else width_LWDE
+        )  # [L, (H_s,) D_t, D_s]
         self.elastic = Elastic(num_maps, shape.student_heads, shape.student_width) if elastic else None
 
     def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
@@ -57,6 +59,11 @@ class StructuredMap(HeadMap):
         per_head = "lgde" if width.dim() == 4 else "lde"
         projected = torch.einsum(f"blgtd,{per_head}->blgte", mixed, width)
         return projected if self.elastic is None else self.elastic(projected)
+
+
+def structured_parameters(shape: MapShape) -> int:
+    """Learnable numbers of a layer's map with one width map for all heads, without elastic factors."""
+    return shape.student_heads * shape.teacher_heads + shape.teacher_width * shape.student_width
 
 
 def orthogonal(rows: int, columns: int, generator: Generator) -> Float[Tensor, "rows columns"]:

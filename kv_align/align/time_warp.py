@@ -16,18 +16,19 @@ from kv_align.options import NonNegativeFloat, PositiveFloat
 
 
 class SegmentWarp:
-    """A resampling matrix from segment ids.
+    """A resampling matrix from segment ids and, where two tokenizers have read the same text, from its characters.
 
     Student token j of n in a segment stands at (j + 1/2) / ratio - 1/2 among the segment's m teacher tokens, where ratio
-    is n / m or declared; it takes the teacher tokens around that place by a triangular kernel of half-width
-    1 + `smoothness` tokens, normalised within the segment. So equal lengths and smoothness 0 are the identity.
+    is n / m or declared; with two tokenizers it stands where its characters do (see `kv_align.data.match`). It takes the
+    teacher tokens around that place by a triangular kernel of half-width 1 + `smoothness` tokens, normalised within the
+    segment. So equal lengths, or equal tokens, and smoothness 0 are the identity.
 
     Parameters
     ----------
     smoothness
         Width of the kernel in teacher tokens, beyond the linear interpolation that 0 means.
     ratios
-        Student tokens per teacher token by segment; that of the lengths where it is None or not given.
+        Student tokens per teacher token by segment; that of the lengths, or the characters, where it is None or not given.
     """
 
     def __init__(
@@ -43,13 +44,21 @@ class SegmentWarp:
         """Whether texts whose tokens stand at the same places (`same_time`) come out as they were."""
         return same_time and self._smoothness == 0 and not self._ratios
 
-    def matrix(self, student: Int[Tensor, "b s"], teacher: Int[Tensor, "b r"]) -> Float[Tensor, "b s r"]:
+    def matrix(
+        self,
+        student: Int[Tensor, "b s"],
+        teacher: Int[Tensor, "b r"],
+        places: Float[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b s r"]:
         """Weights of the teacher's tokens in each student token.
 
         Parameters
         ----------
         student, teacher
             Segment ids, 0 at padding; the tokens of a segment stand together.
+        places
+            Where each student token stands among the teacher's tokens of its segment, by its characters; NaN where that is
+            not known, None where it is of no token.
 
         Returns
         -------
@@ -63,6 +72,8 @@ class SegmentWarp:
             ratio = self._ratios.get(int(segment))
             per_student_token = teacher_length / student_length.clamp(min=1) if ratio is None else 1 / ratio
             place_BS = (rank_BS + 0.5) * per_student_token - 0.5
+            if places is not None and ratio is None:
+                place_BS = torch.where(places.isnan(), place_BS, places)
             place_BS = torch.minimum(place_BS.clamp(min=0), (teacher_length - 1).to(place_BS.dtype))
             distance_BSR = (place_BS[:, :, None] - rank_BR[:, None, :]).abs()
             kernel = (1 - distance_BSR / (1 + self._smoothness)).clamp(min=0)

@@ -7,16 +7,18 @@ left where text is generated; position ids count real tokens either way.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
+from kv_align.data.match import match_tokens
 from kv_align.errors import ConfigError
 
 
@@ -65,11 +67,15 @@ class Batch:
     scored
         [B, S], True where a student token is one that the cross-entropy and perplexity score.
     aligned
-        [B, S], True where a student token has a target: it is no padding and the teacher has its segment too.
+        [B, S], True where a student token has a target: it is no padding, the teacher has its segment too, and its text
+        was not cut off what the teacher read.
     same_time
         Whether teacher and student tokens stand at the same places, so that nothing needs resampling.
     indices
         The examples' places in their split.
+    places
+        [B, S], where each student token stands among the teacher's tokens of its segment, by its characters; NaN where
+        that is not known. None where both read with one tokenizer.
     """
 
     student: Tokens
@@ -78,21 +84,23 @@ class Batch:
     aligned: Bool[Tensor, "b s"]
     same_time: bool
     indices: tuple[int, ...]
+    places: Float[Tensor, "b s"] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device."""
         student = self.student.to(device)
         teacher = student if self.teacher is self.student else self.teacher.to(device)
         scored, aligned = (mask.to(device, non_blocking=True) for mask in (self.scored, self.aligned))
-        return Batch(student, teacher, scored, aligned, self.same_time, self.indices)
+        places = None if self.places is None else self.places.to(device, non_blocking=True)
+        return Batch(student, teacher, scored, aligned, self.same_time, self.indices, places)
 
     def pin_memory(self) -> Batch:
         """Put into page-locked memory; the data loader calls it by this name."""
         student = self.student.pin_memory()
         teacher = student if self.teacher is self.student else self.teacher.pin_memory()
-        return Batch(
-            student, teacher, self.scored.pin_memory(), self.aligned.pin_memory(), self.same_time, self.indices
-        )
+        scored, aligned = self.scored.pin_memory(), self.aligned.pin_memory()
+        places = None if self.places is None else self.places.pin_memory()
+        return Batch(student, teacher, scored, aligned, self.same_time, self.indices, places)
 
 
 def pad(encoded: list[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Tokens:
@@ -130,6 +138,8 @@ class Collator:
         Ids to pad with.
     shuffle_teacher
         Control: the teacher reads the text of the next example of the batch instead of the student's.
+    matched
+        The segments whose tokens are matched by their characters: those that two tokenizers have read alike.
     """
 
     def __init__(
@@ -140,8 +150,10 @@ class Collator:
         student_pad_id: int,
         teacher_pad_id: int,
         shuffle_teacher: bool = False,
+        matched: Collection[Segment] = (),
     ) -> None:
         self._student, self._teacher = student, teacher
+        self._matched = () if shuffle_teacher else tuple(matched)
         self._student_pad_id, self._teacher_pad_id = student_pad_id, teacher_pad_id
         self._shuffle_teacher = shuffle_teacher
 
@@ -156,11 +168,29 @@ class Collator:
         scored = (student.segments == Segment.REASONING) | (student.segments == Segment.ANSWER)
         # A text's first token is predicted from nothing: no model can be scored on it.
         scored = scored & (student.positions > 0)
-        same_time = student.segments.shape == teacher.segments.shape and bool(
-            torch.equal(student.segments, teacher.segments)
-        )
+        same_time = torch.equal(student.segments, teacher.segments)
         aligned = student.mask & _teacher_has_segment(student, teacher)
-        return Batch(student, teacher, scored, aligned, same_time, tuple(indices))
+        places = None
+        if self._matched:
+            places, was_read = self._match(indices, student)
+            aligned = aligned & was_read
+            ranks = _ranks(student.segments).to(places.dtype)
+            same_time = same_time and bool((places.isnan() | (places == ranks)).all())
+        return Batch(student, teacher, scored, aligned, same_time, tuple(indices), places)
+
+    def _match(self, indices: list[int], student: Tokens) -> tuple[Float[Tensor, "b s"], Bool[Tensor, "b s"]]:
+        places = torch.full(student.ids.shape, torch.nan)
+        was_read = torch.ones_like(student.mask)
+        for row, index in enumerate(indices):
+            found, covered = match_tokens(self._student[index], self._teacher[index], self._matched)
+            places[row, : len(found)], was_read[row, : len(found)] = torch.from_numpy(found), torch.from_numpy(covered)
+        return places, was_read
+
+
+def _ranks(segments: Int[Tensor, "b s"]) -> Int[Tensor, "b s"]:
+    """Number the tokens of each segment from 0."""
+    numbered = [(segments == segment).cumsum(dim=1) - 1 for segment in Segment]
+    return torch.stack(numbered, dim=1).gather(1, segments[:, None]).squeeze(1)
 
 
 def _teacher_has_segment(student: Tokens, teacher: Tokens) -> Bool[Tensor, "b s"]:

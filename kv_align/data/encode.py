@@ -1,4 +1,4 @@
-"""Text to tokens: ids and the segment of each, from one tokenisation of the whole text.
+"""Text to tokens: ids, the segment of each and its characters, from one tokenisation of the whole text.
 
 The prompt of a generation is the question's tokens of the same tokenisation, so that what is evaluated is what was
 trained. Knows nothing of batches.
@@ -7,8 +7,10 @@ trained. Knows nothing of batches.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from kv_align.data.example import Example, Segment
@@ -27,11 +29,15 @@ class Encoded:
         One `Segment` for each id; special tokens belong to the segment beside them.
     cut
         Whether the text was longer than the limit.
+    spans
+        [T, 2], the characters of each token: its first and the one after its last, counted from the start of its
+        segment. A special token is a character before or after the text.
     """
 
     ids: list[int]
     segments: list[int]
     cut: bool
+    spans: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int32), compare=False)
 
     @property
     def prompt(self) -> list[int]:
@@ -83,18 +89,20 @@ def _assemble(
     end: int | None,
     max_length: int,
 ) -> Encoded:
-    boundaries, position = [], 0
-    for segment, text in segments:
+    starts, position = [], 0
+    for _, text in segments:
+        starts.append(position)
         position += len(text)
-        boundaries.append((position, int(segment)))
     # A text without anything in it has only its special tokens, and nothing to score.
-    last = int(segments[-1][0] if segments else Segment.QUESTION)
-    token_segments, current = [], 0
-    for start, _ in offsets:
-        while current < len(boundaries) - 1 and start >= boundaries[current][0]:
-            current += 1
-        token_segments.append(boundaries[current][1])
-    first = token_segments[0] if token_segments else last
+    kinds = [int(segment) for segment, _ in segments] or [int(Segment.QUESTION)]
+    places = np.searchsorted(starts[1:], [start for start, _ in offsets], side="right")
+    all_spans = [*[(-1, 0)] * len(begin), *offsets, *([] if end is None else [(position, position + 1)])]
     all_ids = [*begin, *ids, *([] if end is None else [end])]
-    all_segments = [*[first] * len(begin), *token_segments, *([] if end is None else [last])]
-    return Encoded(all_ids[:max_length], all_segments[:max_length], cut=len(all_ids) > max_length)
+    all_places = [*[int(places[0]) if len(places) else 0] * len(begin), *places, *([] if end is None else [-1])]
+    spans = np.array(all_spans, dtype=np.int32).reshape(-1, 2) - np.array([starts or [0]], dtype=np.int32).T[all_places]
+    return Encoded(
+        all_ids[:max_length],
+        [kinds[place] for place in all_places[:max_length]],
+        cut=len(all_ids) > max_length,
+        spans=spans[:max_length],
+    )

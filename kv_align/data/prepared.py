@@ -80,10 +80,9 @@ def prepare_split(
             f"data.max_length={config.max_length} leaves no token to score in the {len(examples)} texts of the {split} "
             "split: raise it."
         )
-    if config.rationale == "full" and same_tokenizer(student.tokenizer, teacher.tokenizer):
-        read = seen
-    else:
-        read = encode(examples, teacher.tokenizer, config.max_length)
+    alike = same_tokenizer(student.tokenizer, teacher.tokenizer)
+    read = seen if config.rationale == "full" and alike else encode(examples, teacher.tokenizer, config.max_length)
+    same_text = [Segment.QUESTION, Segment.ANSWER, *([Segment.REASONING] if config.rationale == "full" else [])]
     student_kept = [seen[place] for place in kept]
     teacher_kept = student_kept if read is seen else [read[place] for place in kept]
     collate = Collator(
@@ -92,6 +91,7 @@ def prepare_split(
         student_pad_id=student.pad_id,
         teacher_pad_id=teacher.pad_id,
         shuffle_teacher=shuffle,
+        matched=() if alike else same_text,
     )
     return PreparedSplit(
         [examples[place] for place in kept],

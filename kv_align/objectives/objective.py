@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
+from kv_align.capture import Geometry
 from kv_align.losses import Masked
 
-Signal = Literal["none", "keys_values", "keys_values_queries", "logits"]
+Signal = Literal["none", "keys_values", "keys_values_queries", "relations", "hidden_states", "logits"]
 Decay = Literal["constant", "linear", "cosine"]
 
 
@@ -27,6 +28,31 @@ class States:
     k: Float[Tensor, "b l hk t dk"]
     v: Float[Tensor, "b l hv t dv"]
     q: Float[Tensor, "b l hq t dk"] | None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What an objective may have to know of the two models before training.
+
+    Attributes
+    ----------
+    teacher, student
+        The shapes of their attention.
+    teacher_hidden, student_hidden
+        Widths of their hidden states.
+    hidden_variance
+        [L_s], of the teacher's hidden states at each student layer's teacher layer, fixed; None where no objective of the
+        signal `hidden_states` is made.
+    generator
+        For what the objective draws; of no other purpose.
+    """
+
+    teacher: Geometry
+    student: Geometry
+    teacher_hidden: int
+    student_hidden: int
+    hidden_variance: Float[Tensor, " ls"] | None
+    generator: Generator
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,12 @@ class Comparison:
         Of each student layer's attention.
     teacher_logits
         None where the objective needs none.
+    source
+        The teacher's own states, in its own heads and widths, at the student's layers and tokens; for an objective that
+        compares them without an aligner.
+    student_hidden, teacher_hidden
+        What leaves each student layer, and the teacher's at the student's layers and tokens; as the library gives hidden
+        states, so the last layer's after the final norm.
     """
 
     logits: Float[Tensor, "b t v"]
@@ -64,10 +96,15 @@ class Comparison:
     scaling: tuple[float, ...] = ()
     windows: tuple[int | None, ...] = ()
     teacher_logits: Tensor | None = None
+    source: States | None = None
+    student_hidden: Float[Tensor, "b l t i"] | None = None
+    teacher_hidden: Float[Tensor, "b l t e"] | None = None
 
 
 class Objective(ABC):
     """What `conf/loss/*.yaml` names: terms beside the cross-entropy.
+
+    A subclass that has a positional parameter `pairing` is given a `Pairing`.
 
     Attributes
     ----------
@@ -75,10 +112,13 @@ class Objective(ABC):
         What it needs of the teacher.
     counted
         The tokens that its parts are means over: those the cross-entropy scores, or those that have a target.
+    projection
+        What it learns itself, with the aligner's rate; None where that is nothing.
     """
 
     signal: Signal
     counted: Literal["scored", "aligned"]
+    projection: nn.Module | None = None
 
     @abstractmethod
     def parts(self, comparison: Comparison) -> dict[str, Masked]:

@@ -18,9 +18,14 @@ from kv_align.align.structured import StructuredMap, orthogonal
 from kv_align.align.time_warp import SegmentWarp
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+HIDDEN_LAYERS = {
+    "mlp": {"mlp_ratio": 1.5},
+    "linear": {"mlp_ratio": None},
+    "matched": {"mlp_ratio": None, "match_parameters": "structured"},
+}
 FLAT = [
-    (FlatMap, {"mlp_ratio": 1.5, "share_layers": share_layers, "elastic": elastic})
-    for share_layers, elastic in product((False, True), repeat=2)
+    (FlatMap, {**hidden, "share_layers": share_layers, "elastic": elastic})
+    for hidden, share_layers, elastic in product(HIDDEN_LAYERS.values(), (False, True), (False, True))
 ]
 STRUCTURED = [
     (StructuredMap, {"share_dim_proj": share_dim_proj, "share_layers": share_layers, "elastic": elastic})
@@ -32,16 +37,18 @@ WIDER = MapShape(num_layers=3, teacher_heads=2, teacher_width=6, student_heads=5
 SQUARE = MapShape(num_layers=3, teacher_heads=4, teacher_width=8, student_heads=4, student_width=8)
 SHAPES = [NARROWER, WIDER, SQUARE]
 
-every_arm = pytest.mark.parametrize(
-    ("kind", "options"),
-    ARMS,
-    ids=["-".join([kind.__name__, *(name for name, on in options.items() if on is True)]) for kind, options in ARMS],
-)
+
+def arm_id(kind: type[HeadMap], options: dict) -> str:
+    hidden = [name for name, each in HIDDEN_LAYERS.items() if each.items() <= options.items()][-1:]
+    return "-".join([kind.__name__, *hidden, *(name for name, on in options.items() if on is True)])
+
+
+every_arm = pytest.mark.parametrize(("kind", "options"), ARMS, ids=[arm_id(*arm) for arm in ARMS])
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["narrower", "wider", "square"])
 
 
 def make_map(kind: type[HeadMap], options: dict, shape: MapShape, *, seed: int = 0, init=uniform) -> HeadMap:
-    start = MapStart(init, map_generator(seed, "mix"), map_generator(seed, "width"))
+    start = MapStart(init, map_generator(seed, "mix"), map_generator(seed, "width"), "key", {"key": shape})
     return kind(shape, start, **options)
 
 
@@ -124,13 +131,15 @@ def test_a_map_is_its_plain_loop(kind, options, shape):
 
 def flat_loop(head_map: FlatMap, states: torch.Tensor, place: int, student_heads: int) -> list[torch.Tensor]:
     """One text, one layer, [H_t, T, D_t]: token by token, number by number; student heads [T, D_s]."""
-    hidden_weight, hidden_bias = head_map.hidden_weight[place], head_map.hidden_bias[place]
     output_weight, output_bias = head_map.output_weight[place], head_map.output_bias[place]
     tokens = []
     for token in range(states.shape[1]):
         vector = torch.cat([states[head, token] for head in range(states.shape[0])])
-        hidden = torch.stack([row @ vector + bias for row, bias in zip(hidden_weight, hidden_bias, strict=True)])
-        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        hidden = vector
+        if head_map.hidden_weight is not None:
+            rows = zip(head_map.hidden_weight[place], head_map.hidden_bias[place], strict=True)
+            hidden = torch.stack([row @ vector + bias for row, bias in rows])
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         tokens.append(torch.stack([row @ hidden + bias for row, bias in zip(output_weight, output_bias, strict=True)]))
     width = len(output_bias) // student_heads
     return [torch.stack([token[head * width :][:width] for token in tokens]) for head in range(student_heads)]
@@ -275,7 +284,7 @@ def test_one_width_per_head_starts_as_one_for_all(shape, init):
             {"share_dim_proj": shared, "share_layers": False, "elastic": False},
             shape,
             init=init,
-        ).double()(states)
+        ).double()(states.double())
         for shared in (True, False)
     ]
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-12, rtol=1e-12)
@@ -336,6 +345,8 @@ def test_share_layers_is_one_map_for_all(kind, options):
 @pytest.mark.parametrize("maps", [1, 3], ids=["shared", "own"])
 def test_parameters_by_hand(maps):
     shared = maps == 1
+    linear = make_map(FlatMap, {"mlp_ratio": None, "share_layers": shared, "elastic": False}, NARROWER)
+    assert count_parameters(linear) == maps * 12 * (32 + 1)
     flat = make_map(FlatMap, {"mlp_ratio": 4.0, "share_layers": shared, "elastic": False}, NARROWER)
     assert count_parameters(flat) == maps * (128 * (32 + 1) + 12 * (128 + 1))
     for share_dim_proj, widths in ((True, 1), (False, 2)):

@@ -54,6 +54,8 @@ EXPERIMENTS = (
     "frozen_random",
     "shuffled_teacher",
     "roadmap_literal",
+    "relations",
+    "hidden",
 )
 
 
@@ -265,6 +267,11 @@ def test_a_hash_is_a_sha256_that_another_process_would_give_too() -> None:
         [("align.fit=fit_then_freeze",), ("align.fit=fit_then_freeze", "align.period=7")],
         [("loss.lambda_kv=1",), ("loss.lambda_kv=1.0",), ("loss.lambda_kv=1e0",)],
         [("aligner=flat", "aligner.mlp_ratio=2"), ("aligner=flat", "aligner.mlp_ratio=2.0")],
+        [
+            ("aligner=flat", "aligner.match_parameters=structured"),
+            ("aligner=flat", "aligner.match_parameters=structured", "aligner.mlp_ratio=2"),
+        ],
+        [("loss=hidden",), ("loss=hidden", "keys=rotated", "align.fit=frozen", "aligner=flat")],
         [("time_warp.ratios.answer=2",), ("time_warp.ratios.answer=2.0",)],
         [("trainer.max_steps=null", "trainer.epochs=3"), ("trainer.max_steps=null", "trainer.epochs=3.0")],
         [("trainer.max_steps=300",), ("trainer.max_steps=300", "trainer.epochs=5")],
@@ -315,7 +322,14 @@ def test_a_frozen_configuration_is_the_same_run_again(overrides: tuple[str, ...]
         [("layer_map=proportional",), ("layer_map=last",), ("layer_map=reverse",), ("layer_map=random",)],
         [("keys=rotated",), ("keys=unrotated",)],
         [("aligner=structured",), ("aligner=flat",), ("experiment=v4_0_3",), ("experiment=roadmap_literal",)],
-        [("loss=kv",), ("loss=kv+struct",), ("loss=ce",), ("loss=logit_kd",)],
+        [("loss=kv",), ("loss=kv+struct",), ("loss=ce",), ("loss=logit_kd",), ("loss=relations",), ("loss=hidden",)],
+        [("init=identity",), ("init=orthogonal",), ("init=least_squares",), ("init=least_squares", "init.ridge=1")],
+        [("layer_map=cka",), ("layer_map=cka", "layer_map.monotone=false"), ("layer_map=learned",)],
+        [
+            ("aligner=flat",),
+            ("aligner=flat", "aligner.mlp_ratio=null"),
+            ("aligner=flat", "aligner.match_parameters=structured"),
+        ],
         [(), ("experiment=frozen_random",), ("experiment=shuffled_teacher",), ("experiment=v4_0_1",)],
         [(), ("data.rationale=none",), ("data.rationale=short",), ("data.rationale=short", "data.rationale_every=3")],
         [("align.fit=alternate",), ("align.fit=alternate", "align.period=7")],
@@ -378,7 +392,9 @@ def another(annotation: Any, value: Any) -> Any:
             return [*value, "other" if annotation == list[str] else 1]
         case _:
             assert value is None
-            return "other" if str in typing.get_args(annotation) else 1
+            members = typing.get_args(annotation)
+            literals = [each for member in members for each in typing.get_args(member) if isinstance(each, str)]
+            return literals[0] if literals else "other" if str in members else 1
 
 
 BASE_COMMANDS = (

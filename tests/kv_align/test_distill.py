@@ -14,6 +14,7 @@ from kv_align.align.flat import FlatMap
 from kv_align.align.heads import HeadMap, MapShape, MapStart
 from kv_align.align.init import uniform
 from kv_align.align.layer_map import proportional
+from kv_align.align.placement import Placement
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp, resample
 from kv_align.capture import Geometry, prepare, record
@@ -24,10 +25,12 @@ from kv_align.data.encode import Encoded, encode
 from kv_align.distill import Counts, Distiller, StepResult, Teacher, TeacherStates
 from kv_align.models import Reader, load_teacher
 from kv_align.objectives.ce import CrossEntropy
+from kv_align.objectives.hidden import Hidden
 from kv_align.objectives.kv import KeyValue
 from kv_align.objectives.kv_struct import KeyValueStruct
 from kv_align.objectives.logit_kd import LogitDistillation
-from kv_align.objectives.objective import Objective
+from kv_align.objectives.objective import Objective, Pairing
+from kv_align.objectives.relations import Relations
 from tests.tiny import make_llama
 
 JOINT, STUDENT_ALONE, ALIGNER_ALONE = Phase(True, True), Phase(True, False), Phase(False, True)
@@ -41,19 +44,29 @@ STRUCT = {
     "alpha_attn": 0.5,
     "temperature": 2.0,
 }
+
+
+def pairing() -> Pairing:
+    """Of `make_teacher` and `make_student`."""
+    shapes = Geometry(4, 4, 4, 8, 8), Geometry(3, 4, 2, 12, 12)
+    return Pairing(*shapes, 40, 32, torch.tensor([0.5, 1.0, 2.0]), torch.Generator().manual_seed(0))
+
+
 OBJECTIVES: dict[str, Objective] = {
     "ce": CrossEntropy(),
     "logit_kd": LogitDistillation(lambda_logit=0.5, temperature=2.0),
     "kv": KeyValue(metric="mse", **KV),
     "kv-cosine": KeyValue(metric="cosine", **KV),
     "kv+struct": KeyValueStruct(metric="mse", **KV, **STRUCT),
+    "relations": Relations(pairing(), lambda_relations=0.5, relation_heads=4, layers=[0, 2]),
 }
 MAPS = {
     "flat": (FlatMap, {"mlp_ratio": 1.0, "share_layers": False, "elastic": False}),
     "structured": (StructuredMap, {"share_dim_proj": True, "share_layers": False, "elastic": False}),
 }
 GEOMETRY_FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "head_dim")
-every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+NAMES = [*OBJECTIVES, "hidden"]
+every_objective = pytest.mark.parametrize("name", NAMES)
 every_map = pytest.mark.parametrize("kind", MAPS)
 
 
@@ -102,10 +115,13 @@ def make_rig(
     student: PreTrainedModel | None = None,
 ) -> Rig:
     teacher, student = teacher or make_teacher(), student or make_student()
-    objective = OBJECTIVES[name]
+    # It learns a projection: each rig has its own.
+    objective = Hidden(pairing(), lambda_hidden=0.5, layers=None) if name == "hidden" else OBJECTIVES[name]
     t, s = (Geometry(*(getattr(model.config, field) for field in GEOMETRY_FIELDS)) for model in (teacher, student))
     layers = proportional(t.num_layers, s.num_layers, 0)
-    aligner = None
+    aligner, placement = None, None
+    if objective.signal in ("relations", "hidden_states"):
+        placement = Placement([0, 1, 2], SegmentWarp(smoothness=0.0, ratios={}))
     if objective.signal.startswith("keys_values"):
         places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
 
@@ -126,7 +142,13 @@ def make_rig(
         )
     variances = torch.linspace(0.5, 2.0, s.num_layers), torch.linspace(1.0, 3.0, s.num_layers)
     distiller = Distiller(
-        student, aligner, objective, rotated=rotated, key_variance=variances[0], value_variance=variances[1]
+        student,
+        aligner,
+        objective,
+        rotated=rotated,
+        key_variance=variances[0],
+        value_variance=variances[1],
+        placement=placement,
     )
     return Rig(Teacher(teacher, layers, rotated=rotated), distiller, layers)
 
@@ -165,8 +187,8 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 @pytest.mark.parametrize(
     ("name", "student"),
     # Logits are compared token by token, of one text alone.
-    [*((name, TEXTS) for name in OBJECTIVES), *((name, SHORT) for name in OBJECTIVES if name != "logit_kd")],
-    ids=[*OBJECTIVES, *(f"{name}-short" for name in OBJECTIVES if name != "logit_kd")],
+    [*((name, TEXTS) for name in NAMES), *((name, SHORT) for name in NAMES if name != "logit_kd")],
+    ids=[*NAMES, *(f"{name}-short" for name in NAMES if name != "logit_kd")],
 )
 def test_micro_batches_add_up_to_the_gradient_of_one_batch(name, split, student):
     rig, collate = make_rig(name), collator(student, TEXTS)
@@ -308,6 +330,9 @@ def test_of_the_teacher_only_what_the_objective_needs_is_computed(name):
     elif name == "logit_kd":
         assert "lm_head" in calls
         assert [path for path in calls if path in mlps] == mlps
+    elif name == "hidden":
+        assert "lm_head" not in calls
+        assert "model.norm" in calls
     else:
         # Nothing above the attention of the last layer that is wanted.
         assert [path for path in calls if path in mlps] == mlps[:3]
@@ -507,7 +532,7 @@ def test_a_shortened_rationale_is_aligned_through_the_time_warp(kind, rationale,
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-@pytest.mark.parametrize("name", ["kv", "kv+struct"])
+@pytest.mark.parametrize("name", ["kv", "kv+struct", "relations", "hidden"])
 def test_gradients_of_a_checkpointed_student_are_those_of_a_plain_one(name):
     expected = make_rig(name).gradients([BATCH])
     rig = make_rig(name)
@@ -553,7 +578,7 @@ def test_padding_does_not_reach_the_loss(name):
         assert rig.step(dirty).losses[loss].item() == pytest.approx(value.item(), rel=1e-6), loss
 
 
-@pytest.mark.parametrize("name", ["kv", "kv+struct"])
+@pytest.mark.parametrize("name", ["kv", "kv+struct", "relations", "hidden"])
 def test_a_batch_without_any_target_still_gives_a_gradient(name):
     # No segment of the student's text is one that the teacher has.
     batch = collator([Encoded([5, 6, 7], [2, 2, 2], cut=False)], [Encoded([5, 6, 7], [1, 1, 1], cut=False)])([0])
@@ -563,4 +588,5 @@ def test_a_batch_without_any_target_still_gives_a_gradient(name):
     assert result.alignment.item() == 0
     gradients = rig.gradients([batch])
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    assert all(parameter.grad is not None for parameter in rig.distiller.aligner.parameters())
+    helper = rig.distiller.helper
+    assert all(parameter.grad is not None for parameter in (() if helper is None else helper.parameters()))

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from kv_align.compose import compose_raw
-from kv_align.effective import effective, signal_of, uses_keys_values
+from kv_align.effective import effective
 from kv_align.errors import ConfigError
 from kv_align.model_card import EMBEDDED, model_card
+from kv_align.signals import signal_of, uses_keys_values
 
 WriteModel = Callable[..., str]
 _numbers = itertools.count()
@@ -381,6 +382,33 @@ def test_a_class_that_does_not_declare_what_its_group_asks_is_refused(
     )
 
 
+def test_a_loss_with_a_signal_that_nobody_gives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "written_for_signals.py").write_text("class Mine:\n    signal = 'keys'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    raw = composed(loss={"name": "mine", "_target_": "written_for_signals.Mine"})
+    assert sentence_of(raw) == (
+        "loss=mine is not allowed: its signal keys is none of none, logits, keys_values, keys_values_queries, relations, "
+        "hidden_states; correct that class."
+    )
+
+
+@pytest.mark.parametrize("init", ["least_squares", "procrustes", "cka_hungarian"])
+def test_an_init_that_is_fitted_to_an_untrained_student_is_warned_of(init: str) -> None:
+    assert effective(composed(f"init={init}"))[1] == [
+        f"init={init} is fitted to the states of a student that has learned nothing, so to noise; use "
+        "model.student_start=pretrained."
+    ]
+    assert effective(composed(f"init={init}", model__student_start="pretrained"))[1] == []
+    assert effective(composed(f"init={init}", "aligner=flat"))[1] == [
+        f"init={init} has no effect on aligner=flat: left out."
+    ]
+
+
+@pytest.mark.parametrize("init", ["uniform", "random", "identity", "orthogonal"])
+def test_an_init_that_reads_no_states_is_not(init: str) -> None:
+    assert effective(composed(f"init={init}"))[1] == []
+
+
 # What is taken out
 
 
@@ -428,6 +456,8 @@ def test_a_step_of_the_reasoning_is_kept_only_where_it_is_shortened(rationale: s
         ("logit_kd", "logits", False),
         ("kv", "keys_values", True),
         ("kv+struct", "keys_values_queries", True),
+        ("relations", "relations", False),
+        ("hidden", "hidden_states", False),
     ],
 )
 def test_what_a_loss_needs_of_the_teacher_is_known_without_importing_it(loss: str, signal: str, compares: bool) -> None:

@@ -21,7 +21,8 @@ from kv_align.runs import RunDirectory, read_rows
 from tests.short_runs import results, short_config
 
 ARMS = ("baseline", "v4_0_1", "v4_0_2", "v4_0_3", "roadmap_literal")
-CONTROLS = ("none", "logit_kd", "frozen_random", "shuffled_teacher")
+CONTROLS = ("none", "logit_kd", "frozen_random", "shuffled_teacher", "relations", "hidden")
+WITHOUT_ALIGNER = ("none", "logit_kd", "relations", "hidden")
 
 
 def finish(path: Path, *overrides: str) -> RunDirectory:
@@ -47,13 +48,13 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
 
 
 def test_every_cell_ends_with_sound_artefacts(matrix: dict[str, RunDirectory]) -> None:
-    assert len(matrix) == 14
+    assert len(matrix) == 16
     for name, run in matrix.items():
         assert run.is_complete(), name
         summary = json.loads(run.summary_file.read_text())
         assert summary["steps"] == 3
         assert 1 < summary["validation_perplexity"] < 2 * 497, name  # 497 tokens: not worse than twice guessing
-        assert (run.aligner / "aligner.safetensors").exists() == (name not in ("none", "logit_kd"))
+        assert (run.aligner / "aligner.safetensors").exists() == (name not in WITHOUT_ALIGNER)
 
 
 def test_all_arms_of_a_seed_start_from_the_same_student_and_see_the_same_data(matrix: dict[str, RunDirectory]) -> None:
@@ -64,7 +65,7 @@ def test_all_arms_of_a_seed_start_from_the_same_student_and_see_the_same_data(ma
 
 def test_the_variance_that_losses_are_divided_by_is_the_same_in_all_arms(matrix: dict[str, RunDirectory]) -> None:
     unrotated = [
-        provenance(run) for name, run in matrix.items() if name not in ("none", "logit_kd") and "literal" not in name
+        provenance(run) for name, run in matrix.items() if name not in WITHOUT_ALIGNER and "literal" not in name
     ]
     assert len({tuple(each["key_variance"]) for each in unrotated}) == 1
     assert len({tuple(each["value_variance"]) for each in unrotated}) == 1

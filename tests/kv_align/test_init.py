@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.aligner import map_generator
-from kv_align.align.heads import MapShape, MapStart
-from kv_align.align.init import random, uniform
+from kv_align.align.heads import Given, MapShape, MapStart
+from kv_align.align.init import random, shares, uniform
 from kv_align.align.structured import StructuredMap
 from kv_align.seeds import derive_seed
 
@@ -17,6 +17,15 @@ heads = st.integers(1, 12)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def given_heads(student: int, teacher: int, draw: torch.Generator) -> Given:
+    shape = MapShape(num_layers=1, teacher_heads=teacher, teacher_width=3, student_heads=student, student_width=2)
+    return Given(shape, "key", draw, torch.arange(6.0).reshape(1, 3, 2))
+
+
+def random_mix(student: int, teacher: int, seed: int) -> torch.Tensor:
+    return random(given_heads(student, teacher, generator(seed))).mix
 
 
 @pytest.mark.parametrize(
@@ -33,7 +42,9 @@ def generator(seed: int = 0) -> torch.Generator:
     ],
 )
 def test_uniform_by_hand(teacher, student, expected):
-    mix = uniform(student, teacher, generator())
+    mix, width = uniform(given_heads(student, teacher, generator()))
+    assert torch.equal(width, torch.arange(6.0).reshape(1, 3, 2))
+    assert torch.equal(mix, shares(student, teacher))
     assert mix.dtype == torch.float32
     torch.testing.assert_close(mix, torch.tensor(expected, dtype=torch.float32), atol=1e-7, rtol=0)
 
@@ -41,7 +52,7 @@ def test_uniform_by_hand(teacher, student, expected):
 @PROPERTY
 @given(heads, heads)
 def test_uniform_rows_are_means_of_neighbours(student, teacher):
-    mix = uniform(student, teacher, generator()).double()
+    mix = shares(student, teacher).double()
     torch.testing.assert_close(mix.sum(dim=1), torch.ones(student).double(), atol=1e-6, rtol=0)
     # Every teacher head is used, to the same extent, and no student head is left without.
     torch.testing.assert_close(mix.sum(dim=0), torch.full((teacher,), student / teacher).double(), atol=1e-6, rtol=0)
@@ -59,30 +70,30 @@ def test_uniform_counts_which_head_lies_under_each_piece_of_a_line(student, teac
     overlap = torch.zeros(student, teacher)
     for piece in range(student * teacher):
         overlap[piece // teacher, piece // student] += 1 / teacher
-    torch.testing.assert_close(uniform(student, teacher, generator()), overlap, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shares(student, teacher), overlap, atol=1e-6, rtol=0)
 
 
 @PROPERTY
 @given(heads, heads, st.integers(0, 2**16))
 def test_random_rows_have_the_norm_of_uniform_rows(student, teacher, seed):
-    drawn, mean = random(student, teacher, generator(seed)), uniform(student, teacher, generator())
+    drawn, mean = random_mix(student, teacher, seed), shares(student, teacher)
     torch.testing.assert_close(drawn.norm(dim=1), mean.norm(dim=1))
     assert (drawn != 0).all()
 
 
 def test_random_mixes_all_heads_with_either_sign():
-    drawn = torch.stack([random(2, 4, generator(seed)) for seed in range(2000)])
+    drawn = torch.stack([random_mix(2, 4, seed) for seed in range(2000)])
     # A direction drawn uniformly in 4 dimensions, of squared norm 1/2: mean 0 and variance 1/8 in each number.
     torch.testing.assert_close(drawn.mean(dim=0), torch.zeros(2, 4), atol=0.03, rtol=0)
     torch.testing.assert_close(drawn.var(dim=0), torch.full((2, 4), 1 / 8), atol=0.015, rtol=0)
-    assert torch.equal(random(2, 4, generator(3)), random(2, 4, generator(3)))
-    assert not torch.equal(random(2, 4, generator(3)), random(2, 4, generator(4)))
+    assert torch.equal(random_mix(2, 4, 3), random_mix(2, 4, 3))
+    assert not torch.equal(random_mix(2, 4, 3), random_mix(2, 4, 4))
 
 
 def test_uniform_draws_nothing():
     draw = generator()
     before = draw.get_state()
-    uniform(3, 5, draw)
+    uniform(given_heads(3, 5, draw))
     assert torch.equal(draw.get_state(), before)
 
 

@@ -20,6 +20,7 @@ from kv_align.options import (
     UnitFloat,
     constant_of,
     options_of,
+    parameters_of,
 )
 
 WriteModule = Callable[[str], str]
@@ -41,9 +42,10 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteModule
 
 def test_the_options_of_the_flat_aligner_are_its_keyword_only_parameters() -> None:
     assert options_of("kv_align.align.flat.FlatMap") == {
-        "mlp_ratio": Option(PositiveFloat, required=True),
+        "mlp_ratio": Option(PositiveFloat | None, required=True),
         "share_layers": Option(bool, required=True),
         "elastic": Option(bool, required=True),
+        "match_parameters": Option(Literal["structured"] | None, required=False),
     }
 
 
@@ -68,6 +70,20 @@ def test_positional_parameters_are_not_options(write_module: WriteModule) -> Non
         "width": Option(PositiveInt, required=True),
         "bias": Option(bool, required=False),
     }
+
+
+def test_parameters_are_the_positional_ones_of_a_function_or_of_a_class_without_self(write_module: WriteModule) -> None:
+    name = write_module(
+        "raise RuntimeError('imported')\n"
+        "def function(given: int, calibration: int, *, ridge: float): ...\n"
+        "class With:\n    def __init__(self, pairing: int, *, size: int) -> None: ...\n"
+        "class Without:\n    signal = 'none'\n"
+    )
+    assert parameters_of(f"{name}.function") == ("given", "calibration")
+    assert parameters_of(f"{name}.With") == ("pairing",)
+    assert parameters_of(f"{name}.Without") == ()
+    assert "calibration" in parameters_of("kv_align.align.init_procrustes.procrustes")
+    assert "calibration" not in parameters_of("kv_align.align.init.uniform")
 
 
 def test_options_are_read_without_importing_the_module(write_module: WriteModule) -> None:

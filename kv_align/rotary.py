@@ -1,0 +1,139 @@
+"""The rotary embedding of a layer: applied, undone, and found out by asking the layer what it does to labelled angles.
+
+A rotary embedding turns pairs of a head's numbers: with angles' cosines c and sines s, the pair (x, y) becomes
+(x c - y s, y c + x s). Families differ in which numbers are pairs (halves of the head or neighbours), in how many are
+turned, and in where a pair's c and s stand in what the layer is handed; `RotaryForm` is all of that, by number.
+
+Axes: B batch, H heads, T tokens, D head width, R turned numbers, P probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The rotary embedding that a layer applied at some positions.
+
+    Attributes
+    ----------
+    cos, sin
+        Of the angles, [B or 1, T, R]: those of the pairs' first numbers, then those of their second ones.
+    order
+        [D], the head's numbers in the order firsts, seconds, not turned; None where they stand so, in halves.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    order: Int[Tensor, " d"] | None = None
+
+    def rotate(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+        """Rotate states of one layer."""
+        return self._apply(states, self.cos, self.sin)
+
+    def unrotate(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+        """Undo `rotate`, also where cosines and sines carry a scale (YaRN's attention scaling)."""
+        cos, sin = self.cos.float(), self.sin.float()
+        square = cos.square() + sin.square()
+        return self._apply(states, cos / square, -sin / square)
+
+    def _apply(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.order is not None:
+            states = states[..., self.order]
+        width = cos.shape[-1]
+        turned, rest = states[..., :width], states[..., width:]
+        # At least in float32: a rotation mixes large numbers into small ones, which bf16 would round away.
+        turned = turned.to(torch.promote_types(turned.dtype, torch.float32))
+        first, second = turned.chunk(2, dim=-1)
+        result = turned * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+        result = torch.cat((result.to(states.dtype), rest), dim=-1)
+        return result if self.order is None else result[..., self.order.argsort()]
+
+
+@dataclass(frozen=True)
+class RotaryForm:
+    """How a layer uses the cosines and sines that it is handed.
+
+    Attributes
+    ----------
+    order
+        As in `Rotation`.
+    cos_at, sin_at
+        [R], where in what is handed over the cosine and the sine of each turned number stand; None: in its own place.
+    """
+
+    order: Int[Tensor, " d"] | None
+    cos_at: Int[Tensor, " r"] | None
+    sin_at: Int[Tensor, " r"] | None
+
+    def at(self, cos: Tensor, sin: Tensor) -> Rotation:
+        """Return the rotation by angles as the layer is handed them."""
+        cos = cos if self.cos_at is None else cos[..., self.cos_at]
+        sin = sin if self.sin_at is None else sin[..., self.sin_at]
+        return Rotation(cos, sin, self.order)
+
+
+def rotary_form(keys_under: Callable[[Tensor, Tensor], Tensor], handed: Float[Tensor, "b t r"]) -> RotaryForm | None:
+    """Find out what a layer does with cosines and sines.
+
+    It is handed zeros, ones and the bits of their own places instead of angles. What it makes of them is exact in any
+    precision: a key's number is then itself, another one or its negative, or zero.
+
+    Parameters
+    ----------
+    keys_under
+        The layer's keys [P, H, T, D] of one input, under P cosines and sines [P, T, R].
+    handed
+        Real cosines, for their shape.
+
+    Returns
+    -------
+    None where the layer turns nothing.
+
+    Raises
+    ------
+    ValueError
+        If it does anything but turn pairs of numbers.
+    """
+    width = handed.shape[-1]
+    ones, zeros = torch.ones_like(handed[:1]), torch.zeros_like(handed[:1])
+    places = torch.arange(width, device=handed.device)
+    bits = [ones * (places >> bit & 1) for bit in range(max(1, (width - 1).bit_length()))]
+    none = [zeros] * len(bits)
+    keys = keys_under(torch.cat([ones, zeros, zeros, *bits, *none]), torch.cat([zeros, zeros, ones, *none, *bits]))
+    plain, nothing, swapped, *labelled = keys.movedim(-1, 1).flatten(2)  # [D, H T] of each probe
+    turned = (nothing != plain).any(dim=1).nonzero().flatten()
+    if not len(turned):
+        return None
+    same = (swapped[turned, None] == plain).all(dim=2)
+    negated = (swapped[turned, None] == -plain).all(dim=2)
+    if nothing[turned].any() or not ((same ^ negated).sum(dim=1) == 1).all():
+        raise ValueError("it does more than turn pairs of numbers")
+    partner = (same | negated).int().argmax(dim=1)
+    first = turned[negated.any(dim=1)]
+    second = partner[negated.any(dim=1)]
+    order = torch.cat((first, second))
+    if not torch.equal(order.sort().values, turned) or not torch.equal(
+        partner[torch.searchsorted(turned, second)], first
+    ):
+        raise ValueError("it does more than turn pairs of numbers")
+    cos_at, sin_at = (
+        sum((probe[order] == whole[order]).all(dim=1).long() << bit for bit, probe in enumerate(probes))
+        for probes, whole in ((labelled[: len(bits)], plain), (labelled[len(bits) :], swapped))
+    )
+    rest = (nothing == plain).all(dim=1).nonzero().flatten()
+    return RotaryForm(
+        _unless_in_place(torch.cat((order, rest)), plain.shape[0]),
+        _unless_in_place(cos_at, width),
+        _unless_in_place(sin_at, width),
+    )
+
+
+def _unless_in_place(places: Tensor, count: int) -> Tensor | None:
+    return None if torch.equal(places, torch.arange(count, device=places.device)) else places

@@ -1,0 +1,152 @@
+"""Pairs of different families: a student taught by itself has nothing to learn, others learn in whole runs."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer, T5Config
+
+from kv_align.align.aligner import Aligner
+from kv_align.align.fit import Phase
+from kv_align.capture import prepare
+from kv_align.config import ModelConfig
+from kv_align.data.batch import Batch, Tokens
+from kv_align.distill import Counts, Distiller, Teacher
+from kv_align.errors import ConfigError
+from kv_align.experiment import run as do_run
+from kv_align.model_card import EMBEDDED
+from kv_align.models import load_student, load_teacher
+from kv_align.objectives.kv_struct import KeyValueStruct
+from kv_align.runs import RunDirectory, read_rows
+from tests.families import FAMILIES
+from tests.short_runs import short_config
+
+IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])
+MASK = torch.tensor([[1] * 11, [1] * 7 + [0] * 4])
+PLAIN = [name for name, family in FAMILIES.items() if family.interface and family.plain]
+OBJECTIVE = KeyValueStruct(
+    metric="mse",
+    lambda_kv=0.5,
+    lambda_kv_decay="constant",
+    lambda_kv_warmup_steps=0,
+    lambda_struct=0.1,
+    lambda_struct_decay="constant",
+    lambda_struct_warmup_steps=0,
+    alpha_k=1.0,
+    alpha_v=1.0,
+    alpha_attn=0.5,
+    temperature=1.0,
+)
+
+
+class AsItIs(Aligner):
+    """Gives the teacher's states to a student of the same shape."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def forward(self, k, v, q, *_):
+        return k, v, q
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_student_taught_by_itself_has_nothing_to_learn_and_by_another_has(name):
+    student = FAMILIES[name].make()
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    for model in (student, teacher, other):
+        prepare(model, "student")
+    mask = MASK.bool()
+    tokens = Tokens(IDS, mask, (MASK.cumsum(1) - 1).clamp(min=0), MASK)
+    batch = Batch(tokens, tokens, mask, mask, True, (0, 1))
+    distiller = Distiller(
+        student, AsItIs(), OBJECTIVE, rotated=False, key_variance=torch.ones(3), value_variance=torch.ones(3)
+    )
+    weights = OBJECTIVE.weights(0, 1)
+
+    def step(model):
+        states = Teacher(model, [0, 1, 2], rotated=False).read(batch, "keys_values_queries")
+        return distiller(batch, states, Counts.of([batch]), weights, Phase(True, True))
+
+    alone, taught = step(teacher).losses, step(other)
+    for part in ("key_loss", "value_loss", "struct_key_loss", "struct_value_loss", "attention_loss"):
+        assert alone[part] < 1e-6 < 1e-4 < taught.losses[part], part
+    taught.alignment.backward()
+    reached = {path for path, parameter in student.named_parameters() if parameter.grad is not None}
+    assert any(".0." in path for path in reached)
+    assert any(".2." in path for path in reached)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Families by name, with the embedded pair's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "student")
+    folders = {}
+    for name in ("gemma2", "cohere2", "falcon", "glm4", "gptj"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        family = FAMILIES[name]
+        type(family)(family.name, family.config | size).make().save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+def overrides(saved: dict[str, Path], teacher: str, student: str, loss: str) -> list[str]:
+    return [
+        "model=pair",
+        f"model.teacher={saved[teacher]}",
+        f"model.student={saved[student]}",
+        "data.max_length=200",
+        "trainer.max_steps=3",
+        "trainer.warmup_steps=1",
+        f"loss={loss}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "loss"),
+    [("gemma2", "cohere2", "kv+struct"), ("falcon", "glm4", "kv"), ("glm4", "gptj", "kv"), ("cohere2", "gemma2", "kv")],
+)
+def test_a_run_of_two_families(saved, tmp_path, teacher, student, loss):
+    assert do_run(short_config(*overrides(saved, teacher, student, loss)), tmp_path / "run") == "finished"
+    rows = read_rows(RunDirectory(tmp_path / "run").metrics_file)
+    assert len(rows) == 3
+    assert all(row["kv_grad_norm"] > 0 and 0 < row["key_loss"] < 1e3 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "sentence"),
+    [
+        ("falcon", "glm4", r"model\.teacher=\S+: FalconForCausalLM computes its attention itself"),
+        ("glm4", "gptj", r"model\.student=\S+: GPTJForCausalLM computes its attention itself"),
+        ("cohere2", "gemma2", r"model\.student=\S+: Gemma2ForCausalLM attends by more than a softmax"),
+    ],
+)
+def test_a_loss_on_attention_that_cannot_be_seen_is_refused(saved, tmp_path, teacher, student, sentence):
+    config = short_config(*overrides(saved, teacher, student, "kv+struct"))
+    with pytest.raises(ConfigError, match=rf"^loss=kv\+struct is not allowed with {sentence}") as caught:
+        do_run(config, tmp_path / "run")
+    assert str(caught.value).endswith("use loss=kv or another model.")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("start", ["scratch", "pretrained"])
+def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path, start):
+    T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).is_encoder_decoder
+    model = ModelConfig(
+        name="pair",
+        teacher=str(tmp_path),
+        student=str(tmp_path),
+        student_start=start,
+        teacher_dtype="float32",
+        gradient_checkpointing=False,
+        remote_code=[],
+    )
+    for role, load in (("teacher", load_teacher), ("student", lambda *args: load_student(args[0], 0, args[1]))):
+        with pytest.raises(ConfigError, match=rf"^model\.{role}=\S+ is not allowed: it is an encoder-decoder"):
+            load(model, torch.device("cpu"))

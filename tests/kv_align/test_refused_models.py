@@ -1,0 +1,175 @@
+"""What cannot be recorded rightly is refused by name and reason, in one sentence, and nothing else is done to the model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from kv_align.capture import prepare
+from kv_align.errors import ConfigError
+from tests.families import EXPERTS, SHAPE
+
+LINEAR = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 1,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 3,
+}
+SHARED = {
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.0] * 4,
+}
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+def llama_with_other_heads_in_one_layer() -> PreTrainedModel:
+    model = llama()
+    other = copy.deepcopy(model.config)
+    other.num_key_value_heads = 4
+    model.model.layers[1].self_attn = LlamaAttention(other, layer_idx=1)
+    model.model.layers[1].self_attn.config = model.config
+    return model
+
+
+class Shifted(nn.Module):
+    """Adds to each token what stands one before it: keys that are not made of their own token alone."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        keys = self.projection(hidden)
+        return keys + keys.roll(1, dims=1) * torch.arange(keys.shape[1])[:, None].clamp(max=1)
+
+
+def llama_with_convolved_keys() -> PreTrainedModel:
+    model = llama()
+    model.model.layers[2].self_attn.k_proj = Shifted(model.model.layers[2].self_attn.k_proj)
+    return model
+
+
+REFUSED = {
+    "linear attention": (
+        lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**SHAPE, **EXPERTS, **LINEAR)),
+        r"only 2 of its 3 layers show keys and values \(its others are of the kind linear_attention\)",
+    ),
+    "state space": (
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)),
+        "its layers do not attend by softmax",
+    ),
+    "recurrent": (
+        lambda: RwkvForCausalLM(RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)),
+        "only 0 of its 2 layers show keys and values",
+    ),
+    "shared keys": (
+        lambda: Gemma3nForCausalLM(Gemma3nTextConfig(**SHAPE | SHARED)),
+        "its layer 2 attends to the keys and values of another layer",
+    ),
+    "latent": (lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**SHAPE | LATENT)), "latent attention"),
+    "two attentions in a layer": (lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**SHAPE)), "its cache does not hold"),
+    "encoder-decoder": (
+        lambda: T5ForConditionalGeneration(
+            T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        ),
+        "it is an encoder-decoder",
+    ),
+    "sees the future": (lambda: BertLMHeadModel(BertConfig(**SHAPE)), "its tokens see later tokens"),
+    "normed after rotation": (lambda: NanoChatForCausalLM(NanoChatConfig(**SHAPE)), "cannot be undone"),
+    "convolved keys": (llama_with_convolved_keys, "makes? keys of positions"),
+    "no numbered layers": (
+        lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=64,
+                hidden_size=32,
+                num_layers=3,
+                num_heads=4,
+                attention_types=[[["global"], 3]],
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+        ),
+        "only 0 of its 3 layers show keys and values",
+    ),
+    "states beside the cache": (
+        lambda: FalconH1ForCausalLM(
+            FalconH1Config(**SHAPE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)
+        ),
+        "it fails on a few tokens \\(IndexError: ",
+    ),
+    "shapes": (llama_with_other_heads_in_one_layer, "differ in shape"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_model_whose_states_would_be_wrong_is_refused_with_one_sentence(make, reason):
+    torch.manual_seed(0)
+    model = make().train()
+    with pytest.raises(ConfigError, match=reason) as caught:
+        prepare(model, "teacher")
+    message = str(caught.value)
+    assert message.startswith(f"model.teacher={type(model).__name__} is not supported: ")
+    assert message.endswith("; use a decoder whose layers all attend by softmax to keys and values of their own.")
+    assert "\n" not in message
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_decoder_half_of_an_encoder_decoder_is_a_decoder():
+    config = BartConfig(
+        vocab_size=64, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, encoder_layers=1
+    )
+    torch.manual_seed(0)
+    assert prepare(BartForCausalLM(config).eval(), "student").num_layers == 2
