@@ -3,12 +3,24 @@
 import json
 import os
 import signal
+import time
 
 from kv_align.runs import TIMING, read_rows
-from tests.launch.sweeps import Sweep, launch
+from tests.launch.sweeps import PATIENCE, Sweep, launch
 from tests.slurm.conftest import SMALL
 
 WORDS = ("sweep=tiny", "seeds=2", "trainer.max_steps=120", "trainer.checkpoint_interval=5")
+
+
+def running(sweep, start):
+    """A run that is well on its way, also for the scheduler."""
+    deadline = time.monotonic() + 120 * PATIENCE
+    while True:
+        run = sweep.state(start)
+        if run.state == "running" and 12 <= run.step < run.total_steps:
+            return run
+        assert time.monotonic() < deadline, run
+        time.sleep(0.1)
 
 
 def test_end_weights_after_each_fault_that_is_retried(slurm, tmp_path):
@@ -17,18 +29,12 @@ def test_end_weights_after_each_fault_that_is_retried(slurm, tmp_path):
     sweep = Sweep(*WORDS, f"output_dir={tmp_path / 'disturbed'}", *SMALL, "cluster.mem_gb=1.3", "cluster.throttle=2")
     sweep.submit()
     # In the order in which they start, so that each is disturbed while it runs.
-    sweep.wait_step("baseline-kv-seed0", 12, 120)
-    slurm.preempt(sweep.state("baseline-kv-seed0").job)
-    sweep.wait_step("baseline-kv-seed1", 12, 120)
-    slurm.call("scancel", "--signal=USR2", sweep.state("baseline-kv-seed1").job)
-    sweep.wait_step("v4_0_2-kv-seed0", 12, 120)
-    attempts = sweep.path / "launch" / "attempts" / f"{sweep.id_of('v4_0_2-kv-seed0')}.jsonl"
+    slurm.call("scancel", "--signal=USR2", running(sweep, "baseline-kv-seed0").job)
+    attempts = sweep.path / "launch" / "attempts" / f"{running(sweep, 'baseline-kv-seed1').id}.jsonl"
     os.kill(json.loads(attempts.read_text().splitlines()[-1])["pid"], signal.SIGKILL)
-    sweep.wait_step("v4_0_2-kv-seed1", 12, 120)
-    slurm.call("scontrol", "requeue", sweep.state("v4_0_2-kv-seed1").job)
-    sweep.wait_step("none-ce-seed0", 12, 120)
-    node = slurm.kill_node_of(sweep.state("none-ce-seed0").job)
-    slurm.start_node(node)
+    slurm.call("scontrol", "requeue", running(sweep, "v4_0_2-kv-seed0").job)
+    slurm.preempt(running(sweep, "v4_0_2-kv-seed1").job)
+    slurm.start_node(slurm.kill_node_of(running(sweep, "none-ce-seed0").job))
     sweep.wait_done(300)
     slurm.settle()
     assert min(sweep.state(run.id).attempt for run in sweep.runs()[:5]) >= 2, "each of them was disturbed"
