@@ -9,7 +9,7 @@ from kv_align.runs import TIMING, read_rows
 from tests.launch.sweeps import PATIENCE, Sweep, launch
 from tests.slurm.conftest import SMALL
 
-WORDS = ("sweep=tiny", "seeds=2", "trainer.max_steps=120", "trainer.checkpoint_interval=5")
+WORDS = ("sweep=tiny", "seeds=2", "trainer.max_steps=80", "trainer.checkpoint_interval=5")
 
 
 def running(sweep, start):
@@ -17,7 +17,7 @@ def running(sweep, start):
     deadline = time.monotonic() + 120 * PATIENCE
     while True:
         run = sweep.state(start)
-        if run.state == "running" and 12 <= run.step < run.total_steps:
+        if run.state == "running" and 8 <= run.step < run.total_steps:
             return run
         assert time.monotonic() < deadline, run
         time.sleep(0.1)
@@ -29,7 +29,7 @@ def test_end_weights_after_each_fault_that_is_retried(slurm, tmp_path):
     sweep = Sweep(*WORDS, f"output_dir={tmp_path / 'disturbed'}", *SMALL, "cluster.mem_gb=1.3", "cluster.throttle=2")
     sweep.submit()
     # In the order in which they start, so that each is disturbed while it runs.
-    slurm.call("scancel", "--signal=USR2", running(sweep, "baseline-kv-seed0").job)
+    slurm.ask_to_leave(running(sweep, "baseline-kv-seed0").job)
     attempts = sweep.path / "launch" / "attempts" / f"{running(sweep, 'baseline-kv-seed1').id}.jsonl"
     os.kill(json.loads(attempts.read_text().splitlines()[-1])["pid"], signal.SIGKILL)
     slurm.call("scontrol", "requeue", running(sweep, "v4_0_2-kv-seed0").job)
