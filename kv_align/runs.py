@@ -57,7 +57,7 @@ class Status:
     attempt
         How often the run was started, 1 at first.
     started, updated
-        Of this attempt; `updated` is renewed at least every logged step.
+        Of this attempt; `updated` is renewed at least every logged step, and the file stamped in between.
     host, pid, job
         Where it runs; `job` is the scheduler's id, empty without one.
     """
@@ -126,6 +126,16 @@ class RunDirectory:
             return Status(**raw) if raw is not None else None
         except TypeError:
             return None
+
+    def observed(self) -> Status | None:
+        """Return the status; of a run that is running, `updated` is its last heartbeat (`kv_align.heartbeat`)."""
+        status = self.status()
+        if status is None or status.state != "running":
+            return status
+        try:
+            return replace(status, updated=max(status.updated, self.status_file.stat().st_mtime))
+        except OSError:
+            return status
 
     def earlier_attempt(self, content_hash: str) -> Status | None:
         """Return the status that an earlier attempt of this run left; None where there is none.

@@ -100,7 +100,7 @@ def overview(sweep: SweepDirectory) -> Overview:
     journal = Journal(sweep)
     setting, ledger = journal.setting(), journal.ledger()
     runs = []
-    statuses = {run.id: sweep.run(run).status() for run in plan.runs}
+    statuses = {run.id: sweep.run(run).observed() for run in plan.runs}
     complete = {run.id for run in plan.runs if _finished(statuses[run.id]) and sweep.run(run).is_complete()}
     states: dict[str, JobState] = {}
     if setting is not None:
@@ -199,7 +199,7 @@ def _of_multirun(sweep: SweepDirectory) -> Overview:
     """A plain Hydra multirun: the run directories that are there, and what Slurm knows of their jobs."""
     from launch.executors.slurm_query import job_states
 
-    found = [(directory, directory.status()) for directory in sweep.found_runs()]
+    found = [(directory, directory.observed()) for directory in sweep.found_runs()]
     unfinished = [status.job for directory, status in found if status and status.job and not directory.is_complete()]
     known = job_states(unfinished, accounting=True) if unfinished else {}
     runs = []

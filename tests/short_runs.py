@@ -16,6 +16,7 @@ SHORT = (
     "trainer.max_steps=6",
     "trainer.warmup_steps=2",
     "trainer.batch_size=4",
+    "trainer.aligner_lr=1e-3",
     "trainer.log_interval=1",
     "trainer.checkpoint_interval=2",
     "evaluation.interval=3",

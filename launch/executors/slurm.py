@@ -183,7 +183,8 @@ class SlurmExecutor(Executor):
                 f"cd {shlex.quote(self.setting.code)}",
             ],
             teardown=list(last_lines),
-            srun_args=["--cpus-per-task", str(threads)],  # since 22.05 srun does not take it over from the job
+            # Since 22.05 srun does not take it over from the job. A task that fails must not leave the others waiting for it.
+            srun_args=["--cpus-per-task", str(threads), "--kill-on-bad-exit=1"],
             signal_delay_s=self.cluster.signal_delay_s,
             stderr_to_stdout=True,
             additional_parameters={"requeue": True, **self.cluster.additional_parameters},

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -101,7 +102,11 @@ class FaultDriver:
         return True
 
     def _signal(self, name: str) -> bool:
-        return self.slurm.call("scancel", "--signal=USR2", self._job(name)).returncode == 0
+        try:
+            self.slurm.ask_to_leave(self._job(name))
+        except subprocess.CalledProcessError:
+            return False  # it has ended meanwhile
+        return True
 
     def _preempt(self, name: str) -> bool:
         return bool(self.slurm.preempt(self._job(name)))

@@ -3,6 +3,7 @@
 Everything listens on the loopback and lives in one temporary folder; only processes that were started here are ended.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -170,6 +171,13 @@ class RealSlurm:
         told = self.out("sbatch", "--parsable", "--partition=high", f"--nodelist={node}", "--exclusive", "--mem=0",
                         "--output=/dev/null", "--time=5", "--wrap", "sleep 2")  # fmt: skip
         return told.strip()
+
+    def ask_to_leave(self, job: str) -> None:
+        """Send the signal that comes before a time limit."""
+        command = ("scancel", "--signal=USR2", job)
+        # While a job changes its state, scancel goes on trying for more than a minute, though the signal has arrived.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=self.environment, capture_output=True, check=True, timeout=4)
 
     def kill_node_of(self, job: str) -> str | None:
         """Let a node die with all that it does for a job: its slurmd, the job's step daemons, and what they started."""

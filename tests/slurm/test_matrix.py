@@ -52,13 +52,13 @@ def test_a_sweep_larger_than_an_array_is_split(slurm, sweep_on):
 
 def test_several_runs_in_one_job_go_on_after_each_fault(slurm, sweep_on):
     behaviour = {"raise_at": {"baseline-kv-seed1": 2}, "step_s": 0.1}
-    sweep = sweep_on("cluster.runs_per_job=3", "cluster.hold_arm=false", behaviour=behaviour)
+    sweep = sweep_on("cluster.runs_per_job=3", "cluster.hold_arm=false", "trainer.max_steps=40", behaviour=behaviour)
     sweep.submit()
     assert [row["batches"] for row in submissions(sweep)] == [
         [[run.id for run in sweep.runs()[:3]], [run.id for run in sweep.runs()[3:]]]
     ]
     sweep.wait_step("baseline-kv-seed0", 3)
-    slurm.call("scancel", "--signal=USR2", sweep.state("baseline-kv-seed0").job)
+    slurm.ask_to_leave(sweep.state("baseline-kv-seed0").job)
     counts = sweep.wait(lambda counts: counts == {"done": 5, "failed": 1}, 90)
     assert counts == {"done": 5, "failed": 1}
     assert sweep.starts("baseline-kv-seed0") == 2

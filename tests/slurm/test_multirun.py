@@ -42,7 +42,7 @@ def test_a_plain_run_before_its_time_limit_is_put_back_in_line_and_goes_on(slurm
         assert driver.poll() is None, driver.stdout.read()[-2000:]
         time.sleep(0.05)
     job = json.loads(launch("status", str(tmp_path / "plain"), "--json").out)["runs"][0]["job"]
-    assert slurm.call("scancel", "--signal=USR2", job).returncode == 0
+    slurm.ask_to_leave(job)
     printed, _ = driver.communicate(timeout=400 * PATIENCE)
     assert driver.returncode == 0, printed[-2000:]
     ended = json.loads(status.read_text())
