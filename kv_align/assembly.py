@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from kv_align.align.aligner import count_parameters
 from kv_align.build import make_distiller, make_source
@@ -18,11 +21,13 @@ from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
 from kv_align.loop import Loop
 from kv_align.models import check_queries, load_student, load_teacher, weights_digest
+from kv_align.processes import Processes
 from kv_align.provenance import attempt_provenance
 from kv_align.runs import RunDirectory
 from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of
 from kv_align.steps import data_order, total_steps
+from kv_align.teacher_cache import open_cache
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,24 +37,29 @@ class Assembly:
 
     Parameters
     ----------
-    config, directory
+    config, directory, checkpoints
         What to do, and where.
     """
 
-    def __init__(self, config: Config, directory: RunDirectory) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, checkpoints: Path) -> None:
         tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
         # Its state is global; runs of one process (a multirun) may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
+            # Left to itself, it takes several processes without a GPU for as many runs of one.
+            cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
             mixed_precision=config.trainer.mixed_precision,
             log_with=tracker,
             project_config=ProjectConfiguration(project_dir=str(directory.path)),
+            kwargs_handlers=[
+                # Where the aligner sits a step out, its parameters have no gradient to wait for.
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=config.align is not None and config.align.fit != "joint"
+                ),
+                InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # longer than any evaluation
+            ],
         )
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"{self.accelerator.num_processes} processes were started for one run, which takes one: start it without a "
-                "multi-process launcher."
-            )
+        self.processes = Processes(self.accelerator, config.trainer)
         if tracker is not None:
             self.accelerator.init_trackers("kv-align", init_kwargs={})
         device = self.accelerator.device
@@ -90,9 +100,11 @@ class Assembly:
         self.loop = Loop(
             config,
             directory,
+            checkpoints,
             self.accelerator,
+            self.processes,
             self.distiller,
-            self.teacher,
+            open_cache(config, self.teacher, self.teacher_reader, self.train, self.accelerator.autocast),
             self.train,
             self.num_steps,
             lambda step: self.evaluate(config, step),
@@ -107,6 +119,11 @@ class Assembly:
             row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
         LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
         return row
+
+    def part(self) -> None:
+        """Close the trackers and leave the other processes, together: a launcher may end all when the first has gone."""
+        self.processes.wait()
+        self.accelerator.end_training()
 
 
 def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
@@ -145,6 +162,7 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
             for name, split in (("train", built.train), ("validation", built.validation), ("test", built.test))
         },
         "device": str(built.accelerator.device),
+        "processes": built.processes.number,
         "attempts": [attempt_provenance() | {"torch_threads": torch.get_num_threads()}],
     }
 

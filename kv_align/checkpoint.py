@@ -36,11 +36,21 @@ def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, 
         How many to keep.
     """
     final = directory / f"step_{step:08d}"
-    temporary = directory / f".writing_{step:08d}_{os.getpid()}"
-    directory.mkdir(parents=True, exist_ok=True)
-    for left_over in directory.glob(".writing_*"):
-        shutil.rmtree(left_over)
+    temporary = directory / f".writing_{step:08d}"
+    if accelerator.is_main_process:
+        directory.mkdir(parents=True, exist_ok=True)
+        for left_over in directory.glob(".writing_*"):
+            shutil.rmtree(left_over)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _seal(temporary, final, step, state, keep)
+    accelerator.wait_for_everyone()
+
+
+def _seal(temporary: Path, final: Path, step: int, state: dict[str, Any], keep: int) -> None:
+    """Put a manifest to what was written and give it its name; delete what it replaces."""
     files = {str(file.relative_to(temporary)): file for file in sorted(temporary.rglob("*")) if file.is_file()}
     for file in files.values():
         with file.open("rb+") as stream:
@@ -51,6 +61,7 @@ def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, 
         shutil.rmtree(final)
     temporary.rename(final)
     # One with a later step is of an attempt that this one could not go on from: damaged.
+    directory = final.parent
     later = [each for each in directory.glob("step_*") if each.name > final.name]
     earlier = sorted(each for each in directory.glob("step_*") if each.name <= final.name)[:-keep]
     for old in (*later, *earlier):

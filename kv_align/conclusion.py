@@ -39,7 +39,6 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: Le
         directory.aligner.mkdir(exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in built.aligner.state_dict().items()}
         save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
-    built.accelerator.end_training()
     write_json(directory.summary_file, _summary(config, directory, built, validation, row))
 
 

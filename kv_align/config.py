@@ -21,7 +21,7 @@ from kv_align.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Po
 # Excluded from the content hash: these change where a run is written, how it is shown and how fast it goes, or are mere
 # labels, but no number of the result.
 _NOT_HASHED = {
-    "": {"output_dir", "run_name", "arm"},
+    "": {"output_dir", "run_name", "arm", "teacher_cache"},
     "trainer": {"num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
     "*": {"name"},
 }
@@ -144,6 +144,8 @@ class Config(Section):
     align: AlignConfig | None
     trainer: TrainerConfig
     evaluation: EvaluationConfig
+    teacher_cache: str
+    teacher_cache_dtype: Literal["bfloat16", "float32"] | None
 
 
 class LlamaShape(Section):
@@ -241,6 +243,8 @@ def check_options(group: str, choice: ChoiceType) -> ChoiceType:
 def content_hash(config: Config) -> str:
     """SHA-256 (hex) over everything that can change a number of the run: its identity."""
     raw = config.model_dump(by_alias=True)
+    if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
+        del raw["teacher_cache_dtype"]
     for section, excluded in _NOT_HASHED.items():
         parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
         for part in parts:

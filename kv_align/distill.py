@@ -19,7 +19,7 @@ from kv_align.align.aligner import Aligner
 from kv_align.align.fit import Phase
 from kv_align.align.placement import Placement
 from kv_align.capture import Layer, Recorder, record
-from kv_align.data.batch import Batch
+from kv_align.data.batch import Batch, Tokens
 from kv_align.losses import Masked, causal_cross_entropy
 from kv_align.objectives.objective import Comparison, Objective, Signal, States
 
@@ -49,30 +49,32 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int], *, rotated: bool) -> None:
-        self.model, self._layers, self._rotated = model, sorted(set(layers)), rotated
+        self.model, self.layers, self.rotated = model, sorted(set(layers)), rotated
 
     def places(self, layers: Sequence[int]) -> list[int]:
         """Places of layers among those that are read."""
-        return [self._layers.index(layer) for layer in layers]
+        return [self.layers.index(layer) for layer in layers]
 
     @torch.no_grad()
     def read(self, batch: Batch, signal: Signal) -> TeacherStates:
         """Run as much of the teacher as the signal needs: nothing, up to the last layer wanted, or all of it."""
-        if signal == "none":
-            return TeacherStates()
-        tokens = batch.teacher
+        return TeacherStates() if signal == "none" else self.read_tokens(batch.teacher, signal)
+
+    @torch.no_grad()
+    def read_tokens(self, tokens: Tokens, signal: Signal) -> TeacherStates:
+        """Run the teacher on tokens for a signal that needs it."""
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
         if signal == "logits":
             return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
         if signal == "hidden_states":
             all_states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
-            return TeacherStates(hidden=_above(all_states, self._layers))
-        with record(self._layers, stop_after_last=True) as recorder:
+            return TeacherStates(hidden=_above(all_states, self.layers))
+        with record(self.layers, stop_after_last=True) as recorder:
             self.model.base_model(**inputs, use_cache=False)
         return TeacherStates(
-            k=recorder.keys(rotated=self._rotated),
+            k=recorder.keys(rotated=self.rotated),
             v=recorder.values(),
-            q=recorder.queries(rotated=self._rotated) if signal in ("keys_values_queries", "relations") else None,
+            q=recorder.queries(rotated=self.rotated) if signal in ("keys_values_queries", "relations") else None,
         )
 
 

@@ -6,6 +6,7 @@ taken of. Two commands that mean the same run give the same `Config`. Imports no
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kv_align.config import Choice, Config, validate
@@ -22,7 +23,7 @@ from kv_align.refusals import (
     check_models,
     check_trainer,
 )
-from kv_align.signals import concerned_groups, declared, signal_of, uses_keys_values
+from kv_align.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
 
 
 def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
@@ -68,6 +69,14 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
     for group in ("layer_map", "time_warp", "keys", "align", "init"):
         if group not in concerned:
             changes[group] = None
+    if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
+        changes |= {"teacher_cache": "off", "teacher_cache_dtype": None}
+        if config.teacher_cache != "off":
+            notes.append(f"teacher_cache={config.teacher_cache} has no effect on loss={config.loss.name}: left out.")
+    elif config.teacher_cache_dtype is None:
+        raise refused("teacher_cache_dtype", None, "bfloat16 or float32 with a teacher_cache")
+    elif config.teacher_cache != "auto":
+        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
     if not aligned and config.aligner.target:
         notes.append(f"aligner={config.aligner.name} has no effect on {reason}: left out.")
         changes["aligner"] = Choice(name="none", target="")

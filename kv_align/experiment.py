@@ -15,7 +15,9 @@ from kv_align.compose import arm_name
 from kv_align.conclusion import conclude
 from kv_align.config import Config, content_hash
 from kv_align.errors import ConfigError
+from kv_align.heartbeat import heartbeat
 from kv_align.leave import LeaveRequest, Left
+from kv_align.processes import is_first, own_directory
 from kv_align.provenance import attempt_provenance
 from kv_align.quiet import quiet_libraries
 from kv_align.runs import RunDirectory, State, read_json, write_json
@@ -35,22 +37,26 @@ def run(config: Config, path: Path) -> State:
         For bad input; nothing of an earlier run is touched then.
     """
     quiet_libraries()
-    directory, identity = RunDirectory(path), content_hash(config)
+    whole, identity = RunDirectory(path), content_hash(config)
     with ExitStack() as stack:
+        directory = stack.enter_context(own_directory(whole))
         stack.enter_context(directory.lock())
         asked = stack.enter_context(LeaveRequest())
-        before = directory.status()
-        if before is not None and before.content_hash == identity and directory.is_complete():
+        stack.enter_context(heartbeat(directory.status_file))
+        before = whole.status()
+        if before is not None and before.content_hash == identity and whole.is_complete():
             LOGGER.info("%s already holds this run, finished: nothing to do", path)
-            _warn_of_other_code(directory)
-            print_summary(directory)
+            _warn_of_other_code(whole)
+            if is_first():
+                print_summary(whole)
             return "finished"
         status = directory.begin(
             config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=0
         )
         try:
-            built = build(config, directory)
-            asked.leave_if_asked()
+            built = build(config, directory, whole.checkpoints)
+            if built.processes.any(asked.to_leave):
+                raise Left(f"asked to leave by {asked.name or 'another process'}; run it again to go on")
             status = directory.update(replace(status, total_steps=built.num_steps))
             state, reason = built.loop.fit(status, asked)
             status = directory.status() or status
@@ -58,6 +64,7 @@ def run(config: Config, path: Path) -> State:
                 conclude(config, directory, built, asked)
                 state = "finished"
             directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
+            built.part()
         except ConfigError as error:
             directory.update(directory.status() or status, state="failed", reason=str(error))
             raise
@@ -69,9 +76,9 @@ def run(config: Config, path: Path) -> State:
             kind = "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else type(error).__name__
             directory.update(directory.status() or status, state="failed", reason=f"{kind}: {error}")
             return "failed"
-    if state == "finished":
+    if state == "finished" and is_first():
         print_summary(directory)
-    else:
+    elif state != "finished":
         LOGGER.warning("the run is %s: %s", state, reason)
     asked.pass_on()
     return state
@@ -85,9 +92,9 @@ def _warn_of_other_code(directory: RunDirectory) -> None:
         LOGGER.warning("it was made with another %s than now: its numbers are of that", ", ".join(differs))
 
 
-def build(config: Config, directory: RunDirectory) -> Assembly:
+def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
     """Build a run, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
-    built = Assembly(config, directory)
+    built = Assembly(config, directory, checkpoints)
     for split in (built.train, built.validation):
         if split.cut or split.dropped:
             LOGGER.info(

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Counts, Distiller, StepResult, Teacher
 from kv_align.leave import LeaveRequest
 from kv_align.optimizer import make_optimizer, make_schedule
+from kv_align.processes import Processes
 from kv_align.progress import progress_bar
 from kv_align.quality import GradientReach, Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
 from kv_align.steps import data_order
+from kv_align.teacher_cache import CachedTeacher
 
 LOGGER = logging.getLogger(__name__)
 _HEARTBEAT_S = 5.0
@@ -74,9 +77,9 @@ class Loop:
 
     Parameters
     ----------
-    config, run
-        What to do, and where to write it.
-    accelerator, distiller, teacher
+    config, run, checkpoints
+        What to do, and where to write it; the checkpoints are the same folder in all processes.
+    accelerator, processes, distiller, teacher
         The distiller is on its device and not yet prepared.
     train
         The training split.
@@ -90,14 +93,17 @@ class Loop:
         self,
         config: Config,
         run: RunDirectory,
+        checkpoints: Path,
         accelerator: Accelerator,
+        processes: Processes,
         distiller: Distiller,
-        teacher: Teacher,
+        teacher: Teacher | CachedTeacher,
         train: PreparedSplit,
         num_steps: int,
         evaluate: Callable[[int], dict[str, Any]],
     ) -> None:
-        self._config, self._run, self._accelerator = config, run, accelerator
+        self._config, self._run, self._checkpoints = config, run, checkpoints
+        self._accelerator, self._processes = accelerator, processes
         self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
         optimizer = make_optimizer(distiller, config.trainer)
         self._schedule = make_schedule(optimizer, config.trainer, num_steps)
@@ -110,10 +116,14 @@ class Loop:
 
     def resume(self) -> bool:
         """Go back to the newest sound checkpoint, if there is one; whether there was."""
-        found = checkpoint.newest_sound(self._run.checkpoints)
+        found = checkpoint.newest_sound(self._checkpoints)
         if found is not None:
             self.progress = Progress(**checkpoint.restore(self._accelerator, found))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
+        if isinstance(self._teacher, CachedTeacher):
+            self._teacher.fill(
+                {place for step in range(self.progress.step, self._num_steps) for place in self._order[step]}
+            )
         done = self.progress.step if found is not None else -1
         # The last evaluation comes after the last checkpoint, and will be made again.
         self._run.rewind(done, min(done, self._num_steps - 1))
@@ -164,13 +174,12 @@ class Loop:
                 done = progress.step == self._num_steps
                 if progress.step % self._config.evaluation.interval == 0 and not done:
                     self._write_evaluation()
-                if progress.step % trainer.checkpoint_interval == 0 or done or asked.to_leave:
+                leaving = self._processes.any(asked.to_leave)
+                if progress.step % trainer.checkpoint_interval == 0 or done or leaving:
                     self._save()
-                if asked.to_leave and not done:
-                    return (
-                        "interrupted",
-                        f"asked to leave by {asked.name} at step {progress.step}; run it again to go on",
-                    )
+                if leaving and not done:
+                    who = asked.name or "another process"
+                    return "interrupted", f"asked to leave by {who} at step {progress.step}; run it again to go on"
         return "running", ""
 
     def step(self, micro_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
@@ -187,18 +196,19 @@ class Loop:
         weights = self._distiller.objective.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
         quality, shares, reach = Quality(), dict[str, Tensor](), GradientReach(self._distiller.student)
-        for batch in micro_batches:
-            here = batch.to(self._accelerator.device)
-            with self._accelerator.autocast():
-                states = self._teacher.read(here, self._distiller.objective.signal)
-                result: StepResult = self._wrapped(here, states, counts, weights, phase)
-            if logged and self._distiller.compares_states:
-                quality.add(result.comparison)
-                reach.add(result.alignment)
-            self._accelerator.backward(result.total)
+        for place, batch in enumerate(micro_batches):
+            here = self._processes.rows(batch).to(self._accelerator.device)
+            with self._processes.gradients(self._wrapped, meet=place == len(micro_batches) - 1):
+                with self._accelerator.autocast():
+                    states = self._teacher.read(here, self._distiller.objective.signal)
+                    result: StepResult = self._wrapped(here, states, counts, weights, phase)
+                if logged and self._distiller.compares_states:
+                    quality.add(result.comparison)
+                    reach.add(result.alignment)
+                self._accelerator.backward(result.total * self._processes.number)
             for name, loss in result.losses.items():
                 shares[name] = shares[name] + loss if name in shares else loss
-        losses = dict(zip(shares, torch.stack(list(shares.values())).tolist(), strict=True))
+        losses = dict(zip(shares, self._processes.sum(torch.stack(list(shares.values()))).tolist(), strict=True))
         norms = self._clip(trainer.clip_norm)
         if not all(math.isfinite(value) for value in (losses["total_loss"], *norms.values())):
             self._optimizer.zero_grad(set_to_none=True)
@@ -215,6 +225,8 @@ class Loop:
             **norms,
         }
         if logged and self._distiller.compares_states:
+            quality.reduce(self._processes.sum)
+            reach.reduce(self._processes.sum)
             row["kv_grad_norm"] = reach.norm()
             expected = phase.student_learns and any(weights.values())
             self._watch(quality, reach.norm(), expected, row)

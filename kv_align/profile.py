@@ -97,7 +97,7 @@ def profile(config: Config, num_steps: int) -> bool:
     """
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        built = Assembly(config, RunDirectory(Path(folder)))
+        built = Assembly(config, RunDirectory(Path(folder)), Path(folder))
         batch = next(built.loop.batches(0))[0].to(built.accelerator.device)
         console.print(_parameters(config, built))
         console.print(_stages(built, batch).table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
     """Yield `advance(count, note="")`; the note stands at the end of the bar."""
     console = Console(stderr=True)
+    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # one bar for all processes of a run
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -20,7 +22,7 @@ def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callabl
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         task = progress.add_task(label, total=total, completed=completed, note="")
 
         def advance(count: int, note: str | None = None) -> None:

@@ -9,6 +9,7 @@ Axes: L student layers, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +78,10 @@ class Quality:
             new = _sums(ours.float(), theirs.float(), comparison.aligned)
             old = self._sums.get(kind)
             self._sums[kind] = new if old is None else _add(old, new)
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Put sums over all processes in the place of this one's."""
+        self._sums = {kind: _over_processes(sums, total) for kind, sums in self._sums.items()}
 
     def result(self) -> dict[str, KindQuality]:
         """By kind; empty where nothing was added."""
@@ -152,6 +157,11 @@ def _add(a: _Sums, b: _Sums) -> _Sums:
     )
 
 
+def _over_processes(sums: _Sums, total: Callable[[Tensor], Tensor]) -> _Sums:
+    moments = {whose: (total(first), total(second)) for whose, (first, second) in sums.moments.items()}
+    return _Sums(total(sums.count), total(sums.cosine), total(sums.student_norm), total(sums.target_norm), moments)
+
+
 def _quality(sums: _Sums) -> KindQuality:
     count = sums.count.clamp(min=1)
     variances = {
@@ -182,6 +192,10 @@ class GradientReach:
             before = self._sums[place]
             if gradient is not None:
                 self._sums[place] = gradient if before is None else before + gradient
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Put sums over all processes in the place of this one's; what reached one of them reached all."""
+        self._sums = [None if gradient is None else total(gradient) for gradient in self._sums]
 
     def norm(self) -> float:
         """Return the Euclidean norm over all parameters; 0 where nothing reached the student."""

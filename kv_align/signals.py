@@ -19,6 +19,10 @@ _CONCERNED = {
 }
 
 
+# What can be kept on disk for other runs (`kv_align.teacher_cache`).
+CACHED = ("keys_values", "keys_values_queries", "relations", "hidden_states")
+
+
 def signal_of(loss: Choice) -> str:
     """Return what a loss needs of the teacher, see `kv_align.objectives.objective.Signal`."""
     return str(declared("loss", loss, "signal"))

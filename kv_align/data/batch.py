@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -76,6 +76,8 @@ class Batch:
     places
         [B, S], where each student token stands among the teacher's tokens of its segment, by its characters; NaN where
         that is not known. None where both read with one tokenizer.
+    read_by_teacher
+        The examples that the teacher reads, where they are others than `indices` (control); else empty.
     """
 
     student: Tokens
@@ -85,6 +87,7 @@ class Batch:
     same_time: bool
     indices: tuple[int, ...]
     places: Float[Tensor, "b s"] | None = None
+    read_by_teacher: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device."""
@@ -92,7 +95,7 @@ class Batch:
         teacher = student if self.teacher is self.student else self.teacher.to(device)
         scored, aligned = (mask.to(device, non_blocking=True) for mask in (self.scored, self.aligned))
         places = None if self.places is None else self.places.to(device, non_blocking=True)
-        return Batch(student, teacher, scored, aligned, self.same_time, self.indices, places)
+        return replace(self, student=student, teacher=teacher, scored=scored, aligned=aligned, places=places)
 
     def pin_memory(self) -> Batch:
         """Put into page-locked memory; the data loader calls it by this name."""
@@ -100,7 +103,7 @@ class Batch:
         teacher = student if self.teacher is self.student else self.teacher.pin_memory()
         scored, aligned = self.scored.pin_memory(), self.aligned.pin_memory()
         places = None if self.places is None else self.places.pin_memory()
-        return Batch(student, teacher, scored, aligned, self.same_time, self.indices, places)
+        return replace(self, student=student, teacher=teacher, scored=scored, aligned=aligned, places=places)
 
 
 def pad(encoded: list[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Tokens:
@@ -176,7 +179,8 @@ class Collator:
             aligned = aligned & was_read
             ranks = _ranks(student.segments).to(places.dtype)
             same_time = same_time and bool((places.isnan() | (places == ranks)).all())
-        return Batch(student, teacher, scored, aligned, same_time, tuple(indices), places)
+        others = tuple(read_by_teacher) if self._shuffle_teacher else ()
+        return Batch(student, teacher, scored, aligned, same_time, tuple(indices), places, others)
 
     def _match(self, indices: list[int], student: Tokens) -> tuple[Float[Tensor, "b s"], Bool[Tensor, "b s"]]:
         places = torch.full(student.ids.shape, torch.nan)
