@@ -27,7 +27,9 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: Le
     """
     validation = built.evaluator.validate(built.distiller, built.teacher)
     asked.leave_if_asked()
-    answers = built.evaluator.exact_match(config.evaluation.exact_match_split, config.evaluation.exact_match_examples)
+    answers = built.evaluator.exact_match(
+        config.evaluation.exact_match_split, config.evaluation.exact_match_examples, asked.leave_if_asked
+    )
     asked.leave_if_asked()
     row = validation.row() | built.evaluator.probe().row()
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}

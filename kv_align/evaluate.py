@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +129,10 @@ class Evaluator:
             scored += int(mask.sum())
         return total / max(1, scored)
 
-    def exact_match(self, split_name: str, limit: int) -> list[dict[str, Any]]:
-        """Generate answers to the first `limit` examples that have one.
+    def exact_match(
+        self, split_name: str, limit: int, between: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Generate answers to the first `limit` examples that have one; `between` is called after each batch of them.
 
         Returns
         -------
@@ -142,13 +144,18 @@ class Evaluator:
             return []
         encoded: list[Encoded] = [split.student[place] for place in chosen]
         with progress_bar("exact match", len(chosen)) as advance:
+
+            def progress(answered: int) -> None:
+                advance(answered)
+                between()
+
             answers = generate_answers(
                 self._student.model,
                 self._student.tokenizer,
                 encoded,
                 batch_size=self._config.batch_size,
                 max_new_tokens=self._config.max_new_tokens,
-                progress=advance,
+                progress=progress,
             )
         rows = []
         for place, answered in zip(chosen, answers, strict=True):
