@@ -121,9 +121,8 @@ class Loop:
             self.progress = Progress(**checkpoint.restore(self._accelerator, found))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
         if isinstance(self._teacher, CachedTeacher):
-            self._teacher.fill(
-                {place for step in range(self.progress.step, self._num_steps) for place in self._order[step]}
-            )
+            steps = range(self.progress.step, self._num_steps)
+            self._teacher.fill({place for step in steps for place in self._order[step]})
         done = self.progress.step if found is not None else -1
         # The last evaluation comes after the last checkpoint, and will be made again.
         self._run.rewind(done, min(done, self._num_steps - 1))
@@ -158,11 +157,11 @@ class Loop:
                     append_row(self._run.metrics_file, {"step": progress.step + 1, **losses})
                     return "diverged", reason
                 progress.step += 1
-                progress.tokens += sum(int(batch.student.mask.sum()) for batch in micro_batches)
+                tokens = sum(int(batch.student.mask.sum()) for batch in micro_batches)
+                progress.tokens += tokens
                 step_time_s = time.perf_counter() - began
                 progress.elapsed_s += step_time_s
                 advance(1, f"loss {losses['total_loss']:.3f}")
-                tokens = sum(int(batch.student.mask.sum()) for batch in micro_batches)
                 if not logged:
                     plain_steps.append((step_time_s, tokens))
                 else:

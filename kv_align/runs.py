@@ -20,9 +20,6 @@ The columns named in `TIMING` are the only ones that differ between a run and it
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import math
 import os
 import socket
 import time
@@ -35,6 +32,13 @@ from typing import Any, Literal
 import yaml
 
 from kv_align.errors import ConfigError
+from kv_align.files import append_row as append_row
+from kv_align.files import file_digest as file_digest
+from kv_align.files import read_json as read_json
+from kv_align.files import read_rows as read_rows
+from kv_align.files import write_atomically as write_atomically
+from kv_align.files import write_json as write_json
+from kv_align.files import write_rows
 
 State = Literal["running", "finished", "failed", "diverged", "interrupted"]
 TIMING = ("step_time_s", "tokens_per_s", "elapsed_s")
@@ -224,8 +228,7 @@ class RunDirectory:
         last_evaluation = step if evaluations_step is None else evaluations_step
         for file, last in ((self.metrics_file, step), (self.evaluations_file, last_evaluation)):
             if file.exists():
-                kept = [row for row in read_rows(file) if row["step"] <= last]
-                write_atomically(file, "".join(_line(row) for row in kept))
+                write_rows(file, [row for row in read_rows(file) if row["step"] <= last])
 
     def is_complete(self) -> bool:
         """Whether the run finished and its artefacts are there."""
@@ -237,70 +240,6 @@ class RunDirectory:
             and any(self.student.glob("*.safetensors"))
             and self.metrics_file.exists()
         )
-
-
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line; numbers that are no numbers are written as null, since JSON has none."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(_line(row))
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file, without lines that a kill left incomplete."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """Return a JSON object; None where the file is missing or broken."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return raw if isinstance(raw, dict) else None
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_atomically(file, json.dumps(_finite(content), indent=2) + "\n")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(_finite(row)) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
 
 
 def _scheduler_job() -> str:

@@ -58,10 +58,10 @@ def processor_time_s() -> float:
 BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     "choices": [
         ("aligner=flatt", ["aligner=flatt is not allowed", "one of flat, none, structured"]),
-        ("loss=kv_struct", ["loss=kv_struct is not allowed", "one of ce, kv, kv+struct, logit_kd"]),
-        ("init=zeros", ["init=zeros is not allowed", "one of random, uniform"]),
+        ("loss=kv_struct", ["loss=kv_struct is not allowed", "one of ce, hidden, kv, kv+struct, logit_kd, relations"]),
+        ("init=zeros", ["init=zeros is not allowed", "one of cka_hungarian, identity, least_squares, orthogonal"]),
         ("experiment=v5", ["experiment=v5 is not allowed", "v4_0_1, v4_0_2, v4_0_3"]),
-        ("layer_map=null", ["layer_map=null is not allowed", "one of last, list, proportional, random, reverse"]),
+        ("layer_map=null", ["layer_map=null is not allowed", "one of cka, last, learned, list, proportional, random"]),
         ("alinger=flat", ["alinger is an unknown key", "did you mean aligner"]),
         ("loss", ["loss is not an override", "key=value"]),
     ],
@@ -198,9 +198,9 @@ def test_help_lists_the_groups_and_their_choices(tmp_path: Path, trap: Path) -> 
     assert (done.returncode, done.stderr) == (0, "")
     for group in (
         "aligner: flat, none, structured",
-        "init: random, uniform",
-        "loss: ce, kv, kv+struct, logit_kd",
-        "layer_map: last, list, proportional, random, reverse",
+        "init: cka_hungarian, identity, least_squares, orthogonal, procrustes, random, uniform",
+        "loss: ce, hidden, kv, kv+struct, logit_kd, relations",
+        "layer_map: cka, last, learned, list, proportional, random, reverse",
     ):
         assert group in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -349,6 +349,7 @@ WITHOUT_NUMBERS = {
     "trainer.checkpoint_interval",
     "trainer.keep_checkpoints",
     "trainer.tracker",
+    "teacher_cache",  # whether there is one is in the hash by its precision
 }
 
 
@@ -377,8 +378,9 @@ def annotation_of(raw: dict[str, Any], key: str) -> Any:
 
 def another(annotation: Any, value: Any) -> Any:
     """A valid value other than `value`."""
-    if typing.get_origin(annotation) is Literal:
-        return next(each for each in typing.get_args(annotation) if each != value)
+    for kind in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(kind) is Literal:
+            return next(each for each in typing.get_args(kind) if each != value)
     match value:
         case bool():
             return not value

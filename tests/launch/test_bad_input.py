@@ -17,7 +17,10 @@ WRONG = [
     (["sweep=tiny", "cluster=local", "seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
     (["sweep=tiny", "cluster=local", "seeds=few"], "seeds=few is not allowed"),
     (["sweep=tiny", "cluster=local", "losses=[]"], "losses=[] is not allowed: set losses to a list of at least one"),
-    (["sweep=tiny", "cluster=local", "losses=[kl]"], "loss=kl is not allowed: loss must be one of ce, kv, kv+struct"),
+    (
+        ["sweep=tiny", "cluster=local", "losses=[kl]"],
+        "loss=kl is not allowed: loss must be one of ce, hidden, kv, kv+struct",
+    ),
     (["sweep=tiny", "cluster=local", "sweep.baseline=flat"], "baseline=flat is not allowed: set baseline to one of"),
     (["sweep=tiny", "cluster=local", "sweep.colour=red"], "sweep.colour is an unknown key"),
     (["sweep=tiny", "cluster=local", "sweep.criteria=loose"], "criteria=loose is not allowed: criteria must be one of"),

@@ -1,0 +1,80 @@
+"""How files of a run are written, so that a kill at any moment leaves the old content or the new one. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line; numbers that are no numbers are written as null, since JSON has none."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(_line(row))
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file, without lines that a kill left incomplete."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace a JSON-lines file atomically."""
+    write_atomically(file, "".join(_line(row) for row in rows))
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Return a JSON object; None where the file is missing or broken."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return raw if isinstance(raw, dict) else None
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    write_atomically(file, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old content or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
