@@ -13,7 +13,7 @@ INTERVAL_S = 15.0
 
 @contextlib.contextmanager
 def heartbeat(status_file: Path, interval_s: float = INTERVAL_S) -> Iterator[None]:
-    """Renew the time stamp of a status file until the body ends; `RunDirectory.observed` reads it as the last sign of life."""
+    """Renew the time stamp of a status file until the body ends: `RunDirectory.observed` takes it for a sign of life."""
     over = threading.Event()
 
     def beat() -> None:

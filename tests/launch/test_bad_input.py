@@ -8,7 +8,10 @@ WRONG = [
     (["cluster=local"], "sweep is missing: choose a file of conf/sweep, such as sweep=expected_results."),
     (["sweep=tiny"], "cluster is missing: choose a file of conf/cluster, such as cluster=local."),
     (["sweep=tiny", "cluster=local", "seeds"], "seeds is not a setting: settings are written key=value"),
-    (["sweep=tyni", "cluster=local"], "sweep=tyni is not allowed: sweep must be one of aligner_lr, demo, expected_results"),
+    (
+        ["sweep=tyni", "cluster=local"],
+        "sweep=tyni is not allowed: sweep must be one of aligner_lr, demo, expected_results",
+    ),
     (["sweep=tiny", "cluster=pbs"], "cluster=pbs is not allowed: cluster must be one of debug, local, slurm"),
     (["sweep=tiny", "cluster=local", "seeds=0"], "seeds=0 is not allowed: set seeds to a count of at least 1"),
     (["sweep=tiny", "cluster=local", "seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
