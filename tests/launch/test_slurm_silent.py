@@ -1,4 +1,4 @@
-"""A Slurm that gives no answer, a late one, or only part of one: nothing is called lost, failed or missing because of that."""
+"""A Slurm that gives no answer, a late one, or only part of one: nothing is called lost, failed or missing for that."""
 
 import io
 import json
