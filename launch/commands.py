@@ -162,8 +162,9 @@ def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
         executor.recover()
         now = overview(sweep)
         chosen = list(now.runs) if not wanted else [run for each in wanted for run in find_runs(now, each)]
-        names = list(dict.fromkeys(run.id for run in chosen if run.state in WAITING))
-        before = [run.id for run in chosen if run.state == "cancelled"]  # whose job may have been left
+        already = executor.journal.ledger().cancelled
+        names = list(dict.fromkeys(run.id for run in chosen if run.state in WAITING and run.id not in already))
+        before = [run.id for run in chosen if run.id in already]  # whose jobs may have been left
         if names:
             executor.journal.cancelled(names)
         if names or before:

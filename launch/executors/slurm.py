@@ -18,6 +18,7 @@ from launch.executors.executor import Executor, JobState, SchedulerSilent
 from launch.executors.slurm_complaints import complaint
 from launch.executors.slurm_jobs import Array, JobMaker
 from launch.executors.slurm_query import (
+    ENDING,
     call,
     default_partition,
     find_by_name,
@@ -148,14 +149,18 @@ class SlurmExecutor(Executor):
         ConfigError
             If Slurm does not do it.
         """
-        whole, shared = self._jobs_of(places)
+        whole, shared = self._jobs_of(self._left(places))
         self._told(scancel(whole) or scancel(shared, "--signal=USR2"))
 
     def withdraw(self, places: Mapping[str, Place]) -> None:
         """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
+        self._told(scancel(self._jobs_of(self._left(places))[0]))
+
+    def _left(self, places: Mapping[str, Place]) -> dict[str, Place]:
+        """Leave out what has ended, and what is ending: a second scancel would take the time for its checkpoint from it."""
         states = self.states(places)
-        open_ = {name: place for name, place in places.items() if name not in states or states[name].phase != "ended"}
-        self._told(scancel(self._jobs_of(open_)[0]))
+        over = {name for name, state in states.items() if state.phase == "ended" or state.reason == ENDING}
+        return {name: place for name, place in places.items() if name not in over}
 
     def _told(self, said: str) -> None:
         if said:

@@ -37,6 +37,7 @@ _ENDS = {
     "PREEMPTED": "its job was preempted and not requeued",
     "TIMEOUT": "its job ran into the time limit",
 }
+ENDING = "its job is ending"
 _QUIET_REASONS = ("None", "Priority", "Resources", "BeginTime", "")
 
 
@@ -136,6 +137,8 @@ def as_job_state(word: str, reason: str) -> JobState:
         return JobState("ended", _ENDS.get(word, word.lower().replace("_", " ")))
     if phase == "pending" and ("held" in reason.lower() or reason == "DependencyNeverSatisfied"):
         return JobState("held", f"held in Slurm: {reason}")
+    if word == "COMPLETING":
+        return JobState(phase, ENDING)
     return JobState(phase, "" if reason in _QUIET_REASONS or phase == "running" else reason)
 
 

@@ -129,6 +129,10 @@ def test_scancel_that_fails_is_said_and_can_be_done_again(queued, fake_slurm):
     fake_slurm.says("scancel", err="scancel: error: Kill job error on job id 77_0: Invalid job id specified\n", code=1)
     assert launch("cancel", str(sweep.path)).code == 0
     assert fake_slurm.calls("scancel") == ["scancel 77_0 77_1 77_2"]
+    fake_slurm.says("sacct", "77_0|CANCELLED|None\n77_1|CANCELLED|None\n")
+    fake_slurm.says("squeue", "77_0|COMPLETING|None\n")
+    assert "0 runs cancelled" in launch("cancel", str(sweep.path)).out
+    assert fake_slurm.calls("scancel") == ["scancel 77_2"], "what is leaving keeps its time for a checkpoint"
 
 
 @pytest.mark.parametrize("works_at", [3, None])
