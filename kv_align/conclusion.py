@@ -41,7 +41,8 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: Le
         directory.aligner.mkdir(exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in built.aligner.state_dict().items()}
         save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
-    write_json(directory.summary_file, _summary(config, directory, built, validation, row))
+    summary = _summary(config, directory, built, validation, row)
+    write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
 
 
 def _summary(

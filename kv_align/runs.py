@@ -5,7 +5,8 @@
     metrics.jsonl        one JSON object per logged optimizer step, append-only
     evaluations.jsonl    one JSON object per evaluation, append-only
     outcomes.parquet     one row per evaluated example of the end: split, id, loss_nats, tokens, answered, correct
-    summary.json         the numbers of the end; written last but for the status, so its presence means a complete run
+    summary.json         the numbers of the end, and the sizes of the artefacts in bytes (`artefacts`, by path); written last
+                         but for the status, so its presence means a complete run
     provenance.json      git commit and diff, packages, machine, seeds, data-order and initial-weight hashes
     checkpoints/         step_00000100/, each with a manifest.json of its files' SHA-256, renamed into place when complete
     student/             the student and its tokenizer, for AutoModelForCausalLM.from_pretrained
@@ -231,15 +232,28 @@ class RunDirectory:
                 write_rows(file, [row for row in read_rows(file) if row["step"] <= last])
 
     def is_complete(self) -> bool:
-        """Whether the run finished and its artefacts are there."""
-        status = self.status()
+        """Whether the run finished and its artefacts are there, as large as they were when it did."""
+        status, summary = self.status(), read_json(self.summary_file)
         return (
             status is not None
             and status.state == "finished"
-            and read_json(self.summary_file) is not None
+            and summary is not None
             and any(self.student.glob("*.safetensors"))
             and self.metrics_file.exists()
+            and all(_has_size(self.path / name, size) for name, size in summary.get("artefacts", {}).items())
         )
+
+    def artefact_sizes(self) -> dict[str, int]:
+        """Return the sizes in bytes of the artefacts that are there: outcomes, and what the student and aligner weigh."""
+        files = [self.outcomes_file, *self.student.glob("*.safetensors"), *self.aligner.glob("*.safetensors")]
+        return {str(file.relative_to(self.path)): file.stat().st_size for file in sorted(files) if file.is_file()}
+
+
+def _has_size(file: Path, size: int) -> bool:
+    try:
+        return file.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _scheduler_job() -> str:

@@ -21,9 +21,10 @@ examples:
   python -m launch submit sweep=expected_results cluster=slurm cluster.partition=gpu
   python -m launch submit sweep=demo cluster=local seeds=5 trainer.lr=1e-3,3e-3 --wait
   python -m launch status outputs/sweeps/demo-1a2b3c4d --watch
-  python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed
+  python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed cluster.mem_gb=64
 
-exit codes: 0 done, 1 submit --wait: a run did not finish, 2 bad input (one sentence says what; nothing was queued)
+exit codes: 0 done, 1 a run that was waited for (--wait, cluster=debug) did not finish, 2 bad input, or no answer from the
+scheduler (one sentence says what; nothing was queued)
 """
 _WATCH_S = 2.0
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if parsed.verb == "submit":  # argparse takes words after an option for unknown ones
+    if parsed.verb in ("submit", "resume"):  # argparse takes words after an option for unknown ones
         parsed.settings += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
@@ -48,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        what = error.filename or "a file or a program"
+        print(
+            f"launch: {what} cannot be used: {error.strerror or error}; see to that and run this again.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="the run's id, or its start")
     logs.add_argument("--follow", action="store_true", help="go on until the run ends")
     resume.add_argument("--retry", choices=("failed", "diverged", "all"), help="these; default: all but diverged")
+    resume.add_argument("settings", nargs="*", metavar="cluster.KEY=VALUE", help="what jobs ask for from now on")
     verbs.choices["cancel"].add_argument("run", nargs="*", help="ids, or their starts; default: all")
     verbs.choices["extend"].add_argument("seeds", metavar="seeds=SEEDS", help="a count, or a list: seeds=12")
     return parser
@@ -96,8 +105,8 @@ def _submit(parsed: argparse.Namespace) -> int:
     from launch.arguments import read_request
 
     request = read_request(parsed.settings, parsed.config_dir)
-    path = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
-    return _wait(path) if parsed.wait and not parsed.dry_run else 0
+    path, unfinished = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+    return _wait(path) if parsed.wait and not parsed.dry_run else int(bool(unfinished))
 
 
 def _wait(path: Path) -> int:
@@ -105,12 +114,11 @@ def _wait(path: Path) -> int:
     import subprocess
 
     from kv_align.plans import SweepDirectory
-    from launch.status import overview
+    from launch.status import Watcher
     from launch.table import watch
 
-    sweep = SweepDirectory(path)
     try:
-        over = watch(lambda: overview(sweep), _console(), _WATCH_S)
+        over = watch(Watcher(SweepDirectory(path)), _console(), _WATCH_S)
     except KeyboardInterrupt:
         print(f"the sweep goes on without this terminal: python -m launch status {path}", file=sys.stderr)
         raise
@@ -128,12 +136,12 @@ def _plan(parsed: argparse.Namespace) -> None:
     if plan is None:
         raise ConfigError(f"{parsed.sweep} has no frozen plan, as a plain Hydra multirun has none: see its status.")
     notes = [f"extended by seeds {', '.join(map(str, each['seeds']))}" for each in plan.extensions]
-    print_plan(plan, sweep.path, estimate(plan.runs, sweep.path.parents[1], 0), notes, _console())
+    print_plan(plan, sweep.path, estimate(plan.runs, sweep.path.parent.parent, 0), notes, _console())
 
 
 def _status(parsed: argparse.Namespace) -> None:
     from launch.commands import open_sweep
-    from launch.status import overview
+    from launch.status import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
     if parsed.json:
@@ -142,15 +150,17 @@ def _status(parsed: argparse.Namespace) -> None:
     from launch.table import show, watch
 
     if parsed.watch:
-        watch(lambda: overview(sweep), _console(), _WATCH_S)
+        watch(Watcher(sweep), _console(), _WATCH_S)
     else:
         _console().print(show(overview(sweep)))
 
 
 def _logs(parsed: argparse.Namespace) -> None:
     from launch.commands import find_runs, open_sweep
+    from launch.executors.executor import SchedulerSilent
+    from launch.judgement import WAITING
     from launch.logs import follow, log_files
-    from launch.status import WAITING, overview
+    from launch.status import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
     found = find_runs(overview(sweep), parsed.run)
@@ -158,8 +168,13 @@ def _logs(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"{parsed.run} names {len(found)} runs, such as {found[0].id} and {found[1].id}: give more.")
     run = found[0]
 
+    look = Watcher(sweep)
+
     def over() -> bool:
-        return next(each for each in overview(sweep).runs if each.id == run.id).state not in WAITING
+        try:
+            return next(each for each in look().runs if each.id == run.id).state not in WAITING
+        except SchedulerSilent:
+            return False
 
     files = log_files(sweep, run)
     if not files and not parsed.follow:
@@ -167,10 +182,11 @@ def _logs(parsed: argparse.Namespace) -> None:
     follow(lambda: log_files(sweep, run), sys.stdout, over if parsed.follow else None, time.sleep)
 
 
-def _resume(parsed: argparse.Namespace) -> None:
+def _resume(parsed: argparse.Namespace) -> int:
     from launch import commands
+    from launch.arguments import read_changes
 
-    commands.resume(parsed.sweep, parsed.retry, _console())
+    return int(bool(commands.resume(parsed.sweep, parsed.retry, read_changes(parsed.settings), _console())))
 
 
 def _cancel(parsed: argparse.Namespace) -> None:
@@ -179,11 +195,11 @@ def _cancel(parsed: argparse.Namespace) -> None:
     commands.cancel(parsed.sweep, parsed.run, _console())
 
 
-def _extend(parsed: argparse.Namespace) -> None:
+def _extend(parsed: argparse.Namespace) -> int:
     from launch import commands
     from launch.arguments import read_seeds
 
-    commands.extend(parsed.sweep, read_seeds(parsed.seeds), _console())
+    return int(bool(commands.extend(parsed.sweep, read_seeds(parsed.seeds), _console())))
 
 
 def _console() -> Console:

@@ -52,6 +52,27 @@ def read_request(words: Sequence[str], config_dir: str | None) -> Request:
     )
 
 
+def read_changes(words: Sequence[str]) -> dict[str, Any]:
+    """Read the `cluster.KEY=VALUE` words of `resume`.
+
+    Raises
+    ------
+    ConfigError
+        For any other word: the rest of a sweep is frozen.
+    """
+    changes = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        group, _, rest = key.partition(".")
+        if not equals or group != "cluster" or not rest:
+            raise ConfigError(
+                f"{word} is not allowed: the plan is frozen, and only what its jobs ask for can be changed, such as "
+                "cluster.mem_gb=64; submit a new sweep for anything else."
+            )
+        changes[rest] = _value(key, value)
+    return changes
+
+
 def read_seeds(word: str) -> Any:
     """Read `seeds=12` or `seeds=[0,1,12]`; what it means is for the plan to say."""
     key, equals, value = word.partition("=")

@@ -83,6 +83,10 @@ class SlurmCluster(Cluster):
         Command of the interpreter on the nodes; null: the one that submits.
     prepare
         A shell command that a job of its own runs before all others; null: none.
+    require_gpu
+        Whether a job that was given GPUs and whose trainer sees none is a failure of its node, instead of a run on the CPU.
+    signal_delay_s
+        A job is asked to leave this long before its time limit; less than that limit.
     report
         Whether a last job writes the report, also when some runs failed.
     additional_parameters
@@ -103,6 +107,7 @@ class SlurmCluster(Cluster):
     throttle: PositiveInt
     runs_per_job: PositiveInt
     signal_delay_s: PositiveInt
+    require_gpu: bool
     setup: list[str]
     python: str | None
     prepare: str | None
@@ -128,17 +133,40 @@ def load_cluster(name: str, changes: dict[str, Any], config_dir: str | None = No
         If there is no such cluster, or a key or value that it does not allow.
     """
     raw = read_choice("cluster", name, config_dir)
+    _change(raw, changes, f"cluster={name}")
+    return validate_cluster({"name": name, **raw})
+
+
+def change_cluster(cluster: AnyCluster, changes: dict[str, Any]) -> AnyCluster:
+    """Return a frozen cluster with single keys changed, as in `load_cluster`.
+
+    Raises
+    ------
+    ConfigError
+        For a key or value that it does not allow, or one that a sweep which was submitted cannot change.
+    """
+    for key in ("kind", "name", "snapshot_code"):
+        if key in changes:
+            raise ConfigError(
+                f"cluster.{key}={changes[key]} is not allowed: {key} stays as it was when the sweep was submitted; change "
+                "what jobs ask for, such as cluster.mem_gb=64."
+            )
+    raw = cluster.model_dump()
+    _change(raw, changes, f"cluster={cluster.name}")
+    return validate_cluster(raw)
+
+
+def _change(raw: dict[str, Any], changes: dict[str, Any], where: str) -> None:
     for key, value in changes.items():
         *parents, last = key.split(".")
         section = raw
         for parent in parents:
             if not isinstance(section.get(parent), dict):
-                raise unknown_key(f"cluster.{key}", raw, f"cluster={name}")
+                raise unknown_key(f"cluster.{key}", raw, where)
             section = section[parent]
         if last not in section and parents != ["additional_parameters"]:
-            raise unknown_key(f"cluster.{key}", section, f"cluster={name}")
+            raise unknown_key(f"cluster.{key}", section, where)
         section[last] = value
-    return validate_cluster({"name": name, **raw})
 
 
 def validate_cluster(raw: dict[str, Any]) -> AnyCluster:
@@ -147,9 +175,20 @@ def validate_cluster(raw: dict[str, Any]) -> AnyCluster:
     if kind not in _KINDS:
         raise refused("cluster.kind", kind, f"one of {', '.join(_KINDS)}")
     try:
-        return validate(_KINDS[kind], raw)
+        cluster = validate(_KINDS[kind], raw)
     except ConfigError as error:
         raise ConfigError(f"cluster.{error}".replace("set ", "set cluster.", 1)) from None
+    if isinstance(cluster, SlurmCluster):
+        check_signal(cluster.signal_delay_s, cluster.time_min)
+    return cluster
+
+
+def check_signal(signal_delay_s: int, time_min: int) -> None:
+    """Refuse to ask a job to leave before it has begun."""
+    if signal_delay_s >= time_min * 60:
+        raise refused(
+            "cluster.signal_delay_s", signal_delay_s, f"less than the {time_min * 60} s of cluster.time_min={time_min}"
+        )
 
 
 def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-import kv_align
 from kv_align.errors import ConfigError
 from kv_align.plans import Plan, SweepDirectory
-from launch.cluster import AnyCluster, SlurmCluster, load_cluster
-from launch.executors.executor import Executor, make_executor
+from launch.cluster import AnyCluster, SlurmCluster, change_cluster, load_cluster
+from launch.executors.executor import Executor, SchedulerSilent, make_executor
 from launch.journal import Journal, Setting
+from launch.judgement import WAITING, Overview, RunState, counts_in_words, needs, select
 from launch.matrix import estimate, print_plan
 from launch.plan import extend_plan, make_plan
 from launch.preflight import check
-from launch.status import WAITING, Overview, RunState, counts_in_words, needs, overview, select
+from launch.snapshot import code_root, take_snapshot, with_code
+from launch.status import overview
 from launch.sweep import load_sweep
 
 
@@ -51,8 +52,12 @@ class Request:
     config_dir: str | None
 
 
-def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -> Path:
-    """Plan, check, freeze and queue a sweep; what is queued or done already is left as it is. Returns its directory.
+def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -> tuple[Path, list[str]]:
+    """Plan, check, freeze and queue a sweep; what is queued or done already is left as it is.
+
+    Returns
+    -------
+    Its directory; and of the runs that were done here and now, those that did not finish.
 
     Raises
     ------
@@ -67,27 +72,42 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
     cost = estimate(plan.runs, request.output_dir, _gpus(cluster))
     print_plan(plan, sweep.path, cost, draft.notes, console)
     if dry_run:
-        return sweep.path
+        return sweep.path, []
     journal = Journal(sweep)
-    setting = Setting(cluster, draft.resources, accounting=False, code=str(_code_root()))
+    setting = Setting(cluster, draft.resources, accounting=False, code=str(code_root()))
     setting = check(sweep, setting, plan)
     with journal.lock():
         before = sweep.plan()
         if before is None and setting.cluster.snapshot_code:
-            _snapshot(sweep)
+            take_snapshot(sweep)
         if before is not None:
             _refuse_other(sweep, before, plan, journal.setting(), cluster)
-        setting = _with_code(sweep, setting)
+        setting = with_code(sweep, setting)
         journal.write_setting(setting)
         if before is None:
             sweep.write_plan(plan)
         executor = make_executor(sweep, setting)
-        _queue(sweep, executor, None, {run.id for run in plan.runs}, canary=canary, fresh_only=True, console=console)
-    return sweep.path
+        names = {run.id for run in plan.runs}
+        return sweep.path, _queue(sweep, executor, None, names, canary=canary, fresh_only=True, console=console)
 
 
-def resume(path: Path, retry: str | None, console: Console) -> None:
+def resume(path: Path, retry: str | None, changes: dict[str, Any], console: Console) -> list[str]:
     """Queue again what is missing, failed, lost or cancelled, or what `retry` names.
+
+    Parameters
+    ----------
+    path
+        The sweep directory.
+    retry
+        See `launch.judgement.needs`.
+    changes
+        Keys of the frozen cluster that are different from now on.
+    console
+        Where to say what is done.
+
+    Returns
+    -------
+    Of the runs that were done here and now, those that did not finish.
 
     Raises
     ------
@@ -95,24 +115,44 @@ def resume(path: Path, retry: str | None, console: Console) -> None:
         If there is no plan, or the sweep was not submitted yet.
     """
     sweep, executor, plan = _open(path)
-    check(sweep, executor.setting, plan)
+    setting = executor.setting
+    if changes:
+        setting = replace(setting, cluster=change_cluster(setting.cluster, changes))
+        kept = sorted(arm for arm, own in setting.resources.items() if own.keys() & changes.keys())
+        if kept:
+            console.print(f"note: {', '.join(kept)} keep what they declare themselves", markup=False, highlight=False)
+    setting = check(sweep, setting, plan)
     with executor.journal.lock():
+        if changes:
+            executor.journal.changed(changes)
+            executor.journal.write_setting(setting)
+            executor = make_executor(sweep, setting)
+        for run in plan.runs:  # what the job itself would have done, had it lived a moment longer
+            if sweep.run(run).is_complete():
+                shutil.rmtree(sweep.run(run).checkpoints, ignore_errors=True)
         names = {run.id for run in plan.runs}
-        _queue(sweep, executor, retry, names, canary=False, fresh_only=False, console=console)
+        return _queue(sweep, executor, retry, names, canary=False, fresh_only=False, console=console)
 
 
-def extend(path: Path, seeds: object, console: Console) -> None:
-    """Add seeds to every cell of the frozen plan and queue them; the configurations are those that were frozen."""
+def extend(path: Path, seeds: object, console: Console) -> list[str]:
+    """Add seeds to every cell of the frozen plan and queue them; the configurations are those that were frozen.
+
+    Returns
+    -------
+    Of the runs that were done here and now, those that did not finish.
+    """
     sweep, executor, _ = _open(path)
     with executor.journal.lock():
+        executor.recover()
         before = sweep.plan()
         assert before is not None
         plan, added = extend_plan(before, seeds)
         check(sweep, executor.setting, plan)
+        overview(sweep)  # a scheduler that does not answer now would leave a plan with runs that are not queued
         sweep.write_plan(plan)
         console.print(f"{len(added)} runs added to {sweep.path}", markup=False, highlight=False, soft_wrap=True)
         names = {run.id for run in added}
-        _queue(sweep, executor, None, names, canary=False, fresh_only=False, console=console)
+        return _queue(sweep, executor, None, names, canary=False, fresh_only=False, console=console)
 
 
 def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
@@ -122,11 +162,14 @@ def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
         executor.recover()
         now = overview(sweep)
         chosen = list(now.runs) if not wanted else [run for each in wanted for run in find_runs(now, each)]
-        names = [run.id for run in chosen if run.state in WAITING]
+        already = executor.journal.ledger().cancelled
+        names = list(dict.fromkeys(run.id for run in chosen if run.state in WAITING and run.id not in already))
+        before = [run.id for run in chosen if run.id in already]  # whose jobs may have been left
         if names:
             executor.journal.cancelled(names)
+        if names or before:
             places = executor.journal.ledger().places
-            executor.cancel({name: places[name] for name in names if name in places})
+            executor.cancel({name: places[name] for name in (*names, *before) if name in places})
         console.print(f"{len(names)} runs cancelled", highlight=False)
 
 
@@ -136,9 +179,15 @@ def find_runs(now: Overview, wanted: str) -> list[RunState]:
     Raises
     ------
     ConfigError
-        If there is none.
+        If there is none, or several that have no word in common there.
     """
     found = select(now.runs, wanted)
+    several = [run.id for run in now.runs if run.id.startswith(wanted)]
+    if not found and several:
+        raise ConfigError(
+            f"{wanted} is the start of {len(several)} runs of {now.path}, such as {several[0]} and {several[-1]}: give one "
+            "whole id, or a start that ends where a - follows."
+        )
     if not found:
         some = ", ".join(run.id for run in now.runs[:3])
         raise ConfigError(
@@ -184,7 +233,7 @@ def _queue(
     canary: bool,
     fresh_only: bool,
     console: Console,
-) -> None:
+) -> list[str]:
     """Submit those of the named runs that need it; the lock is held, so what is seen stays true."""
     plan = sweep.plan()
     assert plan is not None
@@ -193,18 +242,24 @@ def _queue(
     chosen = [
         run for run in now.runs if run.id in names and (run.state == "missing" if fresh_only else needs(run, retry))
     ]
-    queued = [run.id for run in chosen if run.state == "held"]
-    if queued:
-        places = executor.journal.ledger().places
-        executor.cancel({name: places[name] for name in queued if name in places})
+    unfinished = []
     if chosen:
+        ledger = executor.journal.ledger()
+        former = {run.id: ledger.places[run.id] for run in chosen if run.id in ledger.places}
+        if former:
+            executor.journal.cancelled(list(former))
+            executor.withdraw(former)
         where = executor.setting.cluster.name
         console.print(f"queueing {len(chosen)} runs on cluster={where}", highlight=False)
-        executor.submit(plan, [run.id for run in chosen], canary=canary)
-    counts = counts_in_words(overview(sweep).counts())
+        unfinished = executor.submit(plan, [run.id for run in chosen], canary=canary)
+    try:
+        counts = counts_in_words(overview(sweep).counts())
+    except SchedulerSilent as error:  # all that was asked for is done
+        counts = str(error).rstrip(".")
     console.print(f"{counts}; python -m launch status {sweep.path}", markup=False, highlight=False, soft_wrap=True)
     if not chosen:
         print("nothing to queue", file=sys.stderr)
+    return unfinished
 
 
 def _refuse_other(
@@ -220,24 +275,6 @@ def _refuse_other(
             f"cluster={cluster.name} is not allowed: {sweep.path} was submitted on cluster={setting.cluster.name}; submit it "
             "there, or give the new sweep another name with sweep.name=NAME."
         )
-
-
-def _code_root() -> Path:
-    return Path(kv_align.__file__).resolve().parents[1]
-
-
-def _with_code(sweep: SweepDirectory, setting: Setting) -> Setting:
-    if not setting.cluster.snapshot_code or not (sweep.path / "code").is_dir():
-        return setting
-    return Setting(setting.cluster, setting.resources, setting.accounting, str(sweep.path / "code"))
-
-
-def _snapshot(sweep: SweepDirectory) -> None:
-    root = _code_root()
-    for name in ("kv_align", "launch", "analysis", "conf"):
-        if (root / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(root / name, sweep.path / "code" / name, ignore=ignored, dirs_exist_ok=True)
 
 
 def _gpus(cluster: AnyCluster) -> int:

@@ -11,24 +11,36 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 from kv_align.plans import SweepDirectory
 from kv_align.runs import EXIT_CODES, RunDirectory, Status
 from launch.cluster import RetryPolicy
-from launch.journal import Journal, Ledger
+from launch.journal import Journal
+from launch.ledger import Ledger
 from launch.retry import Cause, cause_of, given_up, may_retry, vanished
 
 _SCONTROL_TIMEOUT_S = 60
+PAUSES_S = (1.0, 3.0, 9.0, 27.0)
+"""Between the tries of a call of scontrol: the controller may be restarting."""
 _OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom.?kill|out of memory", re.IGNORECASE)
 
 
 def end_attempt(
-    sweep: SweepDirectory, journal: Journal, name: str, cause: Cause, policy: RetryPolicy, exit_code: int | None = None
+    sweep: SweepDirectory,
+    journal: Journal,
+    name: str,
+    uid: str,
+    cause: Cause,
+    policy: RetryPolicy,
+    exit_code: int | None = None,
 ) -> bool:
-    """Append the end of a run's attempt; whether another one follows."""
-    attempts, place = journal.attempts(name), journal.ledger().places[name]
-    retry = may_retry(cause, attempts, place.submission.created, policy)
-    journal.add_attempt(name, "end", cause=cause, exit_code=exit_code, retry=retry)
+    """Append the end of a run's attempt for a submission; whether another one follows."""
+    status = RunDirectory(sweep.runs / name).status()
+    step = 0 if status is None else status.step
+    retry = may_retry(cause, journal.attempts(name, uid), policy, step)
+    seen = len(journal.ledger().submissions)
+    journal.add_attempt(name, "end", uid, cause=cause, exit_code=exit_code, retry=retry, step=step, submissions=seen)
     return retry
 
 
@@ -41,7 +53,10 @@ def cause_by_status(status: Status | None) -> Cause:
 
 
 def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
-    """Note the end of each run of the job that this process is in, then queue the job again or hold its arm."""
+    """Note the end of each run of the job that this process is in, then queue the job again or hold its arm.
+
+    Runs that were submitted again since are left to their new job.
+    """
     sweep = SweepDirectory(sweep_path)
     journal = Journal(sweep)
     ledger, setting = journal.ledger(), journal.setting()
@@ -49,13 +64,15 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
     submission = ledger.submissions[uid]
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(submission.batches) > 1 else 0
     batch = submission.batches[index]
-    again, broken, blamed = False, False, exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
+    again: list[str] = []
+    broken: list[str] = []
+    blamed = exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
     for name in batch:
-        directory, attempts = RunDirectory(sweep.runs / name), journal.attempts(name)
-        if name in ledger.cancelled or given_up(attempts, submission.created):
+        directory, attempts = RunDirectory(sweep.runs / name), journal.attempts(name, uid)
+        if name in ledger.cancelled or ledger.places[name].uid != uid or given_up(attempts):
             blamed = True
             continue
-        if vanished(attempts, submission.created):
+        if vanished(attempts):
             if directory.is_complete():
                 cause: Cause = "finished"
             elif len(batch) == 1:
@@ -65,19 +82,25 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
         elif directory.is_complete():
             continue
         elif blamed:  # the job ended before this run's turn
-            again = True
+            again.append(name)
             continue
         else:  # the job ended before it could begin: its own code has nothing to do with it
             cause = "interrupted" if cause_of(exit_code, None) == "interrupted" else "node_failure"
         blamed = True
-        again |= end_attempt(sweep, journal, name, cause, setting.cluster.retry, exit_code)
-        broken |= cause in ("code_error", "bad_input")
+        if end_attempt(sweep, journal, name, uid, cause, setting.cluster.retry, exit_code):
+            again.append(name)
+        if cause in ("code_error", "bad_input"):
+            broken.append(name)
     job = os.environ["SLURM_JOB_ID"]
     if again:
         print(f"kv-align: queueing job {job} again", flush=True)
-        _scontrol("requeue", job)
+        refused = _scontrol("requeue", job)
+        for name in again if refused else ():
+            journal.add_attempt(name, "note", uid, reason=f"it was not queued again: scontrol requeue says: {refused}")
     elif broken and setting.cluster.hold_arm:
-        _hold(sweep, ledger, batch)
+        refused = _hold(sweep, ledger, batch)
+        for name in broken if refused else ():
+            journal.add_attempt(name, "note", uid, reason=f"its arm was not held: scontrol hold says: {refused}")
 
 
 def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
@@ -91,7 +114,7 @@ def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
     return "out_of_memory" if _OUT_OF_MEMORY.search(this_attempt) else cause
 
 
-def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> None:
+def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> str:
     plan = sweep.plan()
     assert plan is not None
     arms = {run.arm for run in plan.runs if run.id in batch}
@@ -102,13 +125,29 @@ def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> None
         for place in [ledger.places.get(run.id)]
         if place is not None and place.job is not None
     ]
-    if waiting:
-        print(f"kv-align: holding {len(waiting)} jobs of {', '.join(sorted(arms))}", flush=True)
-        _scontrol("hold", ",".join(dict.fromkeys(waiting)))
+    if not waiting:
+        return ""
+    print(f"kv-align: holding {len(waiting)} jobs of {', '.join(sorted(arms))}", flush=True)
+    return _scontrol("hold", ",".join(dict.fromkeys(waiting)))
 
 
-def _scontrol(*arguments: str) -> None:
-    subprocess.run(["scontrol", *arguments], check=False, timeout=_SCONTROL_TIMEOUT_S)
+def _scontrol(*arguments: str) -> str:
+    """Call scontrol, several times if need be; returns what it complained of last, empty where it did as it was told."""
+    said = ""
+    for pause_s in (*PAUSES_S, None):
+        try:
+            told = subprocess.run(
+                ["scontrol", *arguments], check=False, timeout=_SCONTROL_TIMEOUT_S, capture_output=True, text=True
+            )
+            if told.returncode == 0:
+                return ""
+            said = (told.stderr.strip().splitlines() or [f"exit code {told.returncode}"])[-1]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            said = str(error)
+        print(f"kv-align: scontrol {arguments[0]} failed: {said}", flush=True)
+        if pause_s is not None:
+            time.sleep(pause_s)
+    return said
 
 
 if __name__ == "__main__":

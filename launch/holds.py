@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kv_align.plans import Plan
-from launch.journal import Journal, Ledger
-from launch.retry import given_up
+from launch.journal import Journal
+from launch.ledger import Ledger
+from launch.retry import ending, given_up
 
 
 def held_runs(plan: Plan, journal: Journal, ledger: Ledger, *, hold_arm: bool) -> dict[str, str]:
@@ -17,25 +18,27 @@ def held_runs(plan: Plan, journal: Journal, ledger: Ledger, *, hold_arm: bool) -
     hold_arm
         Whether a code error holds the runs of its arm that were submitted before it.
     """
-    failed: dict[str, dict[str, object]] = {}
-    for name, at in ledger.places.items():
-        attempts = journal.attempts(name)
-        if given_up(attempts, at.submission.created):
-            failed[name] = attempts[-1]
+    failed = {}
+    for name, place in ledger.places.items():
+        attempts = journal.attempts(name, place.uid)
+        if given_up(attempts):
+            failed[name] = ending(attempts)
     broken = {
-        run.arm: (failed[run.id]["time"], run.id)
+        run.arm: (int(failed[run.id].get("submissions", 0)), run.id)
         for run in plan.runs
-        if run.id in failed and failed[run.id].get("cause") in ("code_error", "bad_input")
+        if run.id in failed and failed[run.id]["cause"] in ("code_error", "bad_input")
     }
+    order = {uid: number for number, uid in enumerate(ledger.submissions)}
     held = {}
     for run in plan.runs:
-        place = ledger.places.get(run.id)
-        if place is None or run.id in failed:
+        at = ledger.places.get(run.id)
+        if at is None or run.id in failed:
             continue
-        if hold_arm and run.arm in broken and place.submission.created < float(str(broken[run.arm][0])):
+        # By what the failing run could see of the journal, since its clock may be another one.
+        if hold_arm and run.arm in broken and order[at.uid] < broken[run.arm][0]:
             held[run.id] = f"held: {broken[run.arm][1]} ended with an error in the code"
-        if place.submission.after is not None:
-            canaries = [name for batch in ledger.submissions[place.submission.after].batches for name in batch]
+        if at.submission.after is not None:
+            canaries = [name for batch in ledger.submissions[at.submission.after].batches for name in batch]
             lost = [name for name in canaries if name in failed or name in ledger.cancelled]
             if lost:
                 held[run.id] = f"held: the canary {lost[0]} did not finish"

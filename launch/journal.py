@@ -1,8 +1,9 @@
 """What launch itself keeps in a sweep directory: what was submitted as which job, what was cancelled, how attempts ended.
 
     launch/cluster.json       the cluster's settings, frozen with the plan (`Setting`)
-    launch/journal.jsonl      append-only, written with the sweep's lock held: submitting, submitted, cancelled
-    launch/attempts/<id>.jsonl  append-only, written by whoever runs that run: start, note, end
+    launch/journal.jsonl      append-only, written with the sweep's lock held: submitting, submitted, refused, cancelled,
+                              changed
+    launch/attempts/<id>.jsonl  append-only, written by whoever runs that run: start, note, end, each with its submission
     launch/lock               held by the command that changes the sweep; released by the operating system if that dies
     logs/<id>.log             what a run printed, all attempts one after the other
 
@@ -12,13 +13,12 @@ the two leaves a trace by which the next one finds the job.
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,12 @@ from kv_align.errors import ConfigError
 from kv_align.plans import SweepDirectory
 from kv_align.runs import read_json, write_json
 from launch.cluster import AnyCluster, validate_cluster
+from launch.ledger import Ledger, Submission, read_ledger
+from launch.rows import append, read
 
 _WAIT_S = 120.0
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock says on a file system without locks."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +54,6 @@ class Setting:
     resources: dict[str, dict[str, Any]]
     accounting: bool
     code: str
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One call of the scheduler: `batches[i]` are the ids of the runs that its element i does one after the other.
-
-    `job` is the scheduler's id, None while that is not known; a single batch is no array, so it has no index. `after` is the
-    submission whose runs must have succeeded first.
-    """
-
-    uid: str
-    created: float
-    batches: tuple[tuple[str, ...], ...]
-    after: str | None = None
-    job: str | None = None
-
-    def job_of(self, index: int) -> str:
-        """Return the scheduler's id of one element."""
-        assert self.job is not None
-        return self.job if len(self.batches) == 1 else f"{self.job}_{index}"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run was submitted last."""
-
-    submission: Submission
-    index: int
-
-    @property
-    def job(self) -> str | None:
-        """The scheduler's id; None where it is not known."""
-        return None if self.submission.job is None else self.submission.job_of(self.index)
-
-
-@dataclass
-class Ledger:
-    """The journal, read: the last place of each run, and the runs that were cancelled after it."""
-
-    submissions: dict[str, Submission] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
-    cancelled: set[str] = field(default_factory=set)
 
 
 class Journal:
@@ -117,11 +79,17 @@ class Journal:
         Raises
         ------
         ConfigError
-            If that takes longer than two minutes.
+            If that takes longer than two minutes, or the sweep cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _WAIT_S
-        with (self.folder / "lock").open("a") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            opened = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.sweep.path} cannot be changed: {error.strerror} ({error.filename}); make it writable."
+            ) from None
+        with opened as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,6 +101,8 @@ class Journal:
                             f"{_WAIT_S:.0f} s: wait for it, or end it."
                         ) from None
                     time.sleep(0.1)
+                except OSError as error:
+                    raise no_locks(self.sweep.path, error) from None
             yield
 
     def setting(self) -> Setting | None:
@@ -140,11 +110,15 @@ class Journal:
         raw = read_json(self._setting_file)
         if raw is None:
             return None
-        return Setting(validate_cluster(raw["cluster"]), raw["resources"], raw["accounting"], raw["code"])
+        code = str(self.sweep.path / raw["code"])  # a snapshot moves with its sweep
+        return Setting(validate_cluster(raw["cluster"]), raw["resources"], raw["accounting"], code)
 
     def write_setting(self, setting: Setting) -> None:
         """Freeze how the sweep is executed."""
-        content = {"resources": setting.resources, "accounting": setting.accounting, "code": setting.code}
+        code = Path(setting.code)
+        inside = code.is_relative_to(self.sweep.path)
+        kept = str(code.relative_to(self.sweep.path) if inside else code)
+        content = {"resources": setting.resources, "accounting": setting.accounting, "code": kept}
         write_json(self._setting_file, {"cluster": setting.cluster.model_dump(), **content})
 
     def submitting(self, batches: Sequence[Sequence[str]], uid: str, after: str | None = None) -> Submission:
@@ -158,73 +132,44 @@ class Journal:
         """Note what the scheduler calls it; the lock is held."""
         append(self._file, {"event": "submitted", "uid": uid, "time": time.time(), "job": job})
 
+    def refused(self, uid: str) -> None:
+        """Note that the scheduler took nothing of it; the lock is held."""
+        append(self._file, {"event": "refused", "uid": uid, "time": time.time()})
+
+    def changed(self, cluster: dict[str, Any]) -> None:
+        """Note keys of the cluster that were changed after they were frozen; the lock is held."""
+        append(self._file, {"event": "changed", "time": time.time(), "cluster": cluster})
+
     def cancelled(self, runs: Sequence[str]) -> None:
         """Note that runs are not to be done; the lock is held."""
         append(self._file, {"event": "cancelled", "time": time.time(), "runs": list(runs)})
 
     def ledger(self) -> Ledger:
         """Read the journal."""
-        ledger = Ledger()
-        for row in read(self._file):
-            if row["event"] == "cancelled":
-                ledger.cancelled.update(row["runs"])
-                continue
-            if row["event"] == "submitting":
-                batches = tuple(tuple(batch) for batch in row["batches"])
-                submission = Submission(row["uid"], row["time"], batches, row["after"])
-            else:
-                submission = replace(ledger.submissions[row["uid"]], job=row["job"])
-            ledger.submissions[submission.uid] = submission
-            for index, batch in enumerate(submission.batches):
-                for run in batch:
-                    ledger.places[run] = Place(submission, index)
-                    ledger.cancelled.discard(run)
-        return ledger
+        return read_ledger(read(self._file))
 
     def log_file(self, run: str) -> Path:
         """Return where the output of a run is written."""
         return self.logs / f"{run}.log"
 
-    def attempts(self, run: str) -> list[dict[str, Any]]:
-        """Return the rows of a run's attempts: `event` start, note or end, and `time`."""
-        return read(self._attempts_file(run))
+    def attempts(self, run: str, uid: str | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a run's attempts (`event` start, note or end; `time`; `uid`), or those of one submission."""
+        rows = read(self._attempts_file(run))
+        return rows if uid is None else [row for row in rows if row.get("uid") == uid]
 
-    def add_attempt(self, run: str, event: str, **facts: Any) -> None:
-        """Append a row to a run's attempts."""
-        append(self._attempts_file(run), {"event": event, "time": time.time(), **facts})
+    def add_attempt(self, run: str, event: str, uid: str, **facts: Any) -> None:
+        """Append a row to a run's attempts; which clock made its `time` is not known, so nothing is decided by that."""
+        append(self._attempts_file(run), {"event": event, "time": time.time(), "uid": uid, **facts})
 
     def _attempts_file(self, run: str) -> Path:
         return self.folder / "attempts" / f"{run}.jsonl"
 
 
-def append(file: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line and see that it reaches the disk."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(row) + "\n").encode()
-    with file.open("ab") as stream:
-        if stream.tell() and not _ends_line(file):
-            line = b"\n" + line  # a writer was killed within its line; only that line is lost
-        stream.write(line)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file, without a line that a kill left incomplete."""
-    if not file.exists():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "event" in row:
-            rows.append(row)
-    return rows
-
-
-def _ends_line(file: Path) -> bool:
-    with file.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read(1) == b"\n"
+def no_locks(path: Path, error: OSError) -> Exception:
+    """Return what to raise where flock fails: a sentence on a file system without locks, else the error itself."""
+    if error.errno not in NO_LOCKS:
+        return error
+    return ConfigError(
+        f"output_dir={path} is not allowed: its file system has no locks (flock: {error.strerror}), which keep two commands "
+        "from running a run twice; choose another."
+    )

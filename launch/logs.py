@@ -8,7 +8,7 @@ from typing import TextIO
 
 from kv_align.plans import SweepDirectory
 from launch.journal import Journal
-from launch.status import RunState
+from launch.judgement import RunState
 
 _POLL_S = 0.5
 

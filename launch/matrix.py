@@ -77,6 +77,7 @@ def estimate(runs: tuple[PlannedRun, ...], output_dir: Path, gpus_per_run: int) 
 
 def _finished(output_dir: Path) -> list[RunDirectory]:
     files = [*output_dir.glob("*/summary.json"), *output_dir.glob("sweeps/*/runs/*/summary.json")]
+    files = [file for file in files if RunDirectory(file.parent).config_file.is_file()]
     newest = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)[:_EARLIER]
     return [RunDirectory(file.parent) for file in newest]
 

@@ -6,8 +6,10 @@ models and data that have to be on the submitting machine, and whatever the exec
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from kv_align.errors import ConfigError
 from kv_align.plans import Plan, SweepDirectory
 from launch.executors.executor import make_executor
-from launch.journal import Setting
+from launch.journal import NO_LOCKS, Setting, no_locks
 
 _EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
 # Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.
@@ -32,9 +34,9 @@ def check(sweep: SweepDirectory, setting: Setting, plan: Plan) -> Setting:
         For the first thing that is wrong.
     """
     _check_folder(sweep.path)
-    _check_space(sweep, plan)
     if setting.cluster.offline:
         _download(plan)
+    _check_space(sweep, plan)
     executor = make_executor(sweep, setting)
     executor.preflight(plan)
     return replace(setting, accounting=executor.has_accounting())
@@ -43,7 +45,16 @@ def check(sweep: SweepDirectory, setting: Setting, plan: Plan) -> Setting:
 def _check_folder(path: Path) -> None:
     existing = next(each for each in (path, *path.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir={path} is not allowed: {existing} is not a writable folder; choose another.")
+        raise _not_writable(path, existing)
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise no_locks(path, error) if error.errno in NO_LOCKS else _not_writable(path, existing) from None
+
+
+def _not_writable(path: Path, existing: Path) -> ConfigError:
+    return ConfigError(f"output_dir={path} is not allowed: {existing} is not a writable folder; choose another.")
 
 
 def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
@@ -66,8 +77,19 @@ def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
 def _checkpoint_bytes(student: str) -> int:
     if student == "embedded":
         return _EMBEDDED_BYTES
-    weights = sum(file.stat().st_size for file in Path(student).glob("*.safetensors")) if Path(student).is_dir() else 0
+    folder = Path(student) if Path(student).is_dir() else _in_cache(student)
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder is not None else 0
     return weights // 2 * _BYTES_PER_PARAMETER  # half precision as a rule; float32 weights overestimate
+
+
+def _in_cache(name: str) -> Path | None:
+    """Return the folder that a name on the hub was downloaded to; None where that has not happened here."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # of many kinds; whatever is wrong with the model itself was said by the download
+        return None
 
 
 def _download(plan: Plan) -> None:

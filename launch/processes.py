@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ def identify(pid: int) -> Identity | None:
 def is_alive(identity: Identity) -> bool:
     """Whether that very process lives."""
     return identify(identity.pid) == identity
+
+
+def living(attempts: Sequence[dict[str, Any]]) -> Identity | None:
+    """Return the process of the attempt that started last, if it has not ended and lives on this machine."""
+    rows = [row for row in attempts if row["event"] in ("start", "end")][-1:]
+    if not rows or rows[0]["event"] != "start" or rows[0].get("host") != socket.gethostname():
+        return None
+    identity = Identity(rows[0]["pid"], rows[0].get("born", ""))
+    return identity if is_alive(identity) else None
 
 
 def send(identity: Identity, number: signal.Signals) -> None:

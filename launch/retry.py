@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,8 +21,15 @@ Cause = Literal[
     "diverged",
 ]
 BAD_INPUT = 2
+NODE_FAILURE = 74
+"""Exit code (EX_IOERR) of a worker that found its node, its disk or its GPU broken."""
 _KILLS = (signal.SIGKILL, signal.SIGHUP, signal.SIGINT)
 _ASKED = (signal.SIGTERM, signal.SIGUSR2)
+_NODE_FAILURES = re.compile(
+    r"\[Errno (5|28|116)\]|os error (5|28|116)\b|No space left on device|Input/output error|Stale file handle"
+    r"|uncorrectable ECC|NCCL error|\bnccl[A-Z]\w*Error|DistBackendError"
+    r"|No CUDA GPUs are available|no CUDA-capable device is detected|CUDA-capable device\(s\) is/are busy or unavailable"
+)
 IN_WORDS: dict[str, str] = {
     "interrupted": "interrupted",
     "node_failure": "its node failed, or it could not start there",
@@ -48,6 +56,7 @@ def cause_of(exit_code: int, status: Status | None) -> Cause:
         EXIT_CODES["interrupted"]: "interrupted",
         EXIT_CODES["diverged"]: "diverged",
         BAD_INPUT: "bad_input",
+        NODE_FAILURE: "node_failure",
     }
     if exit_code in by_code:
         return by_code[exit_code]
@@ -56,12 +65,20 @@ def cause_of(exit_code: int, status: Status | None) -> Cause:
         return "killed"
     if number in _ASKED:  # it was asked to leave before it could listen
         return "interrupted"
-    if status is not None and status.state == "failed" and status.reason.startswith("out of memory"):
-        return "out_of_memory"
+    if status is not None and status.state == "failed":
+        if status.reason.startswith("out of memory"):
+            return "out_of_memory"
+        if is_node_failure(status.reason):
+            return "node_failure"
     return "code_error"
 
 
-def may_retry(cause: Cause, attempts: Sequence[dict[str, Any]], since: float, policy: RetryPolicy) -> bool:
+def is_node_failure(reason: str) -> bool:
+    """Whether an error speaks of its node, disk, network or GPU, and not of the code: elsewhere it may go well."""
+    return _NODE_FAILURES.search(reason) is not None
+
+
+def may_retry(cause: Cause, attempts: Sequence[dict[str, Any]], policy: RetryPolicy, step: int = 0) -> bool:
     """Whether an attempt that ended so is followed by another one.
 
     Parameters
@@ -69,26 +86,33 @@ def may_retry(cause: Cause, attempts: Sequence[dict[str, Any]], since: float, po
     cause
         Of the attempt that just ended, whose `end` row is not among the attempts yet.
     attempts
-        All rows of the run (`launch.journal`).
-    since
-        When the run was submitted last; earlier ends do not count.
+        Rows of the run (`launch.journal`) since it was submitted last.
     policy
         How often each cause is retried.
+    step
+        That the run has come to: a run that gets on has not spent its node failures.
     """
     if cause in ("finished", "bad_input"):
         return False
     allowed = int(getattr(policy, cause))
-    ends = [row for row in attempts if row["event"] == "end" and row["cause"] == cause and row["time"] >= since]
+    ends = [row for row in attempts if row["event"] == "end" and row["cause"] == cause]
+    if cause == "node_failure":
+        ends = [row for row in ends if row.get("step", 0) >= step]
     return len(ends) < allowed
 
 
-def given_up(attempts: Sequence[dict[str, Any]], since: float) -> bool:
-    """Whether the last attempt since the submission ended for good."""
-    ends = [row for row in attempts if row["event"] == "end" and row["time"] >= since]
+def given_up(attempts: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last attempt of a submission ended for good."""
+    ends = [row for row in attempts if row["event"] == "end"]
     return any(row["cause"] != "finished" and not row["retry"] for row in ends[-1:])
 
 
-def vanished(attempts: Sequence[dict[str, Any]], since: float) -> bool:
-    """Whether the last attempt started and its end was never noted: its node went away with it."""
-    rows = [row for row in attempts if row["event"] in ("start", "end") and row["time"] >= since]
+def ending(attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last `end` row; empty without one."""
+    return next((row for row in reversed(attempts) if row["event"] == "end"), {})
+
+
+def vanished(attempts: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last attempt of a submission started and its end was never noted: its node went away with it."""
+    rows = [row for row in attempts if row["event"] in ("start", "end")]
     return bool(rows) and rows[-1]["event"] == "start"

@@ -1,219 +1,167 @@
-"""The truth about each run: what the scheduler knows, what the status file says, and whether the artefacts are there.
-
-A run is done only when its status file says so and its artefacts are sound. What the scheduler knows of its job comes next;
-where it knows nothing, a fresh heartbeat in the status file means running, and a stale one that the run is lost.
-"""
+"""The truth about each run of a sweep: `launch.judgement` on what the scheduler, the files and the journal say now."""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
 
 from kv_align.plans import SweepDirectory
 from kv_align.runs import RunDirectory, Status, read_rows
-from launch.executors.executor import JobState, make_executor
-from launch.journal import Journal, Ledger
-from launch.retry import IN_WORDS, given_up
+from launch.executors.executor import JobState, SchedulerSilent, make_executor
+from launch.journal import Journal
+from launch.judgement import Found, Overview, RunState, judge
+from launch.ledger import Ledger, Place
+from launch.retry import IN_WORDS, ending, given_up
 
-Found = Literal["missing", "pending", "held", "running", "preempted", "done", "failed", "diverged", "lost", "cancelled"]
-STATES: tuple[Found, ...] = (
-    "done",
-    "running",
-    "pending",
-    "preempted",
-    "held",
-    "failed",
-    "diverged",
-    "lost",
-    "cancelled",
-    "missing",
-)
-WAITING: tuple[Found, ...] = ("pending", "held", "running", "preempted")
+_DONE: tuple[Found, str] = ("done", "")
 _MULTIRUN_STALE_S = 600.0
-_LAG_S = 20.0  # accounting may say that a job waits some seconds after it began to run
+ASK_S = 30.0
+"""So often a scheduler is asked by one who watches; the status files are read in between."""
 
 
-@dataclass(frozen=True)
-class RunState:
-    """One run as it is now.
+class Memory:
+    """What the scheduler said last, for one who looks again and again.
 
-    Attributes
+    Parameters
     ----------
-    state
-        `missing`: never submitted; `preempted`: interrupted, and its job waits for its next turn; `lost`: its job is gone
-        without a result. The others say what they mean.
-    reason
-        One sentence where there is something to say.
-    step, total_steps, eta_s
-        Progress; 0 and None where it is not known.
-    attempt, job, host
-        Of the last start.
+    every_s
+        It is asked again after this time, or about other jobs.
     """
 
-    id: str
-    arm: str
-    loss: str
-    seed: int
-    state: Found
-    reason: str
-    step: int
-    total_steps: int
-    eta_s: float | None
-    attempt: int
-    job: str
-    host: str
+    def __init__(self, every_s: float = ASK_S) -> None:
+        self._every_s, self._asked = every_s, 0.0
+        self._about: dict[str, str] = {}
+        self._said: dict[str, JobState] | SchedulerSilent = {}
+
+    def answer(self, about: Mapping[str, str], ask: Callable[[], dict[str, JobState]]) -> dict[str, JobState]:
+        """Return what `ask` returns, or returned, about these runs and their jobs; raise what it raised."""
+        known = about.items() <= self._about.items()
+        if not self._asked or time.monotonic() - self._asked > self._every_s or not known:
+            try:
+                self._said = ask()
+            except SchedulerSilent as error:
+                self._said = error
+            self._about, self._asked = dict(about), time.monotonic()
+        if isinstance(self._said, SchedulerSilent):
+            raise self._said
+        return self._said
 
 
-@dataclass(frozen=True)
-class Overview:
-    """A sweep as it is now; `planned` is False for a plain Hydra multirun."""
+class Watcher:
+    """Looks at a sweep again and again (`overview`), and does not trouble a scheduler each time.
 
-    path: str
-    name: str
-    planned: bool
-    runs: tuple[RunState, ...]
+    Parameters
+    ----------
+    sweep
+        The sweep directory.
+    """
 
-    def counts(self) -> dict[str, int]:
-        """Return how many runs are in each state, without the states that none is in."""
-        found = Counter(run.state for run in self.runs)
-        return {state: found[state] for state in STATES if found[state]}
+    def __init__(self, sweep: SweepDirectory) -> None:
+        self._sweep, self._memory = sweep, Memory()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what `status --json` prints."""
-        return {
-            "sweep": self.path,
-            "name": self.name,
-            "planned": self.planned,
-            "counts": self.counts(),
-            "runs": [asdict(run) for run in self.runs],
-        }
+    def __call__(self) -> Overview:
+        """Return the sweep as it is now."""
+        return overview(self._sweep, self._memory)
 
 
-def overview(sweep: SweepDirectory) -> Overview:
-    """Look at a sweep, with at most one call of the scheduler."""
+def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
+    """Look at a sweep, with at most one call of sacct and one of squeue.
+
+    Parameters
+    ----------
+    sweep
+        The sweep directory.
+    memory
+        Of one who looks again and again; None: the scheduler is asked now.
+
+    Raises
+    ------
+    SchedulerSilent
+        If it is asked and does not answer.
+    """
     plan = sweep.plan()
     if plan is None:
-        return _of_multirun(sweep)
+        return _of_multirun(sweep, memory or Memory())
     journal = Journal(sweep)
     setting, ledger = journal.setting(), journal.ledger()
-    runs = []
+    stale_after_s = _MULTIRUN_STALE_S if setting is None else setting.cluster.stale_after_s
     statuses = {run.id: sweep.run(run).observed() for run in plan.runs}
     complete = {run.id for run in plan.runs if _finished(statuses[run.id]) and sweep.run(run).is_complete()}
+    places = {name: place for name, place in ledger.places.items() if name not in complete}
     states: dict[str, JobState] = {}
-    if setting is not None:
-        open_places = {name: place for name, place in ledger.places.items() if name not in complete}
-        states = make_executor(sweep, setting).states(open_places) if open_places else {}
-    for run in plan.runs:
-        status = statuses[run.id]
-        if run.id in complete:
-            state: Found = "done"
-            reason = ""
+    if setting is not None and places:
+        executor, silent = (
+            make_executor(sweep, setting),
+            [name for name in places if _silent(statuses, name, stale_after_s)],
+        )
+        if setting.cluster.kind == "slurm":
+            about = {name: f"{place.uid} {place.job}" for name, place in places.items()}
+            states = (memory or Memory()).answer(about, lambda: executor.states(places, silent))
         else:
-            stale_after_s = _MULTIRUN_STALE_S if setting is None else setting.cluster.stale_after_s
+            states = executor.states(places, silent)
+    runs = []
+    for run in plan.runs:
+        status, place = statuses[run.id], ledger.places.get(run.id)
+        state, reason = _DONE
+        if run.id not in complete:
             state, reason = judge(run.id, status, states.get(run.id), ledger, stale_after_s)
-            if state in ("failed", "lost") and not reason:
-                reason = _noted(journal, run.id) or f"see: python -m launch logs {sweep.path} {run.id}"
-        place = ledger.places.get(run.id)
+        if state in ("failed", "lost") and place is not None:
+            reason = _explained(journal, run.id, place, reason)
+            reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
         job = (place.job or "") if place is not None else ""
         runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, sweep.run(run)))
     return Overview(str(sweep.path), plan.name, True, tuple(runs))
 
 
-def judge(
-    name: str, status: Status | None, job: JobState | None, ledger: Ledger, stale_after_s: float
-) -> tuple[Found, str]:
-    """Return the state of a run that is not done, and why.
-
-    Parameters
-    ----------
-    name
-        The run's id.
-    status
-        Its status file; None where there is none that can be read.
-    job
-        What the scheduler knows of it; None: nothing.
-    ledger
-        What was submitted and cancelled.
-    stale_after_s
-        The age from which a heartbeat counts as none.
-    """
-    phase = None if job is None else job.phase
-    said = "" if status is None else status.reason
-    age_s = None if status is None else time.time() - status.updated
-    fresh = status is not None and status.state == "running" and age_s is not None and age_s < stale_after_s
-    if phase == "running":
-        if status is not None and status.state == "running" and not fresh:
-            return "running", f"no sign of life for {_duration(age_s or 0.0)}"
-        return "running", ""
-    if name in ledger.cancelled:
-        return "cancelled", "" if not fresh else "leaving"
-    if status is None and name not in ledger.places:
-        return "missing", "not submitted"
-    if status is None and job is None and ledger.places[name].job is None:
-        return "missing", "its submission did not reach the scheduler"
-    if job is not None and phase == "held":
-        return "held", job.reason
-    if job is not None and phase == "pending":
-        if fresh and age_s is not None and age_s < _LAG_S:
-            return "running", ""
-        if status is not None and status.state in ("interrupted", "running"):
-            return "preempted", job.reason or said
-        return "pending", job.reason
-    if status is not None and status.state == "diverged":
-        return "diverged", said
-    if status is not None and status.state == "failed":
-        return "failed", said
-    if status is not None and status.state == "finished":
-        return "failed", "its status file says finished, but its artefacts are not there: resume does it again"
-    if job is not None and phase == "ended":
-        return "failed", " and ".join(each for each in (job.reason, said) if each)
-    if fresh and phase != "gone":
-        return "running", "its job is unknown; it still gives signs of life"
-    why = f"{job.reason}; " if job is not None and job.reason else ""
-    since = f"last sign of life {_duration(age_s)} ago" if age_s is not None else "it never started"
-    return "lost", f"{why}{since}"
+def _silent(statuses: Mapping[str, Status | None], name: str, stale_after_s: float) -> bool:
+    status = statuses.get(name)
+    return status is not None and status.state == "running" and time.time() - status.updated > stale_after_s
 
 
-def needs(run: RunState, retry: str | None) -> bool:
-    """Whether `resume` submits a run again.
-
-    Parameters
-    ----------
-    run
-        As it is now.
-    retry
-        None: whatever is not done, without diverged ones; `failed` or `diverged`: these alone; `all`: both.
-    """
-    if retry in ("failed", "diverged"):
-        return run.state == retry
-    if run.state in WAITING:
-        # Held runs wait for somebody to mend their arm, which is what asking for a resume says.
-        return run.state == "held"
-    return run.state in ("missing", "failed", "lost", "cancelled") or (retry == "all" and run.state == "diverged")
+def _explained(journal: Journal, name: str, place: Place, reason: str) -> str:
+    """Add what the last attempt noted: of itself where its status file could not, and of what came after its end."""
+    attempts = journal.attempts(name, place.uid)
+    starts = [number for number, row in enumerate(attempts) if row["event"] == "start"]
+    last = attempts[starts[-1] if starts else 0 :]
+    ended = next((number for number, row in enumerate(last) if row["event"] == "end"), len(last))
+    own = [str(row["reason"]) for row in last[:ended] if row["event"] == "note"]
+    later = [str(row["reason"]) for row in last[ended:] if row["event"] == "note"]
+    if own:
+        reason = own[-1]
+    elif not reason and given_up(attempts):
+        reason = IN_WORDS.get(ending(attempts)["cause"], "")
+    return "; ".join(each for each in (reason, *later) if each)
 
 
-def _of_multirun(sweep: SweepDirectory) -> Overview:
+def _of_multirun(sweep: SweepDirectory, memory: Memory) -> Overview:
     """A plain Hydra multirun: the run directories that are there, and what Slurm knows of their jobs."""
-    from launch.executors.slurm_query import job_states
-
     found = [(directory, directory.observed()) for directory in sweep.found_runs()]
-    unfinished = [status.job for directory, status in found if status and status.job and not directory.is_complete()]
-    known = job_states(unfinished, accounting=True) if unfinished else {}
+    jobs = {
+        str(directory.path): status.job
+        for directory, status in found
+        if status is not None and status.job and not directory.is_complete()
+    }
+    known: dict[str, JobState] = {}
+    if jobs and shutil.which("squeue") is not None:  # without it the folder was copied, and the files tell
+        known = memory.answer(jobs, lambda: _ask_slurm(jobs))
     runs = []
     for directory, status in found:
         if status is None:
             continue
         name = str(directory.path.relative_to(sweep.path))
-        if directory.is_complete():
-            state: Found = "done"
-            reason = ""
-        else:
+        state, reason = _DONE
+        if not directory.is_complete():
             state, reason = judge(name, status, known.get(status.job), Ledger(), _MULTIRUN_STALE_S)
         runs.append(_row(name, status.arm, status.loss, status.seed, state, reason, status, status.job, directory))
     return Overview(str(sweep.path), sweep.path.name, False, tuple(runs))
+
+
+def _ask_slurm(jobs: Mapping[str, str]) -> dict[str, JobState]:
+    from launch.executors.slurm_query import job_states, settings
+
+    accounting = settings().get("AccountingStorageType", "").endswith("slurmdbd")
+    return job_states(jobs.values(), accounting=accounting)
 
 
 def _row(
@@ -246,34 +194,3 @@ def _eta_s(directory: RunDirectory, status: Status) -> float | None:
 
 def _finished(status: Status | None) -> bool:
     return status is not None and status.state == "finished"
-
-
-def _noted(journal: Journal, name: str) -> str:
-    """What the run's attempts say about their end, where its status file could not."""
-    attempts = journal.attempts(name)
-    notes = [row["reason"] for row in attempts if row["event"] == "note"]
-    if notes:
-        return str(notes[-1])
-    place = journal.ledger().places.get(name)
-    if place is not None and given_up(attempts, place.submission.created):
-        return IN_WORDS.get(attempts[-1]["cause"], "")
-    return ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def counts_in_words(counts: dict[str, int]) -> str:
-    """Return `3 done, 1 running`."""
-    return ", ".join(f"{number} {state}" for state, number in counts.items()) or "no runs"
-
-
-def select(runs: Sequence[RunState], wanted: str) -> list[RunState]:
-    """Return the runs whose id is, or starts with, what was asked for."""
-    exact = [run for run in runs if run.id == wanted]
-    return exact or [run for run in runs if run.id.startswith(wanted)]

@@ -23,8 +23,9 @@ from launch.cluster import LocalCluster
 from launch.ending import cause_by_status, end_attempt
 from launch.executors.local import Queue, visible_gpus
 from launch.holds import held_runs
-from launch.journal import Journal, Ledger
-from launch.processes import Identity, identify, is_alive, send
+from launch.journal import Journal
+from launch.ledger import Ledger
+from launch.processes import Identity, identify, is_alive, living, send
 from launch.retry import cause_of, given_up
 
 _BEAT_S = 0.2
@@ -33,10 +34,11 @@ _LOCK_WAIT_S = 2.0
 
 @dataclass
 class Worker:
-    """A run in a slot; `process` is None for one that an earlier supervisor started."""
+    """A run in a slot, for the submission `uid`; `process` is None for one that an earlier supervisor started."""
 
     identity: Identity
     slot: int
+    uid: str
     process: subprocess.Popen[bytes] | None
     asked_to_leave: float | None = None
 
@@ -73,6 +75,7 @@ class Supervisor:
         """Take over what still runs, then fill slots until nothing is left, or until asked to leave."""
         signal.signal(signal.SIGTERM, self._leave)
         self._take_over()
+        self._write()
         while True:
             self._read()
             self._reap()
@@ -80,6 +83,7 @@ class Supervisor:
             if not self.leaving:
                 self._fill()
             elif not self.workers:
+                self._write(host="")
                 return
             if not self.workers and not self._waiting() and self._nothing_new():
                 return
@@ -97,7 +101,7 @@ class Supervisor:
         self._read_at = (stat.st_mtime_ns, stat.st_size)
         self.over: set[str] = set()
         for name, place in self.ledger.places.items():
-            ended = given_up(self.journal.attempts(name), place.submission.created)
+            ended = given_up(self.journal.attempts(name, place.uid))
             if ended or RunDirectory(self.sweep.runs / name).is_complete():
                 self.over.add(name)
         self._find_held()
@@ -107,12 +111,22 @@ class Supervisor:
 
     def _take_over(self) -> None:
         self._read()
-        slots = self.queue.slots()
+        slots, uids = self.queue.slots(), self.queue.uids()
         for name, identity in self.queue.workers().items():
-            worker = Worker(identity, slots[name], None)
-            if is_alive(identity):
-                print(f"taking over {name} (process {identity.pid})", flush=True)
-            self.workers[name] = worker
+            self._adopt(name, Worker(identity, slots[name], uids[name], None))
+        for name in self.ledger.places.keys() - self.workers.keys():  # started just before its supervisor was killed
+            attempts = self.journal.attempts(name)
+            found = living(attempts)
+            if found is not None:
+                taken = {worker.slot for worker in self.workers.values()}
+                slot = min(set(range(len(taken) + 1)) - taken)
+                uid = next(row["uid"] for row in reversed(attempts) if row["event"] == "start")
+                self._adopt(name, Worker(found, slot, uid, None))
+
+    def _adopt(self, name: str, worker: Worker) -> None:
+        if is_alive(worker.identity):
+            print(f"taking over {name} (process {worker.identity.pid})", flush=True)
+        self.workers[name] = worker
 
     def _reap(self) -> None:
         for name, worker in list(self.workers.items()):
@@ -126,10 +140,10 @@ class Supervisor:
             if directory.is_complete():
                 self.over.add(name)
                 continue
-            if name in self.over or name in self.ledger.cancelled:
+            if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.places[name].uid:
                 continue
             cause = cause_by_status(status) if worker.process is None else cause_of(code, status)
-            again = end_attempt(self.sweep, self.journal, name, cause, self.cluster.retry, code)
+            again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, self.cluster.retry, code)
             print(f"{name} ended: {cause}{', once more' if again else ''}", flush=True)
             if not again:
                 self.over.add(name)
@@ -170,20 +184,21 @@ class Supervisor:
         if not free:
             return
         for slot, name in zip(free, self._waiting(), strict=False):
+            uid = self.ledger.places[name].uid
             environment = dict(os.environ, OMP_NUM_THREADS=str(self.cluster.threads_per_run))
             if self.cluster.offline:
                 environment["HF_HUB_OFFLINE"] = "1"
             if self.gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
             process = subprocess.Popen(
-                [sys.executable, "-m", "launch.worker", str(self.sweep.path), name],
+                [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
                 cwd=self.setting.code,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
             identity = identify(process.pid) or Identity(process.pid, "")
-            self.workers[name] = Worker(identity, slot, process)
+            self.workers[name] = Worker(identity, slot, uid, process)
             self._write()
 
     def _nothing_new(self) -> bool:
@@ -192,12 +207,15 @@ class Supervisor:
             self._read()
             if self._waiting():
                 return False
+            self._write(host="")
             self._lock.close()
             return True
 
-    def _write(self) -> None:
-        workers = {name: {**asdict(each.identity), "slot": each.slot} for name, each in self.workers.items()}
-        write_json(self.queue.file, {"host": socket.gethostname(), "workers": workers})
+    def _write(self, host: str | None = None) -> None:
+        workers = {
+            name: {**asdict(each.identity), "slot": each.slot, "uid": each.uid} for name, each in self.workers.items()
+        }
+        write_json(self.queue.file, {"host": socket.gethostname() if host is None else host, "workers": workers})
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self.leaving = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import Field
@@ -64,6 +65,8 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
                 f"sweep.{key}", [each for each in Sweep.model_fields if each not in ("arms", "controls")], "a sweep"
             )
         raw[key] = value
+    if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", raw["name"]):
+        raise refused("sweep.name", raw.get("name"), "a plain name of letters, digits, - and _, such as demo")
     raw["seeds"] = seeds_of(raw.get("seeds"))
     sweep = validate(Sweep, raw)
     if sweep.baseline not in sweep.arms:

@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.status import WAITING, Overview, RunState, counts_in_words
+from launch.executors.executor import SchedulerSilent
+from launch.judgement import WAITING, Overview, RunState, counts_in_words
 
 _COLOURS = {
     "done": "green",
@@ -52,16 +53,28 @@ def show(now: Overview, most: int = 0) -> Group:
 
 
 def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> Overview:
-    """Show the table until no run is waiting or running any more; returns the last look."""
+    """Show the table until no run is waiting or running any more; returns the last look.
+
+    While the scheduler gives no answer the last table stays, with a line that says so.
+    """
+    now, silence = None, ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            now = look()
-            live.update(show(now, min(_LIVE_ROWS, max(5, console.height - 4))), refresh=True)
-            if not any(run.state in WAITING and run.state != "held" for run in now.runs):
+            try:
+                now, silence = look(), ""
+            except SchedulerSilent as error:
+                silence = str(error)
+            shown = [] if now is None else [show(now, min(_LIVE_ROWS, max(5, console.height - 4)))]
+            live.update(Group(*shown, *([Text(silence, style="yellow")] if silence else [])), refresh=True)
+            if now is not None and not silence and not any(_goes_on(run) for run in now.runs):
                 break
             time.sleep(interval_s)
     console.print(show(now))
     return now
+
+
+def _goes_on(run: RunState) -> bool:
+    return run.state in WAITING and run.state != "held"
 
 
 def _left(run: RunState) -> str:

@@ -1,12 +1,13 @@
 """What a job executes: the frozen configuration of each of its runs, one after the other.
 
 The one module of launch that imports the trainer, and only when a run is about to start. Its exit code tells the scheduler
-the truth (`kv_align.runs.EXIT_CODES`). `python -m launch.worker SWEEP RUN...` is the same from a shell.
+the truth (`kv_align.runs.EXIT_CODES`). `python -m launch.worker SWEEP UID RUN...` is the same from a shell; UID is the
+submission that it works for, and a run that was submitted again since is left to its new job.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import logging
 import os
 import shutil
@@ -14,9 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -24,11 +24,12 @@ from kv_align.config import Config, validate
 from kv_align.errors import ConfigError
 from kv_align.plans import PlannedRun, SweepDirectory
 from kv_align.runs import EXIT_CODES, RunDirectory, State
-from launch.ending import end_attempt
+from launch.admission import await_writer, has_attempt_left, is_wanted
+from launch.cluster import SlurmCluster
 from launch.journal import Journal
-from launch.retry import BAD_INPUT, given_up, vanished
+from launch.processes import Identity, identify
+from launch.retry import BAD_INPUT, NODE_FAILURE, is_node_failure
 
-LOCK_WAIT_S = 600.0
 _LEAVE = (signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -42,14 +43,17 @@ class Worker:
         Path of the sweep directory.
     runs
         Ids of the runs.
+    uid
+        Of the submission that they are done for.
     """
 
     sweep: str
     runs: tuple[str, ...]
+    uid: str
 
     def __call__(self) -> None:
         """Do the runs and leave the process with their exit code."""
-        sys.exit(execute(self.sweep, self.runs))
+        sys.exit(execute(self.sweep, self.runs, self.uid))
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,19 @@ class Left(SystemExit):
     """The process was asked to leave between steps: nothing but unsaved work is lost."""
 
 
-def execute(sweep_path: str, runs: Sequence[str], *, to_log: bool = True) -> int:
+def execute(sweep_path: str, runs: Sequence[str], uid: str, *, to_log: bool = True) -> int:
     """Do runs of a frozen plan one after the other; returns the exit code, the worst of them.
 
     An interrupted run ends the whole job, since all of it was asked to leave. A run that was given up since it was
-    submitted is not tried again when the job is requeued for another one.
+    submitted is not tried again when the job is requeued for another one; one that was cancelled, or submitted again, is
+    not done here.
+
+    Parameters
+    ----------
+    sweep_path, runs, uid
+        See `Worker`.
+    to_log
+        Whether what this process prints goes to the runs' log files.
     """
     sweep = SweepDirectory(sweep_path)
     journal = Journal(sweep)
@@ -86,11 +98,11 @@ def execute(sweep_path: str, runs: Sequence[str], *, to_log: bool = True) -> int
             raise ConfigError(f"{unknown[0]} is not a run of {sweep_path}: use one of the ids that plan shows.")
         codes = []
         for name in runs:
-            if name in journal.ledger().cancelled:
+            if not is_wanted(journal, name, uid):
                 continue
             if to_log:
                 _print_to(journal.log_file(name))
-            codes.append(_one(sweep, journal, planned[name]))
+            codes.append(_one(sweep, journal, planned[name], uid))
             if codes[-1] == EXIT_CODES["interrupted"]:
                 return codes[-1]
         return next((code for code in codes if code), 0)
@@ -101,27 +113,39 @@ def execute(sweep_path: str, runs: Sequence[str], *, to_log: bool = True) -> int
             signal.signal(number, handler)
 
 
-def _one(sweep: SweepDirectory, journal: Journal, planned: PlannedRun) -> int:
+def _one(sweep: SweepDirectory, journal: Journal, planned: PlannedRun, uid: str) -> int:
     directory, rank, name = sweep.run(planned), _distribute(), planned.id
     if rank == 0:
-        if not _admitted(sweep, journal, name):
+        if not has_attempt_left(sweep, journal, name, uid):
             return EXIT_CODES["failed"]
-        job = os.environ.get("SLURM_JOB_ID", "")
-        journal.add_attempt(name, "start", host=socket.gethostname(), pid=os.getpid(), job=job)
+        me = {"host": socket.gethostname(), **asdict(identify(os.getpid()) or Identity(os.getpid(), ""))}
+        journal.add_attempt(name, "start", uid, job=os.environ.get("SLURM_JOB_ID", ""), **me)
     try:
-        state = _run(directory, planned, rank)
+        if rank == 0 and not await_writer(directory):
+            return _left(f"{directory.path} is still written by an earlier attempt: this one leaves")
+        if rank == 0 and not is_wanted(journal, name, uid):
+            return EXIT_CODES["finished"]
+        no_gpu = _missing_gpu(journal, planned)
+        if no_gpu:
+            return _broken(journal, name, uid, no_gpu)
+        state = _run(directory, planned)
     except Left as left:
         state = "interrupted"
         status = directory.status()
         if rank == 0 and status is not None and status.state == "running":
             directory.update(status, state=state, reason=f"{left.code}; run it again to go on")
     except ConfigError as error:
+        if "is being written by another process" in str(error):  # it came between the wait and the trainer's own lock
+            return _left(str(error))
         print(f"kv-align: {error}", file=sys.stderr, flush=True)
-        journal.add_attempt(name, "note", reason=str(error))
+        journal.add_attempt(name, "note", uid, reason=str(error))
         return BAD_INPUT
     except Exception as error:
-        journal.add_attempt(name, "note", reason=f"{type(error).__name__}: {error}")
         logging.exception("%s failed", name)
+        reason = f"{type(error).__name__}: {error}"
+        if is_node_failure(reason):
+            return _broken(journal, name, uid, reason)
+        journal.add_attempt(name, "note", uid, reason=reason)
         return EXIT_CODES["failed"]
     if state == "finished" and rank == 0:
         # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
@@ -129,22 +153,38 @@ def _one(sweep: SweepDirectory, journal: Journal, planned: PlannedRun) -> int:
     return EXIT_CODES[state]
 
 
-def _admitted(sweep: SweepDirectory, journal: Journal, name: str) -> bool:
-    """Whether the policy has an attempt left; notes how the last one ended if it vanished with its node."""
-    setting, place = journal.setting(), journal.ledger().places.get(name)
-    if setting is None or place is None:
-        return True
-    attempts, since = journal.attempts(name), place.submission.created
-    if vanished(attempts, since):
-        status = RunDirectory(sweep.runs / name).status()
-        left = status is not None and status.state == "interrupted"
-        return end_attempt(sweep, journal, name, "interrupted" if left else "node_failure", setting.cluster.retry)
-    return not given_up(attempts, since)
+def _left(why: str) -> int:
+    print(f"kv-align: {why}", file=sys.stderr, flush=True)
+    return EXIT_CODES["interrupted"]
 
 
-def _run(directory: RunDirectory, planned: PlannedRun, rank: int) -> State:
-    if rank == 0:
-        _await_writer(directory)
+def _broken(journal: Journal, name: str, uid: str, why: str) -> int:
+    print(f"kv-align: {why}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the disk may be what is broken
+        journal.add_attempt(name, "note", uid, reason=why)
+    return NODE_FAILURE
+
+
+def _missing_gpu(journal: Journal, planned: PlannedRun) -> str:
+    """Say so where this job was given GPUs and torch sees none: on the CPU a run would take the whole of its time limit."""
+    setting = journal.setting()
+    if setting is None or not isinstance(setting.cluster, SlurmCluster) or not setting.cluster.require_gpu:
+        return ""
+    given = setting.resources.get(planned.arm, {}).get("gpus_per_node", setting.cluster.gpus_per_node)
+    if not given:
+        return ""
+    import torch
+
+    if torch.cuda.device_count():
+        return ""
+    host, seen = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    return (
+        f"its job was given cluster.gpus_per_node={given}, but torch sees no GPU on {host} (CUDA_VISIBLE_DEVICES is {seen}): "
+        "mend the node or cluster.setup, or set cluster.require_gpu=false"
+    )
+
+
+def _run(directory: RunDirectory, planned: PlannedRun) -> State:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
     config = validate(Config, planned.config)
     from kv_align.experiment import run
@@ -154,19 +194,6 @@ def _run(directory: RunDirectory, planned: PlannedRun, rank: int) -> State:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise Left(f"asked to leave by {signal.Signals(number).name} between steps")
-
-
-def _await_writer(directory: RunDirectory) -> None:
-    """Wait for an earlier attempt that still writes: on a node that was given up for dead but is not."""
-    directory.path.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + LOCK_WAIT_S
-    with (directory.path / "run.lock").open("a") as file:
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.2)
 
 
 def _distribute() -> int:
@@ -202,7 +229,7 @@ def _print_to(file: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(execute(sys.argv[1], sys.argv[2:]))
+        sys.exit(execute(sys.argv[1], sys.argv[3:], sys.argv[2]))
     except ConfigError as problem:
         print(f"kv-align: {problem}", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO, cast
 
 from kv_align.plans import Plan, SweepDirectory
-from kv_align.runs import EXIT_CODES, RunDirectory
+from kv_align.runs import EXIT_CODES, RunDirectory, read_json, write_json
 from launch.cluster import DebugCluster
 from launch.ending import end_attempt
 from launch.executors.executor import Executor, JobState
-from launch.journal import Place, Setting
+from launch.journal import Setting
+from launch.ledger import Place
+from launch.processes import Identity, identify, is_alive, living
 from launch.retry import cause_of
 
 
@@ -20,32 +29,73 @@ class DebugExecutor(Executor):
     def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
         super().__init__(sweep, setting)
         assert isinstance(setting.cluster, DebugCluster)
+        self._doer = self.journal.folder / "debug.json"
 
     def preflight(self, plan: Plan) -> None:
         """Ask for nothing."""
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
         from launch.worker import execute
 
-        batches = [[run] for run in runs]
-        submission = self.journal.submitting(batches, uuid.uuid4().hex[:12])
+        me = identify(os.getpid()) or Identity(os.getpid(), "")
+        write_json(self._doer, {"host": socket.gethostname(), **asdict(me)})
+        submission = self.journal.submitting([[run] for run in runs], uuid.uuid4().hex[:12])
         self.journal.submitted(submission.uid, submission.uid)
         for number, name in enumerate(runs):
             print(f"run {number + 1} of {len(runs)}: {name}", flush=True)
-            code = execute(str(self.sweep.path), [name], to_log=False)
+            with _also_to(self.journal.log_file(name)):
+                code = execute(str(self.sweep.path), [name], submission.uid, to_log=False)
             cause = cause_of(code, RunDirectory(self.sweep.runs / name).status())
-            end_attempt(self.sweep, self.journal, name, cause, self.setting.cluster.retry, code)
+            end_attempt(self.sweep, self.journal, name, submission.uid, cause, self.setting.cluster.retry, code)
             if code == EXIT_CODES["interrupted"] or (code and canary and number == 0):
-                return
+                break
+        return [name for name in runs if not RunDirectory(self.sweep.runs / name).is_complete()]
 
-    def states(self, places: Mapping[str, Place]) -> dict[str, JobState]:
-        """Whatever was submitted has ended, one way or the other."""
-        ended = {}
-        for name in places:
-            if self.journal.attempts(name):
-                ended[name] = JobState("ended")
-        return ended
+    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+        """Answer from the attempts, and from whether the process that does them lives."""
+        states = {}
+        at_it = self._is_done_elsewhere()
+        for name, place in places.items():
+            attempts = self.journal.attempts(name, place.uid)
+            if living(attempts) is not None:
+                states[name] = JobState("running")
+            elif attempts:
+                states[name] = JobState("ended")
+            elif at_it:
+                states[name] = JobState("pending")
+        return states
 
     def cancel(self, places: Mapping[str, Place]) -> None:
-        """Nothing can be running."""
+        """Leave it to the process that does them, which looks before each run."""
+
+    def _is_done_elsewhere(self) -> bool:
+        """Whether another process of this machine does the sweep now."""
+        doer = read_json(self._doer)
+        if doer is None or doer["host"] != socket.gethostname() or doer["pid"] == os.getpid():
+            return False
+        return is_alive(Identity(doer["pid"], doer["born"]))
+
+
+class _Both:
+    """A text stream whose text goes to a file too; opened anew each time, since logging keeps it longer than the run."""
+
+    def __init__(self, stream: TextIO, file: Path) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _also_to(file: Path) -> Iterator[None]:
+    """Write what this process prints to a run's log too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    out, err = cast(TextIO, _Both(sys.stdout, file)), cast(TextIO, _Both(sys.stderr, file))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield

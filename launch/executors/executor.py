@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kv_align.errors import ConfigError
 from kv_align.plans import Plan, SweepDirectory
-from launch.journal import Journal, Place, Setting
+from launch.journal import Journal, Setting
+from launch.ledger import Place
 
 Phase = Literal["pending", "held", "running", "ended", "gone"]
+
+
+class SchedulerSilent(ConfigError):  # noqa: N818 - the scheduler's, not an error of whoever asks
+    """The scheduler gave no answer: nothing is known then, which is not to know that there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,46 @@ class Executor(ABC):
         return False
 
     def recover(self) -> None:  # noqa: B027 - most have nothing to recover
-        """Complete the journal of a submitter that died, with the sweep's lock held."""
+        """Complete the journal of a submitter that died, with the sweep's lock held.
+
+        Raises
+        ------
+        ConfigError
+            If the sweep cannot be changed now, or not from here.
+        """
 
     @abstractmethod
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
-        """Queue runs, with the sweep's lock held; with `canary` the first alone, and the others if it succeeds."""
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
+        """Queue runs, with the sweep's lock held; with `canary` the first alone, and the others if it succeeds.
+
+        Returns
+        -------
+        Of the runs that were done here and now, those that did not finish.
+        """
 
     @abstractmethod
-    def states(self, places: Mapping[str, Place]) -> dict[str, JobState]:
-        """Return what is known of runs that were submitted, by id, with one call of the scheduler; changes nothing."""
+    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+        """Return what is known of runs that were submitted, by id; changes nothing.
+
+        Parameters
+        ----------
+        places
+            Where they were submitted.
+        silent
+            Those of them that should give signs of life and do not.
+
+        Raises
+        ------
+        SchedulerSilent
+            If the scheduler does not answer.
+        """
 
     @abstractmethod
     def cancel(self, places: Mapping[str, Place]) -> None:
         """Stop runs, after the journal says that they are cancelled; a running one is asked to leave first."""
+
+    def withdraw(self, places: Mapping[str, Place]) -> None:  # noqa: B027 - most look into the journal before each run
+        """See that runs which are about to be submitted again, and count as cancelled, have no job left from before."""
 
 
 def make_executor(sweep: SweepDirectory, setting: Setting) -> Executor:

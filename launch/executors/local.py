@@ -10,18 +10,19 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from kv_align.errors import ConfigError
 from kv_align.plans import Plan, SweepDirectory
-from kv_align.runs import read_json
+from kv_align.runs import RunDirectory, read_json
 from launch.cluster import LocalCluster
 from launch.executors.executor import Executor, JobState
 from launch.holds import held_runs
-from launch.journal import Journal, Place, Setting
-from launch.processes import Identity, is_alive, send
-from launch.retry import IN_WORDS, given_up
+from launch.journal import Journal, Setting, no_locks
+from launch.ledger import Place
+from launch.processes import Identity, is_alive, living, send
+from launch.retry import IN_WORDS, ending, given_up
 
 _START_WAIT_S = 30.0
 
@@ -43,7 +44,19 @@ class LocalExecutor(Executor):
                 f"set cluster.slots to at most {len(gpus)}."
             )
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
+    def recover(self) -> None:
+        """Refuse to touch a sweep that is supervised on another machine, whose processes cannot be seen from here."""
+        host = self._other_host(Queue(self.journal))
+        if host:
+            raise ConfigError(
+                f"{self.sweep.path} is supervised on {host}: run this there, or, if that machine is gone for good, delete "
+                "launch/workers.json in it first."
+            )
+
+    def _other_host(self, queue: Queue) -> str:
+        return queue.host if queue.host != socket.gethostname() else ""
+
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Write the queue and see that a supervisor works on it."""
         parts = [runs[:1], runs[1:]] if canary else [runs]
         after = None
@@ -53,12 +66,14 @@ class LocalExecutor(Executor):
                 self.journal.submitted(submission.uid, submission.uid)
                 after = submission.uid
         start_supervisor(self.sweep.path, Path(self.setting.code))
+        return []
 
-    def states(self, places: Mapping[str, Place]) -> dict[str, JobState]:
-        """Answer from what the supervisor wrote, and from whether it and its workers live."""
+    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+        """Answer from what the supervisor and its workers wrote, and from whether they live."""
         queue = Queue(self.journal)
-        if queue.host not in ("", socket.gethostname()):
-            return {}  # on another machine: the heartbeats tell
+        host = self._other_host(queue)
+        if host:
+            return self._as_files_say(places, host)
         supervised, workers = queue.is_supervised(), queue.workers()
         plan = self.sweep.plan()
         assert plan is not None
@@ -66,18 +81,40 @@ class LocalExecutor(Executor):
         states = {}
         for name, place in places.items():
             attempts = self.journal.attempts(name)
-            if name in workers and is_alive(workers[name]):
+            own = [row for row in attempts if row.get("uid") == place.uid]
+            # One that was started just before its supervisor was killed is in no list but its own.
+            if (name in workers and is_alive(workers[name])) or living(attempts) is not None:
                 states[name] = JobState("running")
-            elif given_up(attempts, place.submission.created):
-                states[name] = JobState("ended", IN_WORDS.get(attempts[-1].get("cause", ""), ""))
+            elif given_up(own):
+                states[name] = JobState("ended", IN_WORDS.get(ending(own)["cause"], ""))
             elif self.sweep.runs.joinpath(name, "summary.json").exists():
                 states[name] = JobState("ended")
             elif name in held:
                 states[name] = JobState("held", held[name])
             elif supervised:
                 states[name] = JobState("pending")
-            else:
+            elif is_written(RunDirectory(self.sweep.runs / name)):
+                states[name] = JobState("running")
+            elif not self._may_live_elsewhere(name):
                 states[name] = JobState("gone", "the local supervisor is gone")
+        return states
+
+    def _may_live_elsewhere(self, name: str) -> bool:
+        """Whether the status file is of another machine, where it cannot be seen that the process is gone."""
+        status = RunDirectory(self.sweep.runs / name).status()
+        return status is not None and status.state == "running" and status.host != socket.gethostname()
+
+    def _as_files_say(self, places: Mapping[str, Place], host: str) -> dict[str, JobState]:
+        """What can be known of a sweep that another machine works on; the heartbeats tell the rest."""
+        states = {}
+        for name, place in places.items():
+            attempts = self.journal.attempts(name, place.uid)
+            if given_up(attempts):
+                states[name] = JobState("ended", IN_WORDS.get(ending(attempts)["cause"], ""))
+            elif not attempts or attempts[-1]["event"] == "end":
+                states[name] = JobState("pending", f"supervised on {host}")
+            elif not self.sweep.runs.joinpath(name, "status.json").exists():
+                states[name] = JobState("running")
         return states
 
     def cancel(self, places: Mapping[str, Place]) -> None:
@@ -85,12 +122,13 @@ class LocalExecutor(Executor):
         queue, began = Queue(self.journal), time.monotonic()
         while True:
             workers = queue.workers()
-            living = [workers[name] for name in places if name in workers and is_alive(workers[name])]
+            found = [living(self.journal.attempts(name)) or workers.get(name) for name in places]
+            left = [identity for identity in found if identity is not None and is_alive(identity)]
             waited = time.monotonic() - began
-            if not living or waited > self.cluster.grace_s + 10:
+            if not left or waited > self.cluster.grace_s + 10:
                 return
             if not queue.is_supervised():
-                for identity in living:
+                for identity in left:
                     send(identity, signal.SIGKILL if waited > self.cluster.grace_s else signal.SIGTERM)
             time.sleep(0.2)
 
@@ -120,6 +158,11 @@ class Queue:
         raw = (read_json(self.file) or {}).get("workers", {})
         return {name: int(each["slot"]) for name, each in raw.items()}
 
+    def uids(self) -> dict[str, str]:
+        """Return the submissions that those processes work for."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: str(each["uid"]) for name, each in raw.items()}
+
     def is_supervised(self) -> bool:
         """Whether a supervisor lives: whether its lock is held."""
         try:
@@ -130,6 +173,20 @@ class Queue:
         except BlockingIOError:
             return True
         return False
+
+
+def is_written(directory: RunDirectory) -> bool:
+    """Whether a living process holds a run directory for writing."""
+    try:
+        with (directory.path / "run.lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise no_locks(directory.path, error) from None
+    return False
 
 
 def start_supervisor(sweep: Path, code: Path) -> None:

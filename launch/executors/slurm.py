@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from kv_align.errors import ConfigError, refused
 from kv_align.plans import Plan, SweepDirectory
 from kv_align.runs import RunDirectory
-from launch.cluster import SlurmCluster
-from launch.executors.executor import Executor, JobState
+from launch.cluster import SlurmCluster, check_signal
+from launch.executors.executor import Executor, JobState, SchedulerSilent
+from launch.executors.slurm_complaints import complaint
+from launch.executors.slurm_jobs import Array, JobMaker
 from launch.executors.slurm_query import (
+    ENDING,
     call,
     default_partition,
     find_by_name,
     job_states,
     minutes,
     partitions,
+    scancel,
     settings,
 )
 from launch.holds import held_runs
-from launch.journal import Place, Setting, Submission
+from launch.journal import Setting
+from launch.ledger import UNDER_WAY_S, Place, Submission
 from launch.worker import Shell, Worker
 
 _JUST_NOW_S = 30.0  # sacct knows a job a moment after sbatch returned
-_COMPLAINTS = (
-    ("partition", "partition"),
-    ("account", "account"),
-    ("qos", "qos"),
-    ("feature", "constraint"),
-    ("array", "throttle"),
-    ("time limit", "time_min"),
-    ("gres", "gpus_per_node"),
-)
 
 
 class SlurmExecutor(Executor):
@@ -48,65 +43,89 @@ class SlurmExecutor(Executor):
         super().__init__(sweep, setting)
         assert isinstance(setting.cluster, SlurmCluster)
         self.cluster = setting.cluster
-        self.folder = self.journal.folder / "jobs"
+        self.jobs = JobMaker(setting, setting.cluster, self.journal.folder / "jobs")
 
     def has_accounting(self) -> bool:
         """Whether sacct has anything to answer with."""
         return self._settings.get("AccountingStorageType", "").endswith("slurmdbd")
 
     def preflight(self, plan: Plan) -> None:
-        """Ask Slurm whether it would take the jobs, and the interpreter whether it can import the packages."""
+        """Ask Slurm whether it would take every array, and the interpreter whether it can import the packages."""
         if not self._settings:
             raise ConfigError(
                 f"cluster={self.cluster.name} is not allowed: no Slurm controller answers here (scontrol show config); "
                 "submit on a login node, or use cluster=local."
             )
         known = partitions()
-        for arms in _by_resources(plan, self.setting.resources).values():
-            resources = self._resources(arms[0])
-            partition = resources["partition"] or default_partition()
-            if resources["partition"] is not None and resources["partition"] not in known:
-                raise refused("cluster.partition", partition, f"one of {', '.join(sorted(known))}")
-            limit = known.get(partition, "infinite")
-            if resources["time_min"] > minutes(limit):
-                raise refused(
-                    "cluster.time_min", resources["time_min"], f"at most {minutes(limit):g}, the limit of {partition}"
-                )
-            told = call("sbatch", "--test-only", *_flags(self._parameters(resources)), text="#!/bin/bash\ntrue\n")
+        to_do = [run.id for run in plan.runs if not self.sweep.run(run).is_complete()]
+        for array in self.jobs.arrays(plan, to_do, self._largest):
+            self._check_resources(array.resources, known)
+            told = call("sbatch", "--test-only", text=self.jobs.script(array))
             if told.returncode:
-                raise _complaint(self.cluster, resources, told.stderr)
+                raise complaint(self.cluster, array.resources, told.stderr)
         self._check_interpreter()
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
+    def _check_resources(self, resources: Mapping[str, Any], known: Mapping[str, str]) -> None:
+        check_signal(self.cluster.signal_delay_s, resources["time_min"])
+        named = [] if resources["partition"] is None else str(resources["partition"]).split(",")
+        for partition in named:
+            if partition not in known:
+                allowed = f"one of {', '.join(sorted(known))}"
+                raise refused(
+                    "cluster.partition", resources["partition"], allowed + (", or several" if named[1:] else "")
+                )
+        asked = named or [default_partition()]
+        most = max(minutes(known.get(partition, "infinite")) for partition in asked)
+        if resources["time_min"] > most:
+            limit = f"at most {most:g}, the limit of {','.join(asked)}"
+            raise refused("cluster.time_min", resources["time_min"], limit)
+
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Queue the runs: one sbatch per array, behind the prepare job and the canary, before the report."""
         parts = [list(runs[:1]), list(runs[1:])] if canary else [list(runs)]
         first = None if self.cluster.prepare is None else self._single(self.cluster.prepare, "prepare", None)
         needed, after, jobs = first, None, []
         for part in parts:
-            found = [self._array(plan, chunk, needed, after) for chunk in self._chunks(plan, part)]
+            found = [self._submit(array, needed, after) for array in self.jobs.arrays(plan, part, self._largest)]
             jobs += [job for _, job in found]
             if canary and found and after is None:
                 (after, job) = found[0]
                 needed = f"afterok:{job}"
         if self.cluster.report:
-            command = f"{self._python} -m analysis report {shlex.quote(str(self.sweep.path))}"
+            command = f"{self.jobs.python} -m analysis report {shlex.quote(str(self.sweep.path))}"
             self._single(command, "report", "afterany:" + ":".join(jobs))
+        return []
 
     def recover(self) -> None:
-        """Note the jobs of submitters that died between sbatch and the journal's next line."""
-        for submission in self.journal.ledger().submissions.values():
-            if submission.job is None:
-                job = find_by_name(_job_name(submission))
-                if job is not None:
-                    self.journal.submitted(submission.uid, job)
+        """Note the jobs of submitters that died between sbatch and the journal's next line.
 
-    def states(self, places: Mapping[str, Place]) -> dict[str, JobState]:
-        """Ask sacct, or squeue, once for all."""
+        Raises
+        ------
+        ConfigError
+            While such a submission may still become a job.
+        """
+        for submission in self.journal.ledger().submissions.values():
+            if submission.job is not None or submission.refused:
+                continue
+            job = find_by_name(_job_name(submission), submission.created, accounting=self.setting.accounting)
+            if job is not None:
+                self.journal.submitted(submission.uid, job)
+            elif submission.under_way:
+                raise ConfigError(
+                    f"{self.sweep.path} was being submitted a moment ago by a command that did not finish, and Slurm may "
+                    f"still take that in: run this again when {UNDER_WAY_S:.0f} s have passed since."
+                )
+
+    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+        """Ask sacct, and squeue for what is not clear then, once for all."""
         jobs = {name: place.job for name, place in places.items() if place.job is not None}
-        known = job_states(jobs.values(), accounting=self.setting.accounting)
+        quiet = {jobs[name] for name in silent if name in jobs}
+        known = job_states(jobs.values(), accounting=self.setting.accounting, silent=quiet)
         states = {name: known[job] for name, job in jobs.items() if job in known}
-        for name in jobs.keys() - states.keys():
-            if time.time() - places[name].submission.created < _JUST_NOW_S:
+        for name in places.keys() - states.keys():
+            if name not in jobs and places[name].submission.under_way:
+                states[name] = JobState("pending", "its submission is under way")
+            elif name in jobs and time.time() - places[name].submission.created < _JUST_NOW_S:
                 states[name] = JobState("pending")
         if any(state.phase == "pending" for state in states.values()):
             self._mark_held(states)
@@ -118,171 +137,111 @@ class SlurmExecutor(Executor):
         assert plan is not None
         held = held_runs(plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
         for name in held.keys() & states.keys():
-            if states[name].phase in ("pending", "held"):
+            started = RunDirectory(self.sweep.runs / name).status_file.exists()  # such a one was not held in Slurm
+            if states[name].phase in ("pending", "held") and not started:
                 states[name] = JobState("held", held[name])
 
     def cancel(self, places: Mapping[str, Place]) -> None:
-        """Cancel the jobs all of whose runs are cancelled; ask the others to leave, they are queued again without them."""
-        cancelled = self.journal.ledger().cancelled
+        """Cancel the jobs all of whose runs are cancelled; ask the others to leave, they are queued again without them.
+
+        Raises
+        ------
+        ConfigError
+            If Slurm does not do it.
+        """
+        whole, shared = self._jobs_of(self._left(places))
+        self._told(scancel(whole) or scancel(shared, "--signal=USR2"))
+
+    def withdraw(self, places: Mapping[str, Place]) -> None:
+        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
+        self._told(scancel(self._jobs_of(self._left(places))[0]))
+
+    def _left(self, places: Mapping[str, Place]) -> dict[str, Place]:
+        """Leave out what has ended, and what is ending: a second scancel would take the time for its checkpoint from it."""
+        states = self.states(places)
+        over = {name for name, state in states.items() if state.phase == "ended" or state.reason == ENDING}
+        return {name: place for name, place in places.items() if name not in over}
+
+    def _told(self, said: str) -> None:
+        if said:
+            raise ConfigError(
+                f"{self.sweep.path}: scancel says: {said}; the runs count as cancelled and do nothing when their turn comes, "
+                "but their jobs may be left: run the same command again."
+            )
+
+    def _jobs_of(self, places: Mapping[str, Place]) -> tuple[list[str], list[str]]:
+        """Return the jobs that have nothing to do but these runs, and those that have."""
+        ledger = self.journal.ledger()
         whole: list[str] = []
         shared: list[str] = []
         for place in places.values():
             if place.job is not None:
-                batch = place.submission.batches[place.index]
-                rest = [name for name in batch if name not in cancelled and name not in places]
-                rest = [name for name in rest if not RunDirectory(self.sweep.runs / name).is_complete()]
+                others = [
+                    name
+                    for name in place.submission.batches[place.index]
+                    if name not in places and name not in ledger.cancelled and ledger.places[name].uid == place.uid
+                ]
+                rest = [name for name in others if not RunDirectory(self.sweep.runs / name).is_complete()]
                 (shared if rest else whole).append(place.job)
-        for options, jobs in (((), whole), (("--signal=USR2",), shared)):
-            if jobs:
-                call("scancel", *options, *dict.fromkeys(jobs))
+        return whole, shared
 
     @cached_property
     def _settings(self) -> dict[str, str]:
         return settings()
 
     @property
-    def _python(self) -> str:
-        return self.cluster.python or shlex.quote(sys.executable)
+    def _largest(self) -> int:
+        return int(self._settings.get("MaxArraySize", "1001"))
 
-    def _resources(self, arm: str) -> dict[str, Any]:
-        names = ("partition", "constraint", "time_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes")
-        own = {name: getattr(self.cluster, name) for name in (*names, "tasks_per_node")}
-        return own | self.setting.resources.get(arm, {})
-
-    def _parameters(self, resources: Mapping[str, Any]) -> dict[str, Any]:
-        """What a job asks for, by sbatch's names with underscores, which are submitit's."""
-        named = {
-            "job_name": "kv-align",
-            "time": resources["time_min"],
-            "mem": f"{round(resources['mem_gb'] * 1024)}M",
-            "nodes": resources["nodes"],
-            "ntasks_per_node": resources["tasks_per_node"],
-            "cpus_per_task": resources["cpus_per_task"],
-            "gpus_per_node": resources["gpus_per_node"] or None,
-            "partition": resources["partition"],
-            "constraint": resources["constraint"],
-            "account": self.cluster.account,
-            "qos": self.cluster.qos,
-        }
-        return {key: value for key, value in named.items() if value is not None}
-
-    def _submitit(self, parameters: Mapping[str, Any], last_lines: Sequence[str], dependency: str | None) -> Any:
-        import submitit
-
-        exports = ["export HF_HUB_OFFLINE=1"] if self.cluster.offline else []
-        threads = parameters["cpus_per_task"]
-        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=0, python=self.cluster.python)
-        executor.update_parameters(
-            **parameters,
-            **({} if dependency is None else {"dependency": dependency}),
-            setup=[
-                *self.cluster.setup,
-                *exports,
-                f"export OMP_NUM_THREADS={threads}",
-                f"export PYTHONPATH={shlex.quote(self.setting.code)}:$PYTHONPATH",
-                f"cd {shlex.quote(self.setting.code)}",
-            ],
-            teardown=list(last_lines),
-            # Since 22.05 srun does not take it over from the job. A task that fails must not leave the others waiting for it.
-            srun_args=["--cpus-per-task", str(threads), "--kill-on-bad-exit=1"],
-            signal_delay_s=self.cluster.signal_delay_s,
-            stderr_to_stdout=True,
-            additional_parameters={"requeue": True, **self.cluster.additional_parameters},
-        )
-        return executor
-
-    def _chunks(self, plan: Plan, runs: Sequence[str]) -> list[list[str]]:
-        """Runs that can be one array: of the same resources, no more than the cluster takes at once."""
-        arm_of = {run.id: run.arm for run in plan.runs}
-        most = max(1, int(self._settings.get("MaxArraySize", "1001"))) * self.cluster.runs_per_job
-        chunks = []
-        for arms in _by_resources(plan, self.setting.resources).values():
-            chosen = [run for run in runs if arm_of[run] in arms]
-            chunks += [chosen[start : start + most] for start in range(0, len(chosen), most)]
-        self._throttle = max(1, self.cluster.throttle // max(1, len(chunks)))
-        return chunks
-
-    def _array(self, plan: Plan, runs: Sequence[str], needed: str | None, after: str | None) -> tuple[str, str]:
+    def _submit(self, array: Array, needed: str | None, after: str | None) -> tuple[str, str]:
         """Queue one array; returns its uid here and its id there."""
-        size = self.cluster.runs_per_job
-        batches = [tuple(runs[start : start + size]) for start in range(0, len(runs), size)]
-        arm = next(run.arm for run in plan.runs if run.id == runs[0])
-        submission = self.journal.submitting(batches, uuid.uuid4().hex[:12], after=after)
-        note_end = f"{self._python} -m launch.ending {shlex.quote(str(self.sweep.path))} {submission.uid} $code"
-        executor = self._submitit(
-            {**self._parameters(self._resources(arm)), "job_name": _job_name(submission)},
-            ["code=$?", note_end, "exit $code"],
-            needed,
-        )
-        executor.update_parameters(array_parallelism=self._throttle)
-        with _sbatch_complains(self.cluster, self._resources(arm)), executor.batch():
-            jobs = [executor.submit(Worker(str(self.sweep.path), batch)) for batch in batches]
+        submission = self.journal.submitting(array.batches, uuid.uuid4().hex[:12], after=after)
+        note_end = f"{self.jobs.python} -m launch.ending {shlex.quote(str(self.sweep.path))} {submission.uid} $code"
+        last_lines = ["code=$?", note_end, "exit $code"]
+        executor = self.jobs.executor(array.resources, _job_name(submission), last_lines, needed)
+        executor.update_parameters(array_parallelism=array.throttle)
+        try:
+            with self._complaints(array.resources), executor.batch():
+                jobs = [executor.submit(Worker(str(self.sweep.path), batch, submission.uid)) for batch in array.batches]
+        except SchedulerSilent:
+            raise  # it may have come through all the same: looked for by its name
+        except ConfigError:
+            self.journal.refused(submission.uid)
+            raise
         job = jobs[0].job_id.partition("_")[0]
         self.journal.submitted(submission.uid, job)
         return submission.uid, job
 
     def _single(self, command: str, name: str, dependency: str | None) -> str:
         """Queue a shell command; returns the dependency of what must follow its success."""
-        resources = {**self._resources(""), "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
-        parameters = {**self._parameters(resources), "job_name": f"kv-align-{name}"}
-        with _sbatch_complains(self.cluster, resources):
-            job = self._submitit(parameters, [], dependency).submit(Shell(command))
+        resources = {**self.jobs.resources(), "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
+        with self._complaints(resources):
+            job = self.jobs.executor(resources, f"kv-align-{name}", (), dependency).submit(Shell(command))
         return f"afterok:{job.job_id}"
+
+    @contextmanager
+    def _complaints(self, resources: Mapping[str, Any]) -> Iterator[None]:
+        """Turn what submitit raises when sbatch refuses into one sentence."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            yield
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise complaint(self.cluster, resources, str(error)) from None
 
     def _check_interpreter(self) -> None:
         lines = [
             *self.cluster.setup,
             f"cd {shlex.quote(self.setting.code)}",
-            f"{self._python} -c 'import launch.worker'",
+            f"{self.jobs.python} -c 'import launch.worker'",
         ]
         told = call("bash", "-ec", "\n".join(lines))
         if told.returncode:
             last = (told.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigError(
-                f"cluster.python={self._python} is not allowed: after cluster.setup it cannot import launch ({last}); "
+                f"cluster.python={self.jobs.python} is not allowed: after cluster.setup it cannot import launch ({last}); "
                 "correct cluster.setup or cluster.python."
             )
-
-
-class _sbatch_complains:  # noqa: N801 - a context manager, read as a statement
-    """Turns what submitit raises when sbatch refuses into one sentence."""
-
-    def __init__(self, cluster: SlurmCluster, resources: Mapping[str, Any]) -> None:
-        self.cluster, self.resources = cluster, resources
-
-    def __enter__(self) -> None:
-        """Do nothing yet."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Translate."""
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        if isinstance(error, FailedJobError | FailedSubmissionError):
-            raise _complaint(self.cluster, self.resources, str(error)) from None
-
-
-def _complaint(cluster: SlurmCluster, resources: Mapping[str, Any], text: str) -> ConfigError:
-    lines = [re.sub(r"^\s*(sbatch|allocation)?:?\s*(error|failure):\s*", "", line) for line in text.splitlines()]
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing").rstrip(".")
-    values = {**cluster.model_dump(), **resources}
-    key = next((key for word, key in _COMPLAINTS if word in said.lower()), None)
-    if key is None:
-        asked = ("mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "time_min")
-        shown = ", ".join(f"cluster.{name}={values[name]}" for name in asked)
-        return ConfigError(f"{shown} is not allowed: sbatch says: {said}; ask for what a node has (sinfo -N -l).")
-    return ConfigError(f"cluster.{key}={values[key]} is not allowed: sbatch says: {said}; correct cluster.{key}.")
-
-
-def _by_resources(plan: Plan, resources: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for arm in plan.arms:
-        groups.setdefault(repr(sorted(resources.get(arm, {}).items())), []).append(arm)
-    return groups
-
-
-def _flags(parameters: Mapping[str, Any]) -> list[str]:
-    """The same parameters as sbatch options."""
-    return [f"--{key.replace('_', '-')}={value}" for key, value in parameters.items()]
 
 
 def _job_name(submission: Submission) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 
-from launch.executors.executor import JobState, Phase
+from launch.executors.executor import JobState, Phase, SchedulerSilent
 
 _TIMEOUT_S = 60
 _PHASES: dict[str, Phase] = {
@@ -35,32 +37,94 @@ _ENDS = {
     "PREEMPTED": "its job was preempted and not requeued",
     "TIMEOUT": "its job ran into the time limit",
 }
+ENDING = "its job is ending"
 _QUIET_REASONS = ("None", "Priority", "Resources", "BeginTime", "")
 
 
 def call(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands; a missing one is like one that fails."""
+    # Without the limit that Slurm sets, `12_[0-2,5]` is cut in the middle where it is long.
+    environment = dict(os.environ, SLURM_BITSTR_LEN="0")
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, input=text)
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, input=text, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))
 
 
-def job_states(jobs: Iterable[str], *, accounting: bool) -> dict[str, JobState]:
-    """Return what is known of jobs or array elements, by id, with one call of sacct, or of squeue where that is no use."""
-    bases = ",".join(sorted({job.partition("_")[0] for job in jobs}))
-    if not bases:
+def ask(*command: str) -> str:
+    """Return what one of Slurm's commands prints; nothing where it does not know the job that it is asked about.
+
+    Raises
+    ------
+    SchedulerSilent
+        If it fails otherwise, or takes too long.
+    """
+    told = call(*command)
+    if told.returncode == 0:
+        return told.stdout
+    if "invalid job id" in told.stderr.lower():
+        return ""
+    raise silence(command[0], told.stderr or f"exit code {told.returncode}")
+
+
+def silence(command: str, said: str) -> SchedulerSilent:
+    """Return the sentence for a command of Slurm that gave no answer."""
+    last = (said.strip().splitlines() or ["nothing"])[-1].strip().rstrip(".")
+    return SchedulerSilent(f"Slurm does not answer: {command} says: {last}; try again when it does.")
+
+
+def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str] = ()) -> dict[str, JobState]:
+    """Return what is known of jobs or array elements, by id.
+
+    One call of sacct, and one of squeue for what sacct does not know or calls ended: it may lag behind, or keep the jobs of
+    others to itself. Without accounting, one call of squeue.
+
+    Parameters
+    ----------
+    jobs
+        Their ids.
+    accounting
+        Whether there is sacct.
+    silent
+        Those that should give signs of life and do not: a job that ended while the accounting was down runs there for ever.
+
+    Raises
+    ------
+    SchedulerSilent
+        If Slurm does not answer.
+    """
+    wanted = set(jobs)
+    if not wanted:
         return {}
+    known: dict[str, JobState] = {}
     if accounting:
-        told = call("sacct", "-X", "-n", "-P", "-o", "JobID,State,Reason", "-j", bases)
-        if told.returncode == 0:
-            return dict(_read(told.stdout))
-    return dict(_read(call("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", bases).stdout))
+        format_ = ("-X", "-n", "-P", "-o", "JobID,State,Reason")
+        known = dict(_read(ask("sacct", "--allusers", *format_, "-j", _bases(wanted))))
+    unclear = {job for job in wanted if job not in known or known[job].phase == "ended" or job in silent}
+    if not unclear:
+        return known
+    live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))
+    for job in unclear:
+        if job in live:
+            known[job] = live[job]
+        elif job in silent and job in known and known[job].phase == "running":
+            known[job] = JobState("gone", "accounting says that its job runs, but Slurm no longer knows that job")
+    return known
+
+
+def _bases(jobs: Iterable[str]) -> str:
+    return ",".join(sorted({job.partition("_")[0] for job in jobs}))
 
 
 def _read(text: str) -> Iterator[tuple[str, JobState]]:
+    """Read lines of job, state and reason; others, such as a message of the site, are skipped."""
     for line in text.splitlines():
-        job, state, reason = line.split("|", 2)
+        parts = line.split("|", 2)
+        if len(parts) < 3 or not parts[1].split():
+            continue
+        job, state, reason = parts
         word = state.split()[0].rstrip("+")
         for each in expand(job):
             yield each, as_job_state(word, reason)
@@ -73,6 +137,8 @@ def as_job_state(word: str, reason: str) -> JobState:
         return JobState("ended", _ENDS.get(word, word.lower().replace("_", " ")))
     if phase == "pending" and ("held" in reason.lower() or reason == "DependencyNeverSatisfied"):
         return JobState("held", f"held in Slurm: {reason}")
+    if word == "COMPLETING":
+        return JobState(phase, ENDING)
     return JobState(phase, "" if reason in _QUIET_REASONS or phase == "running" else reason)
 
 
@@ -97,13 +163,13 @@ def settings() -> dict[str, str]:
 
 def partitions() -> dict[str, str]:
     """Return the time limit of each partition, as Slurm writes it."""
-    lines = call("sinfo", "-h", "-o", "%R|%l").stdout.splitlines()
-    return dict(line.split("|", 1) for line in lines)
+    pairs = (line.partition("|") for line in ask("sinfo", "-h", "-o", "%R|%l").splitlines())
+    return {name: limit for name, bar, limit in pairs if bar}
 
 
 def default_partition() -> str:
     """Return the partition of jobs that name none."""
-    names = [line for line in call("sinfo", "-h", "-o", "%P").stdout.split() if line.endswith("*")]
+    names = [line for line in ask("sinfo", "-h", "-o", "%P").split() if line.endswith("*")]
     return names[0].rstrip("*") if names else ""
 
 
@@ -122,8 +188,39 @@ def minutes(limit: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
 
 
-def find_by_name(name: str) -> str | None:
-    """Return the id of the job, or the array, that was submitted under a name; None if there is none."""
-    found = call("squeue", "-h", "-t", "all", "-o", "%F", "--name", name).stdout.split()
-    found = found or call("sacct", "-X", "-n", "-P", "-o", "JobID", "--name", name).stdout.split()
+def find_by_name(name: str, since: float, *, accounting: bool) -> str | None:
+    """Return the id of the job, or the array, that was submitted under a name; None if there is none.
+
+    Parameters
+    ----------
+    name
+        Of the job.
+    since
+        When it was submitted, in seconds since the epoch; sacct looks no further back than it is told.
+    accounting
+        Whether there is sacct.
+
+    Raises
+    ------
+    SchedulerSilent
+        If Slurm does not answer.
+    """
+    found = ask("squeue", "-h", "-t", "all", "-o", "%F", "--name", name).split()
+    if not found and accounting:
+        day_before = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
+        format_ = ("-X", "-n", "-P", "-o", "JobID")
+        found = ask("sacct", "--allusers", *format_, "-S", day_before, "--name", name).split()
     return found[0].partition("_")[0] if found else None
+
+
+def scancel(jobs: Collection[str], *options: str) -> str:
+    """Cancel jobs, or signal them; returns what Slurm complained of, which is nothing where they had ended already."""
+    if not jobs:
+        return ""
+    told = call("scancel", *options, *dict.fromkeys(jobs))
+    if told.returncode == 0:
+        return ""
+    over = ("invalid job id", "already completing or completed", "job/step already")
+    lines = [line.strip() for line in told.stderr.splitlines() if line.strip()]
+    said = [line for line in lines if not any(word in line.lower() for word in over)]
+    return said[-1].rstrip(".") if said else "" if lines else f"exit code {told.returncode}"

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.launch.fake_slurm import FakeSlurm
 from tests.launch.sweeps import STANDIN, Sweep
 
 
@@ -24,3 +25,26 @@ def standin(tmp_path, monkeypatch):
     yield make
     for sweep in made:
         sweep.end()
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Slurm's commands as scripts that answer what the test tells them."""
+    slurm = FakeSlurm(tmp_path / "fake_slurm")
+    monkeypatch.setenv("PATH", f"{slurm.folder}:{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return slurm
+
+
+@pytest.fixture
+def queued(fake_slurm, standin):
+    """Make a sweep of three runs that is submitted as array 77 of a Slurm that only answers what it is told."""
+
+    def make(*settings, behaviour=None):
+        own = ("cluster=slurm", "cluster.require_gpu=false", "cluster.stale_after_s=5", "seeds=1")
+        sweep = standin(*own, *settings, behaviour=behaviour)
+        sweep.submit()
+        return sweep
+
+    return make

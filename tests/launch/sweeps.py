@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kv_align.plans import PlannedRun, SweepDirectory
 from launch.__main__ import main
+from launch.judgement import RunState
 from launch.processes import Identity, send
-from launch.status import RunState, overview
+from launch.status import overview
 
 HERE = Path(__file__).parent
 CONF = HERE / "conf"

@@ -1,11 +1,19 @@
 """The journal survives whatever kills its writer, and its lock is gone with who held it."""
 
+import errno
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import pytest
+
+from kv_align.errors import ConfigError
 from kv_align.plans import SweepDirectory
-from launch.journal import Journal, append, read
+from launch.cluster import load_cluster
+from launch.journal import Journal, Setting
+from launch.rows import append, read
 
 
 def test_the_ledger_knows_the_last_place_of_each_run(tmp_path):
@@ -52,3 +60,54 @@ def test_the_lock_excludes_and_dies_with_its_holder(tmp_path):
     thread.join()
     holder.wait()
     holder.stdout.close()
+
+
+def test_a_job_that_is_found_later_does_not_take_a_run_back(tmp_path):
+    journal = Journal(SweepDirectory(tmp_path))
+    journal.submitting([["a"], ["b"]], "first")
+    journal.submitting([["a"]], "second")
+    journal.submitted("second", "13")
+    journal.cancelled(["b"])
+    journal.submitted("first", "12")
+    ledger = journal.ledger()
+    assert {name: place.job for name, place in ledger.places.items()} == {"a": "13", "b": "12_1"}
+    assert ledger.cancelled == {"b"}
+    assert ledger.submissions["first"].job == "12"
+
+
+def test_attempts_belong_to_a_submission_whatever_the_clock_says(tmp_path):
+    journal = Journal(SweepDirectory(tmp_path))
+    journal.add_attempt("a", "start", "first")
+    journal.add_attempt("a", "start", "second")
+    append(tmp_path / "launch" / "attempts" / "a.jsonl", {"event": "end", "uid": "second", "time": 0.0})
+    assert [row["event"] for row in journal.attempts("a", "second")] == ["start", "end"]
+    assert len(journal.attempts("a")) == 3
+
+
+def test_a_snapshot_moves_with_its_sweep(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    journal = Journal(SweepDirectory(before))
+    journal.write_setting(Setting(load_cluster("local", {}), {}, False, str(before / "code")))
+    assert journal.setting().code == str(before / "code")
+    shutil.move(before, after)
+    assert Journal(SweepDirectory(after)).setting().code == str(after / "code")
+    journal.write_setting(Setting(load_cluster("local", {}), {}, False, "/somewhere/else"))
+    assert journal.setting().code == "/somewhere/else"
+
+
+def test_a_sweep_that_cannot_be_written_and_a_file_system_without_locks(tmp_path, monkeypatch):
+    (tmp_path / "launch").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be changed: File exists .*; make it writable\."), _lock(tmp_path):
+        pass
+    (tmp_path / "launch").unlink()
+
+    def no_flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("launch.journal.fcntl.flock", no_flock)
+    with pytest.raises(ConfigError, match="its file system has no locks"), _lock(tmp_path):
+        pass
+
+
+def _lock(path: Path):
+    return Journal(SweepDirectory(path)).lock()

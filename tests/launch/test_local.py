@@ -206,7 +206,7 @@ def test_a_snapshot_of_the_code_is_what_runs(standin):
     sweep = standin("seeds=1", "cluster.snapshot_code=true")
     sweep.submit()
     sound(sweep)
-    assert json.loads((sweep.path / "launch" / "cluster.json").read_text())["code"] == str(sweep.path / "code")
+    assert json.loads((sweep.path / "launch" / "cluster.json").read_text())["code"] == "code"
     assert (sweep.path / "code" / "kv_align" / "runs.py").is_file()
 
 

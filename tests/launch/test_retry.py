@@ -4,7 +4,7 @@ import pytest
 
 from kv_align.runs import Status
 from launch.cluster import RetryPolicy
-from launch.retry import cause_of, given_up, may_retry, vanished
+from launch.retry import NODE_FAILURE, cause_of, given_up, may_retry, vanished
 
 POLICY = RetryPolicy(interrupted=9, node_failure=3, killed=2, out_of_memory=1, code_error=0, diverged=0)
 
@@ -29,30 +29,47 @@ def failed(reason):
         (140, None, "interrupted"),
         (-11, None, "code_error"),
         (139, failed("out of memory: old"), "out_of_memory"),
+        (NODE_FAILURE, None, "node_failure"),
+        (1, failed("OSError: [Errno 28] No space left on device: 'metrics.jsonl'"), "node_failure"),
+        (1, failed("OSError: [Errno 5] Input/output error"), "node_failure"),
+        (1, failed("OSError: [Errno 116] Stale file handle"), "node_failure"),
+        (1, failed("SafetensorError: I/O error: No space left on device (os error 28)"), "node_failure"),
+        (1, failed("AcceleratorError: CUDA error: uncorrectable ECC error encountered"), "node_failure"),
+        (1, failed("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3384"), "node_failure"),
+        (1, failed("RuntimeError: No CUDA GPUs are available"), "node_failure"),
+        (1, failed("FileNotFoundError: [Errno 2] No such file or directory: 'x'"), "code_error"),
+        (1, failed("RuntimeError: CUDA error: device-side assert triggered"), "code_error"),
+        (1, failed("OSError: [Errno 22] Invalid argument"), "code_error"),
     ],
 )
 def test_causes(code, status, cause):
     assert cause_of(code, status) == cause
 
 
-def test_the_policy_is_spent_by_cause_and_since_the_submission():
-    ends = [
-        {"event": "end", "time": time, "cause": cause, "retry": True} for time, cause in ((1, "killed"), (5, "killed"))
-    ]
-    assert may_retry("killed", ends, since=0.0, policy=POLICY) is False
-    assert may_retry("killed", ends, since=2.0, policy=POLICY) is True
-    assert may_retry("interrupted", ends, since=0.0, policy=POLICY) is True
-    assert may_retry("out_of_memory", ends, since=0.0, policy=POLICY) is True
-    assert may_retry("code_error", [], since=0.0, policy=POLICY) is False
-    assert may_retry("bad_input", [], since=0.0, policy=POLICY) is False
+def test_the_policy_is_spent_by_cause():
+    ends = [{"event": "end", "time": 9, "cause": "killed", "retry": True} for _ in range(2)]
+    assert may_retry("killed", ends, POLICY) is False
+    assert may_retry("killed", ends[1:], POLICY) is True
+    assert may_retry("interrupted", ends, POLICY) is True
+    assert may_retry("out_of_memory", ends, POLICY) is True
+    assert may_retry("code_error", [], POLICY) is False
+    assert may_retry("bad_input", [], POLICY) is False
+
+
+def test_a_run_that_gets_on_has_not_spent_its_node_failures():
+    ends = [{"event": "end", "cause": "node_failure", "retry": True, "step": step} for step in (10, 10, 10)]
+    assert may_retry("node_failure", ends, POLICY, step=10) is False
+    assert may_retry("node_failure", ends, POLICY, step=20) is True
+    kills = [{**each, "cause": "killed"} for each in ends]
+    assert may_retry("killed", kills, POLICY, step=20) is False
 
 
 def test_given_up_and_vanished():
     start, end = {"event": "start", "time": 3}, {"event": "end", "time": 4, "cause": "killed", "retry": False}
-    assert given_up([start, end], 0.0)
-    assert not given_up([start, end], 4.5), "a submission after it starts anew"
-    assert not given_up([start, {**end, "cause": "finished"}], 0.0)
-    assert not given_up([start, {**end, "retry": True}], 0.0)
-    assert vanished([end, {**start, "time": 5}], 0.0)
-    assert not vanished([start, {"event": "note", "time": 3.5}, end], 0.0)
-    assert not vanished([start], 3.5)
+    assert given_up([start, end])
+    assert not given_up([start])
+    assert not given_up([start, {**end, "cause": "finished"}])
+    assert not given_up([start, {**end, "retry": True}])
+    assert vanished([end, {**start, "time": 1}]), "the order of the rows counts, and no clock"
+    assert not vanished([start, {"event": "note", "time": 3.5}, end])
+    assert not vanished([])

@@ -36,7 +36,7 @@ def test_minutes(limit, value):
         ("PENDING", "JobHeldUser", "held", "held in Slurm: JobHeldUser"),
         ("PENDING", "DependencyNeverSatisfied", "held", "held in Slurm: DependencyNeverSatisfied"),
         ("RUNNING", "None", "running", ""),
-        ("COMPLETING", "None", "running", ""),
+        ("COMPLETING", "None", "running", "its job is ending"),
         ("CANCELLED", "None", "ended", "its job was cancelled in Slurm"),
         ("OUT_OF_MEMORY", "None", "ended", "out of memory"),
         ("FAILED", "NonZeroExitCode", "ended", ""),

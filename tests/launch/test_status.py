@@ -10,9 +10,11 @@ import pytest
 from kv_align.plans import Plan, SweepDirectory
 from kv_align.runs import RunDirectory, Status, write_json
 from launch.executors.executor import JobState
-from launch.journal import Journal, Ledger, Place, Submission
+from launch.journal import Journal
+from launch.judgement import RunState, judge, needs
+from launch.ledger import Ledger, Place, Submission
 from launch.plan import make_plan
-from launch.status import RunState, judge, needs, overview
+from launch.status import overview
 from launch.sweep import load_sweep
 from launch.table import show
 from tests.launch.sweeps import CONF, launch

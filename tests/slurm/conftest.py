@@ -16,6 +16,7 @@ SMALL = (
     "cluster.time_min=10",
     "cluster.throttle=4",
     "cluster.stale_after_s=5",
+    "cluster.require_gpu=false",
 )
 
 

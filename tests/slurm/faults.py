@@ -1,18 +1,26 @@
 """A driver of random faults over one sweep: counts the runs that were lost, done twice, or done differently.
 
 Every fault is one that happens to clusters: a preemption, a signal before the time limit, a killed process, a requeue, a node
-that dies and comes back, a restarted controller, a cancelled job, two people who resume at once.
+that dies and comes back, a restarted controller, a cancelled job, two people who resume at once, a submitter that is killed
+while sbatch is at it, a Slurm that does not answer.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from launch.journal import Journal
 from tests.launch.sweeps import Sweep, launch, undisturbed
 from tests.slurm.real_slurm import RealSlurm
 
@@ -45,12 +53,16 @@ class FaultDriver:
             "controller restarted": (2, self._restart_controller),
             "node died": (1, self._node_dies),
             "two resumers": (2, self._resume_twice),
+            "submitter killed in sbatch": (1, self._kill_submitter),
+            "squeue and sacct fail": (2, self._silence),
         }
+        self._twice: set[str] = set()
 
     def drive(self, count: int, timeout_s: float) -> Tally:
         deadline = time.monotonic() + timeout_s
         names, weights = list(self._kinds), [weight for weight, _ in self._kinds.values()]
         while sum(self.tally.faults.values()) < count and time.monotonic() < deadline:
+            self._look()
             running = self._running()
             if not running:
                 if set(self.sweep.counts()) <= {"done"}:
@@ -64,9 +76,26 @@ class FaultDriver:
                 self.tally.faults[kind] = self.tally.faults.get(kind, 0) + 1
             time.sleep(self.random.uniform(0.0, 0.8))
         while set(self.sweep.counts()) != {"done"} and time.monotonic() < deadline:
+            self._look()
             self._resume_if_idle()
             time.sleep(0.5)
         return self._count()
+
+    def _look(self) -> None:
+        """Note the runs that two processes do now, or that two jobs have before them."""
+        processes: Counter[str] = Counter()
+        for run in self.sweep.runs():
+            file = self.sweep.path / "runs" / run.id / "attempts.txt"
+            pids = set(file.read_text().split()) if file.exists() else set()
+            processes[run.id] = sum(_works(pid) for pid in pids)
+        jobs: Counter[str] = Counter()
+        live = set(self.slurm.out("squeue", "-h", "-r", "-t", "pending,running", "-o", "%i").split())
+        ledger = Journal(self.sweep.directory).ledger()
+        for submission in ledger.submissions.values():
+            for index, batch in enumerate(submission.batches):
+                if submission.job is not None and submission.job_of(index) in live:
+                    jobs.update(batch)
+        self._twice |= {name for found in (processes, jobs) for name, number in found.items() if number > 1}
 
     def _count(self) -> Tally:
         for run in self.sweep.runs():
@@ -75,7 +104,7 @@ class FaultDriver:
             elif self.sweep.weights_of(run.id) != undisturbed(run):
                 self.tally.different += 1
             finished = self.sweep.path / "runs" / run.id / "finished.txt"
-            if finished.exists() and len(finished.read_text().splitlines()) > 1:
+            if run.id in self._twice or (finished.exists() and len(finished.read_text().splitlines()) > 1):
                 self.tally.doubled += 1
         return self.tally
 
@@ -137,7 +166,60 @@ class FaultDriver:
             thread.join()
         return True
 
+    def _kill_submitter(self, name: str) -> bool:
+        """Cancel a run, and kill who queues it again when sbatch has given it to Slurm and has not said so yet."""
+        if launch("cancel", str(self.sweep.path), name).code:
+            return False
+        sbatch = shutil.which("sbatch")
+        slow = (
+            f'case " $* " in *--test-only*) exec {sbatch} "$@" ;; esac\n{sbatch} "$@" > /dev/null; touch done; sleep 60'
+        )
+        with _instead(self.sweep.path / "slow", {"sbatch": slow}) as environment:
+            done = self.sweep.path / "slow" / "done"
+            command = [sys.executable, "-m", "launch", "resume", str(self.sweep.path)]
+            submitter = subprocess.Popen(
+                command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while not done.exists() and submitter.poll() is None:
+                time.sleep(0.05)
+            if submitter.poll() is None:
+                os.killpg(submitter.pid, signal.SIGKILL)
+            submitter.wait()
+            return done.exists()
+
+    def _silence(self, name: str) -> bool:
+        """Resume while Slurm does not answer: refused, and nothing is queued for it."""
+        before = (self.sweep.path / "launch" / "journal.jsonl").read_text()
+        broken = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+        with _instead(self.sweep.path / "broken", {"squeue": broken, "sacct": broken}) as environment:
+            command = [sys.executable, "-m", "launch", "resume", str(self.sweep.path)]
+            told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert told.returncode == 2, told.stderr
+        assert (self.sweep.path / "launch" / "journal.jsonl").read_text() == before
+        return True
+
     def _resume_if_idle(self) -> None:
         counts = self.sweep.counts()
         if any(state in counts for state in ("failed", "lost", "cancelled", "held", "missing")):
             launch("resume", str(self.sweep.path))
+
+
+@contextmanager
+def _instead(folder: Path, scripts: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Give an environment in which these commands are other ones; they work in `folder`, which is gone afterwards."""
+    folder.mkdir()
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\ncd {folder}\n{text}\n")
+        (folder / name).chmod(0o755)
+    try:
+        yield dict(os.environ, PATH=f"{folder}:{os.environ['PATH']}")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _works(pid: str) -> bool:
+    """Whether this is the process of a job, and no later one with its number."""
+    try:
+        return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

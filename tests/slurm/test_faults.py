@@ -196,6 +196,21 @@ def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch
     sound(sweep)
 
 
+def test_status_asks_squeue_once_for_what_accounting_leaves_unclear(slurm, sweep_on, monkeypatch):
+    sweep = sweep_on("seeds=1", behaviour={"raise_at": {"baseline": 3}})
+    sweep.submit()
+    sweep.wait(lambda counts: counts == {"done": 2, "failed": 1})
+    calls, real = [], subprocess.run
+
+    def counting(command, *rest, **options):
+        calls.append(command[0])
+        return real(command, *rest, **options)
+
+    monkeypatch.setattr("launch.executors.slurm_query.subprocess.run", counting)
+    assert sweep.counts() == {"done": 2, "failed": 1}
+    assert calls == ["sacct", "squeue"], "it is called failed when both say that its job has ended"
+
+
 def test_a_job_that_vanished_is_lost_when_its_heartbeat_is_old(slurm, sweep_on):
     sweep = sweep_on("seeds=1", "cluster.throttle=1", behaviour={"hang_at": {"baseline": 3}, "once": True})
     sweep.submit()

@@ -87,7 +87,8 @@ def _train(config, directory, status, settings, asked):
         file.write(f"{os.getpid()}\n")
     directory.student.mkdir(exist_ok=True)
     (directory.student / "model.safetensors").write_text(weights)
-    write_json(directory.summary_file, {"steps": step, "weights": weights})
+    summary = {"steps": step, "weights": weights, "artefacts": directory.artefact_sizes()}
+    write_json(directory.summary_file, summary)
     return "finished", ""
 
 

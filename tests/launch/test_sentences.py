@@ -1,0 +1,124 @@
+"""What used to be a traceback, or a wrong guess, on an unlucky folder."""
+
+import errno
+import json
+
+import pytest
+
+from kv_align.runs import RunDirectory
+from launch import preflight
+from launch.judgement import RunState, select
+from launch.matrix import estimate
+from tests.launch.sweeps import CONF, launch
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(standin):
+    sweep = standin("seeds=1", behaviour={})
+    sweep.submit()
+    sweep.wait_done()
+    lock = sweep.path / "launch" / "lock"
+    lock.unlink()
+    lock.mkdir()  # for root, whom no permission stops
+    for words in (("cancel",), ("extend", "seeds=2"), ("resume",)):
+        told = launch(words[0], str(sweep.path), *words[1:])
+        assert (told.code, told.err.count("\n")) == (2, 1)
+        assert "cannot be changed: Is a directory" in told.err
+
+
+def test_any_other_error_of_the_system_is_one_sentence(standin, monkeypatch):
+    sweep = standin("seeds=1", behaviour={})
+    sweep.submit()
+    sweep.wait_done()
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error", "/some/file")
+
+    monkeypatch.setattr("launch.commands.open_sweep", broken)
+    told = launch("status", str(sweep.path))
+    assert (told.code, told.err) == (
+        2,
+        "launch: /some/file cannot be used: Input/output error; see to that and run this again.\n",
+    )
+
+
+def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path, standin, monkeypatch):
+    sweep = standin("seeds=1", behaviour={})
+    sweep.submit()
+    sweep.wait_done()
+    plan = sweep.directory.plan()
+    sweep.directory.run(plan.runs[0]).config_file.unlink()
+    assert "CPU-hours" in estimate(plan.runs[1:2], tmp_path, 0)
+    assert launch(*sweep.words, "--dry-run").code == 0
+    monkeypatch.setattr("launch.matrix._EARLIER", 0)
+    moved = type("Sweep", (), {"plan": lambda self: plan, "path": type(tmp_path)("/sweep")})()
+    monkeypatch.setattr("launch.commands.open_sweep", lambda path: moved)
+    assert launch("plan", "/sweep").code == 0
+
+
+def test_a_file_system_without_locks_is_known_before_anything_is_written(tmp_path, monkeypatch):
+    def no_flock(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("launch.preflight.fcntl.flock", no_flock)
+    told = launch("submit", "sweep=demo", "cluster=local", f"output_dir={tmp_path}")
+    assert told.code == 2
+    assert "its file system has no locks (flock: Function not implemented)" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["null", "12", "a/b", "../up", "''", "two words"])
+def test_a_sweep_has_a_plain_name(name, tmp_path):
+    words = ("submit", "sweep=tiny", "cluster=local", f"sweep.name={name}", f"output_dir={tmp_path}")
+    told = launch(*words, "--config-dir", str(CONF))
+    assert told.code == 2
+    assert told.err.startswith("launch: sweep.name=")
+    assert "set sweep.name to a plain name" in told.err
+
+
+def test_the_start_of_an_id_is_whole_words_or_names_one_run():
+    def run(name):
+        return RunState(name, "a", "kv", 0, "pending", "", 0, 0, None, 0, "", "")
+
+    runs = [run(f"baseline-kv-seed{seed}-abc{seed}") for seed in (1, 10, 11)] + [run("v4_0_1-kv-seed1-f")]
+
+    def found(wanted):
+        return [each.id for each in select(runs, wanted)]
+
+    assert found("baseline-kv-seed1") == ["baseline-kv-seed1-abc1"]
+    assert found("baseline-kv-seed1-abc1") == ["baseline-kv-seed1-abc1"]
+    assert len(found("baseline-kv-")) == len(found("baseline")) == 3
+    assert found("v4") == ["v4_0_1-kv-seed1-f"]
+    assert found("base") == found("baseline-kv-seed") == []
+
+
+def test_the_start_of_several_ids_cancels_none(standin):
+    sweep = standin("seeds=12", "cluster.slots=1", behaviour={"step_s": 1.0})
+    sweep.submit()
+    told = launch("cancel", str(sweep.path), "baseline-kv-see")
+    assert told.code == 2
+    assert "baseline-kv-see is the start of 12 runs of" in told.err
+    assert "1 runs cancelled" in launch("cancel", str(sweep.path), "baseline-kv-seed1").out
+    assert [sweep.state(f"baseline-kv-seed{seed}-").state for seed in (1, 10)] == ["cancelled", "pending"]
+
+
+def test_the_disk_check_measures_what_was_downloaded(tmp_path, monkeypatch):
+    cached = tmp_path / "snapshot"
+    cached.mkdir()
+    with (cached / "model.safetensors").open("wb") as file:
+        file.truncate(1000)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(cached))
+    assert preflight._checkpoint_bytes("some/model") == 8000
+    assert preflight._checkpoint_bytes(str(cached)) == 8000
+
+
+def test_an_artefact_that_was_cut_is_not_there(standin):
+    sweep = standin("seeds=1", behaviour={})
+    sweep.submit()
+    sweep.wait_done()
+    directory: RunDirectory = sweep.directory.run(sweep.runs()[0])
+    weights = directory.student / "model.safetensors"
+    sizes = json.loads(directory.summary_file.read_text())["artefacts"]
+    assert sizes == {"student/model.safetensors": weights.stat().st_size}
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not directory.is_complete()
+    assert sweep.counts() == {"done": 2, "failed": 1}

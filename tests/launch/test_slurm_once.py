@@ -1,0 +1,174 @@
+"""No run is done twice on Slurm: former jobs are withdrawn, what was submitted again is left to its new job."""
+
+import fcntl
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch import admission, ending
+from launch.journal import Journal
+from launch.worker import execute
+from tests.launch.fake_slurm import age, running_for
+from tests.launch.sweeps import launch
+
+
+def journal_rows(sweep):
+    return [json.loads(line) for line in (sweep.path / "launch" / "journal.jsonl").read_text().splitlines()]
+
+
+def test_resume_withdraws_the_former_jobs_first(queued, fake_slurm):
+    sweep = queued()
+    age(sweep, 3600)
+    fake_slurm.says("sacct", "77_0|FAILED|None\n")
+    assert sweep.counts() == {"failed": 1, "lost": 2}
+    fake_slurm.accepts(78)
+    fake_slurm.calls()
+    assert launch("resume", str(sweep.path)).code == 0
+    told = [line for line in fake_slurm.calls("scancel", "sbatch") if "--test-only" not in line]
+    assert told[0] == "scancel 77_1 77_2", "of the one that ended nothing can be left"
+    assert told[1].startswith("sbatch ")
+    assert [row["event"] for row in journal_rows(sweep)][-3:] == ["cancelled", "submitting", "submitted"]
+    assert Journal(sweep.directory).ledger().places[sweep.runs()[1].id].job == "78_1"
+
+
+def test_a_job_with_other_runs_to_do_is_not_withdrawn(queued, fake_slurm):
+    sweep = queued("cluster.runs_per_job=2")
+    age(sweep, 3600)
+    first = sweep.runs()[0].id
+    Journal(sweep.directory).cancelled([first])
+    fake_slurm.says("sacct", "77_0|RUNNING|None\n77_1|RUNNING|None\n")
+    fake_slurm.calls()
+    before = Journal(sweep.directory).ledger().places
+    from launch.executors.executor import make_executor
+
+    executor = make_executor(sweep.directory, Journal(sweep.directory).setting())
+    executor.withdraw({first: before[first]})
+    assert fake_slurm.calls("scancel") == []
+    executor.withdraw({run.id: before[run.id] for run in sweep.runs()})
+    assert fake_slurm.calls("scancel") == ["scancel 77_0 77_1"]
+
+
+def test_a_worker_and_its_last_line_leave_what_was_submitted_again(queued, fake_slurm, monkeypatch, capsys):
+    sweep = queued()
+    age(sweep, 3600)
+    name = sweep.runs()[0].id
+    former = Journal(sweep.directory).ledger().places[name].uid
+    fake_slurm.accepts(78)
+    assert launch("resume", str(sweep.path)).code == 0
+    assert execute(str(sweep.path), [name], former, to_log=False) == 0
+    assert f"{name} was submitted again since: left to its new job" in capsys.readouterr().out
+    assert Journal(sweep.directory).attempts(name) == []
+    assert not sweep.directory.run(sweep.runs()[0]).path.exists()
+    fake_slurm.calls()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    ending.end_job(str(sweep.path), former, 75)
+    assert fake_slurm.calls() == []
+    assert Journal(sweep.directory).attempts(name) == []
+
+
+def test_who_waits_in_vain_for_an_earlier_attempt_comes_again(queued, monkeypatch):
+    sweep = queued(behaviour={})
+    run = sweep.runs()[0]
+    uid = Journal(sweep.directory).ledger().places[run.id].uid
+    monkeypatch.setattr(admission, "LOCK_WAIT_S", 0.3)
+    sweep.directory.run(run).path.mkdir(parents=True)
+    with (sweep.directory.run(run).path / "run.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert execute(str(sweep.path), [run.id], uid, to_log=False) == 75
+    assert [row["event"] for row in Journal(sweep.directory).attempts(run.id)] == ["start"]
+
+
+def test_a_submission_that_may_still_come_through_is_waited_for(queued, fake_slurm):
+    sweep = queued()
+    journal = sweep.path / "launch" / "journal.jsonl"
+    journal.write_text(journal.read_text().splitlines()[0] + "\n")  # its submitter was killed while sbatch was at it
+    assert sweep.counts() == {"pending": 3}
+    for words in (("resume",), ("cancel",), ("extend", "seeds=2")):
+        told = launch(words[0], str(sweep.path), *words[1:])
+        assert told.code == 2
+        assert "was being submitted a moment ago by a command that did not finish" in told.err
+        assert told.err.count("\n") == 1
+    fake_slurm.says("squeue", err="Socket timed out\n", code=1)
+    assert "Slurm does not answer: squeue says: Socket timed out" in launch("resume", str(sweep.path)).err
+    fake_slurm.says("squeue", "81\n81\n81\n")
+    assert launch("cancel", str(sweep.path), "v9").code == 2
+    assert Journal(sweep.directory).ledger().places[sweep.runs()[2].id].job == "81_2"
+    journal.write_text(journal.read_text().splitlines()[0] + "\n")
+    age(sweep, 3600)
+    fake_slurm.says("squeue")
+    fake_slurm.accepts(82)
+    assert "queueing 3 runs" in launch("resume", str(sweep.path)).out
+
+
+def test_what_sbatch_refused_can_be_submitted_again_at_once(fake_slurm, standin):
+    sweep = standin("cluster=slurm", "seeds=1", behaviour={})
+    fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
+    told = launch(*sweep.words)
+    assert (told.code, "cluster.qos=null" in told.err or "cluster.qos=None" in told.err) == (2, True)
+    fake_slurm.refuses("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
+    told = launch(*sweep.words)
+    assert "Slurm does not answer: sbatch says: Batch job submission failed: Socket timed out" in told.err
+    fake_slurm.accepts(78)
+    assert "was being submitted a moment ago" in launch(*sweep.words).err, "the job may have come through"
+    age(sweep, 3600)
+    assert "queueing 3 runs" in sweep.submit().out
+
+
+def test_scancel_that_fails_is_said_and_can_be_done_again(queued, fake_slurm):
+    sweep = queued()
+    fake_slurm.says("sacct", "77_[0-2]|PENDING|None\n")
+    fake_slurm.says("scancel", err="scancel: error: Unable to contact slurm controller\n", code=1)
+    told = launch("cancel", str(sweep.path))
+    assert told.code == 2
+    assert "scancel says: scancel: error: Unable to contact slurm controller" in told.err
+    assert told.err.count("\n") == 1
+    fake_slurm.calls()
+    fake_slurm.says("scancel", err="scancel: error: Kill job error on job id 77_0: Invalid job id specified\n", code=1)
+    assert launch("cancel", str(sweep.path)).code == 0
+    assert fake_slurm.calls("scancel") == ["scancel 77_0 77_1 77_2"]
+    fake_slurm.says("sacct", "77_0|CANCELLED|None\n77_1|CANCELLED|None\n")
+    fake_slurm.says("squeue", "77_0|COMPLETING|None\n")
+    assert "0 runs cancelled" in launch("cancel", str(sweep.path)).out
+    assert fake_slurm.calls("scancel") == ["scancel 77_2"], "what is leaving keeps its time for a checkpoint"
+
+
+@pytest.mark.parametrize("works_at", [3, None])
+def test_a_requeue_is_tried_several_times_and_its_failure_is_on_record(queued, fake_slurm, monkeypatch, works_at):
+    monkeypatch.setattr(ending, "PAUSES_S", (0.0,) * 4)
+    sweep = queued()
+    run = sweep.runs()[0]
+    uid = Journal(sweep.directory).ledger().places[run.id].uid
+    running_for(sweep.directory.run(run), run.config, step=3)
+    directory = sweep.directory.run(run)
+    directory.update(directory.status(), state="interrupted", reason="asked to leave by SIGUSR2")
+    Journal(sweep.directory).add_attempt(run.id, "start", uid)
+    fake_slurm.calls()
+    (fake_slurm.folder / "scontrol").write_text(
+        f'#!/bin/bash\necho "scontrol $*" >> {fake_slurm.folder}/calls\n'
+        f"[ $(wc -l < {fake_slurm.folder}/calls) = {works_at or 99} ] && exit 0\n"
+        "echo 'slurm_requeue error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    ending.end_job(str(sweep.path), uid, 75)
+    assert fake_slurm.calls() == ["scontrol requeue 77"] * (works_at or 5)
+    fake_slurm.says("sacct", "77_0|FAILED|None\n")
+    reason = sweep.state(run.id).reason
+    assert ("it was not queued again: scontrol requeue says: slurm_requeue error" in reason) == (works_at is None)
+
+
+def test_a_job_that_was_given_gpus_and_sees_none_is_a_failure_of_its_node(queued, monkeypatch):
+    sweep = queued("cluster.require_gpu=true", behaviour={})
+    name = sweep.runs()[0].id
+    journal = Journal(sweep.directory)
+    uid = journal.ledger().places[name].uid
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [sys.executable, "-m", "launch.worker", str(sweep.path), uid, name]
+    assert subprocess.run(command, check=False, timeout=300).returncode == 74
+    note = journal.attempts(name)[-1]
+    assert note["event"] == "note"
+    assert note["reason"].startswith("its job was given cluster.gpus_per_node=1, but torch sees no GPU on ")
+    assert not sweep.directory.run(sweep.runs()[0]).status_file.exists(), "it did not train"
