@@ -91,13 +91,13 @@ def test_running_for_accounting_without_a_sign_of_life_is_checked(queued, fake_s
     fake_slurm.says("sacct", RUNNING)
     age(sweep, 3600)
     quiet, alive, _ = sweep.runs()
-    running_for(sweep.directory.run(quiet), quiet.config, step=3, silent_s=60)
+    running_for(sweep.directory.run(quiet), quiet.config, step=3, silent_s=600)
     running_for(sweep.directory.run(alive), alive.config, step=3)
     found = sweep.state(quiet.id)
     assert (found.state, sweep.state(alive.id).state) == ("lost", "running")
     assert found.reason.startswith("accounting says that its job runs, but Slurm no longer knows that job; last sign")
     fake_slurm.says("squeue", "77_0|RUNNING|None\n")
-    assert sweep.state(quiet.id).reason == "no sign of life for 60 s"
+    assert sweep.state(quiet.id).reason == "no sign of life for 10 min"
     fake_slurm.says("squeue")
     Journal(sweep.directory).cancelled([quiet.id])
     assert sweep.state(quiet.id).state == "cancelled"
