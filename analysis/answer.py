@@ -135,7 +135,6 @@ def primary_notes(study: Study) -> list[str]:
             "This comparison changes the aligner, its start and its number of parameters at once; the clean contrasts "
             "below change one thing each."
         )
-    notes += control_notes(study.controls, primary)
     starts = {(config.get("model") or {}).get("student_start") for config in study.sweep.configs.values() if config}
     if "pretrained" in starts:
         notes.append(
@@ -154,6 +153,7 @@ def conclusion(study: Study) -> str:
         short = not_better_than(study.controls, verdict.primary.arm[0], verdict.primary.group)
         if short:
             parts.append(f"{verdict.primary.arm[0]} is not better than {listed(short)}.")
+        parts += control_notes(study.controls, verdict.primary)
     return " ".join(parts)
 
 

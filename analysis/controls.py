@@ -26,6 +26,11 @@ _WHY = {
     "shuffled": "That control is shown the keys and values of another example, so what the teacher holds of an example "
     "is not what helps.",
 }
+_NOT_SHOWN = {
+    "declared": "So nothing here shows that the method helps beside that.",
+    "frozen": "The aligner of that control never learns, so nothing here shows that a learned alignment helps.",
+    "shuffled": "So nothing here shows that what the teacher holds of an example helps.",
+}
 _WHY_NONE = "Training without the teacher's keys and values does as well, so this is no success of the method."
 
 
@@ -114,7 +119,8 @@ def control_notes(controls: list[Control], primary: Comparison) -> list[str]:
     """Say which controls the primary arm seems to be better than without that being shown."""
     arm, group = primary.arm[0], primary.group
     return [
-        f"{arm} is not shown to be better than {control.name} ({_uncertain(control.against[arm, group])})."
+        f"{arm} is not shown to be better than {control.name} ({_uncertain(control.against[arm, group])}). "
+        f"{_NOT_SHOWN[control.kind]}"
         for control in controls
         if control.standing(arm, group) == "not shown"
     ]

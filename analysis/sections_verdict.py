@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.answer import headline, power_sentence, primary_notes, primary_sentence
-from analysis.controls import control_warnings
+from analysis.controls import control_notes, control_warnings
 from analysis.document import Block, Bullets, Heading, Paragraph, Table, Tone
 from analysis.provenance import pairs_made_differently
 from analysis.study import Study
@@ -22,6 +22,7 @@ def verdict_section(study: Study) -> list[Block]:
     blocks.append(Paragraph(text, headline(verdict, criteria), tone))
     warnings = control_warnings(study.controls, study.arms)
     if verdict.primary is not None:
+        warnings = control_notes(study.controls, verdict.primary) + warnings
         warnings.append(pairs_made_differently(study.collected.runs, verdict.primary, study.sweep.run_of))
     blocks += [Paragraph(warning, "Warning.", "warning") for warning in warnings if warning]
     notes = primary_notes(study)

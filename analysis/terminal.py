@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.answer import headline, power_sentence, primary_sentence
-from analysis.controls import control_warnings
+from analysis.controls import control_notes, control_warnings
 from analysis.report import Report
 from analysis.sections_found import OUT_OF_REACH, p_cell
 from analysis.significance import relative_percent
@@ -41,7 +41,8 @@ def print_verdict(report: Report, console: Console | None = None) -> None:
         said = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
         out.print()
         _say(out, said)
-    for warning in control_warnings(found.controls, found.arms):
+    uncertain = [] if verdict.primary is None else control_notes(found.controls, verdict.primary)
+    for warning in uncertain + control_warnings(found.controls, found.arms):
         out.print()
         _say(out, f"Warning: {warning}", "yellow")
     if found.arms:
