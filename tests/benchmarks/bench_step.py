@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ TIME_ROWS = (
     Row("structured, kv", ("trl logit distillation",), 0.90),
     Row("structured, kv", ("literal, structured",), 0.90),
     Row("flat, kv", ("literal, flat",), 0.65),
+    Row("flat, kv", ("literal, one vector",)),
     Row("structured, kv, cached", ("plain fine-tuning",), 1.15),
     Row("logit distillation", ("floor",)),
     Row("plain fine-tuning", ("floor",)),
@@ -59,6 +61,7 @@ TIME_ROWS = (
 MEMORY_ROWS = (
     Row("structured, kv", ("literal, structured",), 0.50),
     Row("flat, kv", ("literal, flat",), 0.50),
+    Row("flat, kv", ("literal, one vector",)),
 )
 TRL = "trl logit distillation"
 
@@ -80,7 +83,7 @@ def make_steps(models: Models) -> dict[str, Callable[[Batch], None]]:
     }
     steps: dict[str, Callable[[Batch], None]] = {name: arm.step for name, arm in arms.items()}
     steps["floor"] = Floor(models, arms["plain fine-tuning"]).step
-    for aligner in ("structured", "flat"):
+    for aligner in ("structured", "flat", "one vector"):
         steps[f"literal, {aligner}"] = Literal(models, aligner).step
     try:
         steps[TRL] = TrlLogits(models).step
@@ -139,7 +142,7 @@ def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: tor
         for length in lengths:
             ratio = extra[row.step][length] / extra[row.beside[0]][length]
             table.add_row(_name(row), str(length), f"{ratio:.3f}", *verdict(ratio, row.goal, goal))
-    for before, after in zip(lengths, lengths[1:], strict=False):
+    for before, after in pairwise(lengths):
         for name in ("structured, kv+struct", "flat, kv+struct"):
             growth = extra[name][after] / extra[name][before]
             columns = verdict(growth, LINEAR * after / before / 2, goal)

@@ -120,7 +120,8 @@ class MlpsAlone:
     def run(self, inputs: list[tuple[Tensor, Tensor]]) -> None:
         with self._models.autocast():
             outputs = [mlp(states) for mlp, (states, _) in zip(self._mlps, inputs, strict=True)]
-        torch.autograd.backward(outputs, [by_output.to(out.dtype) for out, (_, by_output) in zip(outputs, inputs)])
+        gradients = [by_output.to(out.dtype) for out, (_, by_output) in zip(outputs, inputs, strict=True)]
+        torch.autograd.backward(outputs, gradients)
         for mlp in self._mlps:
             mlp.zero_grad()
 
@@ -130,20 +131,21 @@ class Literal:
 
     Teacher and student return logits, all hidden states and their caches; keys (as cached) and values of every layer are
     stacked to [B, L, H, T, D]; one map, of `structured` heads or a `flat` MLP, projects all of the teacher's layers; the
-    student's layers' targets are then selected, for a mean squared error.
+    student's layers' targets are then selected, for a mean squared error. In another reading of flat, `one vector`, heads
+    and layers of a token are one vector, and an MLP as wide as that gives all of the student's.
     """
 
     def __init__(self, models: Models, aligner: str) -> None:
         teacher, student = models.geometries
         heads_out = student.num_key_value_heads
         width_in, width_out = teacher.key_width, student.key_width
-        structured = aligner == "structured"
-        self._maps = [
-            _HeadByHead(teacher.num_key_value_heads, heads_out, width_in, width_out)
-            if structured
-            else _Flattened(teacher.num_key_value_heads, heads_out, width_in, width_out)
-            for _ in range(2)
-        ]
+        shape = (teacher.num_key_value_heads, heads_out, width_in, width_out)
+        makes: dict[str, Callable[[], nn.Module]] = {
+            "structured": lambda: _HeadByHead(*shape, models.layers),
+            "flat": lambda: _Flattened(*shape, models.layers),
+            "one vector": lambda: _OneVector(*shape, teacher.num_layers, student.num_layers),
+        }
+        self._maps = [makes[aligner]() for _ in range(2)]
         parameters = [each for one in self._maps for each in one.to(models.device).parameters()]
         self._optimizer = torch.optim.AdamW([*models.student.parameters(), *parameters], lr=_RATE)
         self._models = models
@@ -158,7 +160,7 @@ class Literal:
             loss = ours.loss
             for kind, project in zip(("keys", "values"), self._maps, strict=True):
                 teacher_BLHTD, student_BLHTD = (_stacked(each.past_key_values, kind) for each in (theirs, ours))
-                loss = loss + 0.5 * F.mse_loss(student_BLHTD, project(teacher_BLHTD)[:, models.layers])
+                loss = loss + 0.5 * F.mse_loss(student_BLHTD, project(teacher_BLHTD))
         _update(loss, self._optimizer)
 
 
@@ -193,28 +195,42 @@ class TrlLogits:
 
 
 class _HeadByHead(nn.Module):
-    def __init__(self, heads_in: int, heads_out: int, width_in: int, width_out: int) -> None:
+    def __init__(self, heads_in: int, heads_out: int, width_in: int, width_out: int, layers: list[int]) -> None:
         super().__init__()
+        self.layers = layers
         self.mix = nn.Parameter(torch.full((heads_out, heads_in), 1 / heads_in))
         self.width = nn.Parameter(torch.randn(width_in, width_out) / width_in**0.5)
 
     def forward(self, states_BLHTD: Tensor) -> Tensor:
         mixed = torch.einsum("gh,blhtd->blgtd", self.mix, states_BLHTD)
-        return torch.einsum("blgtd,de->blgte", mixed, self.width)
+        return torch.einsum("blgtd,de->blgte", mixed, self.width)[:, self.layers]
 
 
 class _Flattened(nn.Module):
-    def __init__(self, heads_in: int, heads_out: int, width_in: int, width_out: int) -> None:
+    def __init__(self, heads_in: int, heads_out: int, width_in: int, width_out: int, layers: list[int]) -> None:
         super().__init__()
-        self.mlp, self.heads_out = _mlp(heads_in * width_in, heads_out * width_out), heads_out
+        self.mlp, self.heads_out, self.layers = _mlp(heads_in * width_in, heads_out * width_out), heads_out, layers
 
     def forward(self, states_BLHTD: Tensor) -> Tensor:
         mapped = self.mlp(rearrange(states_BLHTD, "b l h t d -> b l t (h d)"))
-        return rearrange(mapped, "b l t (h d) -> b l h t d", h=self.heads_out)
+        return rearrange(mapped, "b l t (h d) -> b l h t d", h=self.heads_out)[:, self.layers]
 
 
-def _mlp(width_in: int, width_out: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width_in, 4 * width_in), nn.GELU(), nn.Linear(4 * width_in, width_out))
+class _OneVector(nn.Module):
+    def __init__(
+        self, heads_in: int, heads_out: int, width_in: int, width_out: int, layers_in: int, layers_out: int
+    ) -> None:
+        super().__init__()
+        self.mlp = _mlp(layers_in * heads_in * width_in, layers_out * heads_out * width_out, ratio=1)
+        self.layers_out, self.heads_out = layers_out, heads_out
+
+    def forward(self, states_BLHTD: Tensor) -> Tensor:
+        mapped = self.mlp(rearrange(states_BLHTD, "b l h t d -> b t (l h d)"))
+        return rearrange(mapped, "b t (l h d) -> b l h t d", l=self.layers_out, h=self.heads_out)
+
+
+def _mlp(width_in: int, width_out: int, ratio: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Linear(width_in, ratio * width_in), nn.GELU(), nn.Linear(ratio * width_in, width_out))
 
 
 def _stacked(cache: Any, kind: str) -> Tensor:
