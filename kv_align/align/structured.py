@@ -52,10 +52,9 @@ class StructuredMap(HeadMap):
 
     def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
         """Mix heads, then project the width."""
-        tokens, width_in = states.shape[3:]
         width = self.width if self.width.dim() == 4 else self.width[:, None]  # [L, W, D_t, D_s]
         # As products of matrices that lie as the states do: an einsum over these axes would copy the states first.
-        mixed = torch.matmul(self.mix, states.flatten(3)).unflatten(3, (tokens, width_in))
+        mixed = torch.matmul(self.mix, states.flatten(3)).view(*states.shape[:2], -1, *states.shape[3:])
         projected = torch.matmul(mixed, width)
         return projected if self.elastic is None else self.elastic(projected)
 
