@@ -42,7 +42,8 @@ smoke: $(STAMP) ## both aligners, ten steps: shapes, and that everything is fini
 	$(RUN)/python -m kv_align.profile aligner=flat loss=kv+struct --steps 10
 	$(RUN)/python -m kv_align.profile aligner=structured loss=kv+struct --steps 10
 
-bench: $(STAMP) ## what a step costs beside the floor
+bench: $(STAMP) ## what a step and a sweep cost in time and memory, beside the floor and beside what others do
+	$(RUN)/python -c 'import trl' 2>/dev/null || $(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(RUN)/python -m tests.benchmarks.bench_step
 
 format: $(STAMP) ## let ruff write the code as check wants it

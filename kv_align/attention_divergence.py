@@ -33,7 +33,7 @@ def attention_divergence(
     scaling: tuple[float, ...],
     windows: tuple[int | None, ...],
     temperature: float,
-    chunk: int = 128,
+    chunk: int | None = None,
 ) -> Masked:
     """tau² KL(target attention || student attention) of each query token, causal and padding-aware.
 
@@ -48,13 +48,15 @@ def attention_divergence(
     temperature
         tau, which divides the scaled dot products of both.
     chunk
-        Queries at a time.
+        Queries at a time; None: so few on a CPU that their scores stay in its cache, more on a GPU, where each has a price.
 
     Returns
     -------
     The sum over valid query tokens of the mean over layers and heads, and the number of valid tokens. It can be
     differentiated once.
     """
+    if chunk is None:
+        chunk = 32 if student_q.device.type == "cpu" else 128
     scales = tuple(each / temperature for each in scaling)
     divergence: Callable[..., Tensor] = cast(Any, _Divergence).apply
     # Mixed precision would make the scores in bf16, which rounds away what nearly equal attentions differ by.
@@ -141,9 +143,9 @@ def _chunk(
     target = target_log.exp()
     difference = target_log.sub_(student_log)
     per_query = (target * difference).sum(dim=-1, keepdim=True)
-    # Not a product with the mask: a query at padding may hold anything.
+    # A product with the mask: states at padding are zeros by now, and a query always sees itself.
     weight = mask_BT[:, None, None, queries, None].to(target.dtype) / (student_q.shape[1] * student_q.shape[2])
-    total = torch.where(weight > 0, per_query * weight, 0.0).sum()
+    total = (per_query * weight).sum()
     if gradients[0] is not None:
         _accumulate(gradients[:2], student_log.exp_().sub_(target), weight * scale, student_q, student_k, queries)
     if gradients[2] is not None:
@@ -162,7 +164,7 @@ def _visible(mask_BT: Tensor, queries: slice, window: int | None) -> Tensor:
 
 
 def _log_attention(q: Tensor, k: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    scores = torch.matmul(q, k.transpose(-1, -2)).mul_(scale)
+    scores = torch.matmul(q * scale, k.transpose(-1, -2))
     return scores.masked_fill_(hidden, _NOT_SEEN).log_softmax(dim=-1)
 
 
@@ -170,12 +172,12 @@ def _accumulate(
     gradients: list[Tensor | None], by_score: Tensor, weight: Tensor, q: Tensor, k: Tensor, queries: slice
 ) -> None:
     """Add what a gradient by scores means for queries and keys."""
-    by_score = torch.where(weight > 0, by_score * weight, 0.0)
     by_q, by_k = gradients
     assert by_q is not None
     assert by_k is not None
-    by_q[:, :, :, queries] += torch.matmul(by_score, k[:, :, :, : queries.stop])
-    by_group = torch.matmul(by_score.transpose(-1, -2), q[:, :, :, queries])
+    # A query's weight is the same for all keys: on the narrow side of the products it costs next to nothing.
+    by_q[:, :, :, queries] += torch.matmul(by_score, k[:, :, :, : queries.stop]) * weight
+    by_group = torch.matmul(by_score.transpose(-1, -2), q[:, :, :, queries] * weight)
     by_k[:, :, :, : queries.stop] += by_group.sum(dim=2, keepdim=True)
 
 

@@ -10,12 +10,15 @@ Axes: B batch, L student layers, H heads, T student tokens, D head width, V voca
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+_AT_ONCE = 2**21
+"""Logits whose softmax is held at once."""
 
 
 class Masked(NamedTuple):
@@ -80,9 +83,38 @@ def causal_cross_entropy(
         True at tokens whose prediction counts; the first token of a row has none and must be False.
     """
     predicts = scored[:, 1:]
-    # Selected, not masked: a logit that is not finite would make the gradient NaN even where nothing is scored.
-    total = F.cross_entropy(logits[:, :-1][predicts].float(), ids[:, 1:][predicts], reduction="sum")
+    places = F.pad(predicts, (0, 1)).flatten().nonzero().squeeze(1)
+    total: Tensor = cast(Any, _CrossEntropy).apply(logits.flatten(0, 1), places, ids[:, 1:][predicts])
     return Masked(total, predicts.sum())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum over chosen rows of the cross-entropy, some rows at a time.
+
+    Logits are the largest tensor of a step. The gradient is known in closed form, so it is taken while a few rows' softmax
+    is at hand, and nothing else of the logits' size is made.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, places: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        # Selected, not masked: a logit that is not finite would make the gradient NaN even where nothing is scored.
+        gradient_NV = torch.zeros_like(logits_NV) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), device=logits_NV.device)
+        rows = max(1, _AT_ONCE // logits_NV.shape[1])
+        for some, wanted in zip(torch.split(places, rows), torch.split(labels[:, None], rows), strict=True):
+            log_softmax = F.log_softmax(logits_NV[some].float(), dim=1)
+            total -= log_softmax.gather(1, wanted).sum()
+            if gradient_NV is not None:
+                by_logits = log_softmax.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float))
+                gradient_NV.index_copy_(0, some, by_logits.to(gradient_NV.dtype))
+        ctx.save_for_backward(gradient_NV)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what `forward` has kept, in place: a second backward through the same graph is an error."""
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV.mul_(upstream[0]), None, None
 
 
 def logit_divergence(

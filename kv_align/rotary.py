@@ -51,8 +51,14 @@ class Rotation:
         # At least in float32: a rotation mixes large numbers into small ones, which bf16 would round away.
         turned = turned.to(torch.promote_types(turned.dtype, torch.float32))
         first, second = turned.chunk(2, dim=-1)
-        result = turned * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
-        result = torch.cat((result.to(states.dtype), rest), dim=-1)
+        (cos_first, cos_second), (sin_first, sin_second) = (each[:, None].chunk(2, dim=-1) for each in (cos, sin))
+        halves = (
+            torch.addcmul(first * cos_first, second, sin_first, value=-1),
+            torch.addcmul(second * cos_second, first, sin_second),
+        )
+        result = torch.cat(halves, dim=-1).to(states.dtype)
+        if rest.shape[-1]:
+            result = torch.cat((result, rest), dim=-1)
         return result if self.order is None else result[..., self.order.argsort()]
 
 

@@ -176,8 +176,10 @@ class CachedTeacher:
             if padded is None:
                 *outer, _, width = block.shape
                 native = self._open[name, example // SHARD][2]
-                padded = torch.zeros(len(examples), *outer, length, width, dtype=native)
-            padded[row, ..., : block.shape[-2], :] = block
+                padded = torch.empty(len(examples), *outer, length, width, dtype=native)
+            tokens = block.shape[-2]
+            padded[row, ..., :tokens, :] = block
+            padded[row, ..., tokens:, :] = 0
         assert padded is not None
         return padded
 

@@ -52,12 +52,10 @@ class StructuredMap(HeadMap):
 
     def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
         """Mix heads, then project the width."""
-        num_layers = states.shape[1]
-        mix = self.mix.expand(num_layers, -1, -1)
-        width = self.width.expand(num_layers, *self.width.shape[1:])
-        mixed = torch.einsum("lgh,blhtd->blgtd", mix, states)
-        per_head = "lgde" if width.dim() == 4 else "lde"
-        projected = torch.einsum(f"blgtd,{per_head}->blgte", mixed, width)
+        width = self.width if self.width.dim() == 4 else self.width[:, None]  # [L, W, D_t, D_s]
+        # As products of matrices that lie as the states do: an einsum over these axes would copy the states first.
+        mixed = torch.matmul(self.mix, states.flatten(3)).view(*states.shape[:2], -1, *states.shape[3:])
+        projected = torch.matmul(mixed, width)
         return projected if self.elastic is None else self.elastic(projected)
 
 

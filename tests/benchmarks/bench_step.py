@@ -1,156 +1,189 @@
-"""What an arm's training step costs beside the floor: `make bench`.
+"""What a training step costs, in time and memory, beside the floor and beside what others do: `make bench`.
 
-Floor: the teacher's forward without gradient, without its head and without what lies above the last layer needed, and
-a cross-entropy step of the student. Ratios are medians of interleaved repeats in one run, on one thread (or one GPU).
+Floor: the teacher's forward without gradient, without its head and without what lies above the last state needed, and a
+cross-entropy step of the student. Ratios are medians over interleaved repeats, each formed within one repeat, on one
+thread (or one GPU). Goals hold for the small pair; the tiny one, where the steps' fixed costs show, is beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from kv_align.align.fit import Phase
-from kv_align.build import make_aligner, make_objective
-from kv_align.capture import prepare
-from kv_align.compose import compose_config
-from kv_align.config import Config
-from kv_align.data.batch import Batch, Tokens
-from kv_align.distill import Counts, Distiller, Teacher, TeacherStates
+from kv_align.data.batch import Batch
+from tests.benchmarks.measure import Work, interleaved_ms, peak_bytes, quartiles, ratios
+from tests.benchmarks.pairs import PAIRS, make_batch, make_model, make_texts
+from tests.benchmarks.steps import Arm, Floor, Literal, MlpsAlone, Models, TrlLogits
+from tests.benchmarks.sweep import BATCH_SIZE, EPOCHS, RUNS, TEXTS, measure_sweep
 
-ARMS = {
-    "flat, kv": ("aligner=flat", "loss=kv"),
-    "structured, kv": ("aligner=structured", "loss=kv"),
-    "flat, kv+struct": ("aligner=flat", "loss=kv+struct"),
-    "structured, kv+struct": ("aligner=structured", "loss=kv+struct"),
-    "logit distillation": ("aligner=none", "loss=logit_kd"),
-    "cross-entropy": ("aligner=none", "loss=ce"),
-}
+WITH_GOALS = "small"
+NUM_BATCHES = 4
+MEMORY_LENGTHS = (256, 512, 1024)
+LINEAR = 2.1
+"""Extra memory may grow by no more than this where T doubles."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A Llama: layers, hidden width, query heads, KV heads, head width."""
+class Row:
+    """A ratio of the table: a step over others' sum, what it should be at most, and at which T (0: at all)."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
-
-
-PAIRS = {
-    "tiny": (497, Shape(6, 160, 8, 4, 24), Shape(3, 96, 4, 2, 16)),
-    "small": (8192, Shape(12, 512, 8, 4, 64), Shape(6, 256, 4, 2, 64)),
-}
+    step: str
+    beside: tuple[str, ...]
+    goal: float | None = None
+    goal_at: int = 0
 
 
-def make_model(vocabulary_size: int, shape: Shape, device: torch.device) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=int(2.75 * shape.hidden_size),
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
-    return LlamaForCausalLM(config).to(device)
+TIME_ROWS = (
+    Row("structured, kv", ("floor",), 1.05),
+    Row("flat, kv", ("floor", "its MLPs alone"), 1.05),
+    Row("flat, kv", ("floor",)),
+    Row("structured, kv+struct", ("floor",), 1.20, 512),
+    Row("flat, kv+struct", ("floor",)),
+    Row("structured, kv", ("trl logit distillation",), 0.90),
+    Row("structured, kv", ("literal, structured",), 0.90),
+    Row("flat, kv", ("literal, flat",), 0.65),
+    Row("flat, kv", ("literal, one vector",)),
+    Row("structured, kv, cached", ("plain fine-tuning",), 1.15),
+    Row("logit distillation", ("floor",)),
+    Row("plain fine-tuning", ("floor",)),
+)
+MEMORY_ROWS = (
+    Row("structured, kv", ("literal, structured",), 0.50),
+    Row("flat, kv", ("literal, flat",), 0.50),
+    Row("flat, kv", ("literal, one vector",)),
+)
+TRL = "trl logit distillation"
 
 
-def make_batch(vocabulary_size: int, batch_size: int, length: int, device: torch.device) -> Batch:
-    torch.manual_seed(1)
-    mask = torch.ones(batch_size, length, dtype=torch.bool)
-    positions = torch.arange(length).expand(batch_size, -1).contiguous()
-    ids = torch.randint(0, vocabulary_size, (batch_size, length))
-    tokens = Tokens(ids, mask, positions, mask.long() * 2).to(device)
-    return Batch(tokens, tokens, (positions > 0).to(device), mask.to(device), True, tuple(range(batch_size)))
+def verdict(value: float, goal: float | None, counts: bool) -> tuple[str, str]:
+    """The columns `goal` and whether it was met; empty where there is none."""
+    return ("", "") if goal is None or not counts else (f"<= {goal:.2f}", "met" if value <= goal else "MISSED")
 
 
-class Arm:
-    """An arm's whole step, on models that all arms share."""
-
-    def __init__(self, config: Config, teacher: PreTrainedModel, student: PreTrainedModel, dtype: torch.dtype) -> None:
-        geometries = (prepare(teacher, "teacher"), prepare(student, "student"))
-        objective = make_objective(config)
-        aligner = make_aligner(config, *geometries, queries=objective.signal == "keys_values_queries")
-        number, step = geometries[1].num_layers, geometries[0].num_layers // geometries[1].num_layers
-        layers = [step * (layer + 1) - 1 for layer in range(number)]
-        self._teacher = Teacher(teacher, layers, rotated=False)
-        ones = torch.ones(number)
-        distiller = Distiller(student, aligner, objective, rotated=False, key_variance=ones, value_variance=ones)
-        self._distiller = distiller.to(student.device)
-        self._signal, self._weights = objective.signal, objective.weights(0, 1)
-        self._optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-5)
-        self._dtype = dtype
-
-    def step(self, batch: Batch) -> None:
-        with torch.autocast(batch.student.ids.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            states: TeacherStates = self._teacher.read(batch, self._signal)
-            result = self._distiller(batch, states, Counts.of([batch]), self._weights, Phase(True, True))
-        torch.autograd.backward(result.total)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-    def teacher_only(self, batch: Batch) -> None:
-        with torch.autocast(batch.student.ids.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            self._teacher.read(batch, "keys_values")
+def make_steps(models: Models) -> dict[str, Callable[[Batch], None]]:
+    """All whole steps by name; TRL's only where it is installed."""
+    arms = {
+        "structured, kv": Arm(models, "aligner=structured", "loss=kv"),
+        "flat, kv": Arm(models, "aligner=flat", "loss=kv"),
+        "structured, kv+struct": Arm(models, "aligner=structured", "loss=kv+struct"),
+        "flat, kv+struct": Arm(models, "aligner=flat", "loss=kv+struct"),
+        "logit distillation": Arm(models, "aligner=none", "loss=logit_kd"),
+        "plain fine-tuning": Arm(models, "aligner=none", "loss=ce"),
+    }
+    steps: dict[str, Callable[[Batch], None]] = {name: arm.step for name, arm in arms.items()}
+    steps["floor"] = Floor(models, arms["plain fine-tuning"]).step
+    for aligner in ("structured", "flat", "one vector"):
+        steps[f"literal, {aligner}"] = Literal(models, aligner).step
+    try:
+        steps[TRL] = TrlLogits(models).step
+    except ImportError as error:
+        print(f"{TRL}: not measured, since TRL cannot be imported ({error}); pip install 'kv-align[bench]'")
+    return steps
 
 
-def timed_ms(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - began)
-
-
-def bench(pair: str, length: int, batch_size: int, repeats: int, console: Console) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vocabulary_size, teacher_shape, student_shape = PAIRS[pair]
-    teacher = make_model(vocabulary_size, teacher_shape, device).eval().requires_grad_(False)
-    student = make_model(vocabulary_size, student_shape, device)
-    batch = make_batch(vocabulary_size, batch_size, length, device)
-    arms = {name: Arm(compose_config(list(choice))[0], teacher, student, dtype) for name, choice in ARMS.items()}
-    work: dict[str, Callable[[], None]] = {name: (lambda arm=arm: arm.step(batch)) for name, arm in arms.items()}
-    kv, plain = arms["structured, kv"], arms["cross-entropy"]
-
-    def floor() -> None:
-        kv.teacher_only(batch)
-        plain.step(batch)
-
-    work["floor"] = floor
-    times_ms: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
-        for name, each in work.items():
-            elapsed_ms = timed_ms(each, device)
-            if repeat:  # the first round warms up
-                times_ms[name].append(elapsed_ms)
-    table = Table(
-        title=f"{pair} pair, T {length}, batch {batch_size}, {repeats} interleaved repeats, {device}, {dtype}"
-    )
-    for column in ("step", "median ms", "over the floor", "quartiles of the ratio"):
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for name, found in times_ms.items():
-        ratios = [one / other for one, other in zip(found, times_ms["floor"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        table.add_row(
-            name, f"{statistics.median(found):.1f}", f"{statistics.median(ratios):.3f}", f"{low:.2f} - {high:.2f}"
-        )
+def bench_time(pair: str, length: int, batch_size: int, repeats: int, device: torch.device, console: Console) -> None:
+    models = _models(pair, device)
+    texts = make_texts(PAIRS[pair].vocabulary_size, NUM_BATCHES * batch_size, length)
+    batches = [make_batch(texts, list(range(at, at + batch_size)), device) for at in range(0, len(texts), batch_size)]
+    steps = make_steps(models)
+    with tempfile.TemporaryDirectory() as folder:
+        cached = Arm(models, "aligner=structured", "loss=kv")
+        cached.read_from_cache(texts, Path(folder))
+        steps["structured, kv, cached"] = cached.step
+        work: dict[str, Work] = {
+            name: (lambda repeat, step=step: step(batches[repeat % NUM_BATCHES])) for name, step in steps.items()
+        }
+        mlps = MlpsAlone(models)
+        inputs = mlps.inputs(batches[0])
+        work["its MLPs alone"] = lambda repeat: mlps.run(inputs)
+        costs_ms = interleaved_ms(work, repeats, device)
+    what = "ms" if device.type == "cuda" else "ms of processor time"
+    table = _table(f"{pair} pair, T {length}: {what}, {repeats} repeats", "step / beside", "step", "beside", "ratio")
+    for row in TIME_ROWS:
+        if not all(name in costs_ms for name in row.beside):
+            continue
+        low, median, high = quartiles(ratios(costs_ms, row.step, row.beside))
+        one, other = (sum(statistics.median(costs_ms[name]) for name in names) for names in ([row.step], row.beside))
+        counts = pair == WITH_GOALS and row.goal_at in (0, length)
+        ratio = f"{median:.3f} ({low:.3f} - {high:.3f})"
+        table.add_row(_name(row), f"{one:.1f}", f"{other:.1f}", ratio, *verdict(median, row.goal, counts))
     console.print(table)
+
+
+def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: torch.device, console: Console) -> None:
+    """Peaks of the steps above what is held between them, and how much of that is extra over the floor's peak."""
+    extra: dict[str, dict[int, int]] = {}
+    goal = pair == WITH_GOALS
+    table = _table(f"{pair} pair: peak memory in MB", "step", "T", "peak", "extra over the floor")
+    for length in lengths:
+        steps = make_steps(_models(pair, device))
+        batch = make_batch(make_texts(PAIRS[pair].vocabulary_size, batch_size, length), list(range(batch_size)), device)
+        for step in steps.values():
+            step(batch)
+        peaks = {name: peak_bytes(partial(step, batch), device) for name, step in steps.items()}
+        for name, peak in peaks.items():
+            over = peak - peaks["floor"]
+            extra.setdefault(name, {})[length] = over
+            table.add_row(name, str(length), f"{peak / 1e6:.1f}", f"{over / 1e6:.1f}")
+    console.print(table)
+    table = _table(f"{pair} pair: peak extra memory", "step / beside", "T", "ratio")
+    for row in MEMORY_ROWS:
+        for length in lengths:
+            ratio = extra[row.step][length] / extra[row.beside[0]][length]
+            table.add_row(_name(row), str(length), f"{ratio:.3f}", *verdict(ratio, row.goal, goal))
+    for before, after in pairwise(lengths):
+        for name in ("structured, kv+struct", "flat, kv+struct"):
+            growth = extra[name][after] / extra[name][before]
+            columns = verdict(growth, LINEAR * after / before / 2, goal)
+            table.add_row(f"{name}: at T {after} / at T {before}", str(after), f"{growth:.3f}", *columns)
+    console.print(table)
+
+
+def bench_sweep(pair: str, length: int, runs: int, console: Console) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure_sweep(PAIRS[pair], length, runs, Path(folder))
+    costs = found.ratios()
+    median = statistics.median(costs)
+    table = _table(
+        f"{pair} pair, T {length}: a sweep of {RUNS} runs of structured, kv", "with / without cache", "ratio"
+    )
+    spread = f"{median:.3f} ({min(costs):.3f} - {max(costs):.3f})"
+    table.add_row("teacher_cache=DIR / off", spread, *verdict(median, 0.45, pair == WITH_GOALS))
+    console.print(table)
+    console.print(
+        f"Whole runs in one process, of {EPOCHS * TEXTS // BATCH_SIZE} steps ({EPOCHS} epochs of {TEXTS} texts, batch "
+        f"{BATCH_SIZE}), with model loading, evaluations and summary; {runs} of each kind were done, in turn: "
+        f"{statistics.median(found.without_s):.1f} s without, {found.filling_s:.1f} s with filling, "
+        f"{statistics.median(found.warm_s):.1f} s with the cache filled; the sweep is 1 filling run and {RUNS - 1} more."
+    )
+
+
+def _models(pair: str, device: torch.device) -> Models:
+    chosen = PAIRS[pair]
+    models = (make_model(chosen.vocabulary_size, shape) for shape in (chosen.teacher, chosen.student))
+    return Models(*models, device)
+
+
+def _name(row: Row) -> str:
+    return f"{row.step} / {' + '.join(row.beside)}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate((*columns, "goal", "")):
+        table.add_column(column, justify="right" if place else "left")
+    return table
 
 
 def main() -> None:
@@ -158,12 +191,23 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=sorted(PAIRS), default=["tiny", "small"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512])
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--sweep-runs", type=int, default=3, help="measured with and without cache; 0: no sweep")
+    parser.add_argument("--only", nargs="+", choices=("time", "memory", "sweep"), default=["time", "memory", "sweep"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    console = Console(width=None if os.isatty(1) else 120)
     for pair in arguments.pairs:
-        for length in arguments.lengths:
-            bench(pair, length, arguments.batch_size, arguments.repeats, Console())
+        if "time" in arguments.only:
+            for length in arguments.lengths:
+                bench_time(pair, length, arguments.batch_size, arguments.repeats, device, console)
+        if "memory" in arguments.only:
+            bench_memory(pair, MEMORY_LENGTHS, arguments.batch_size, device, console)
+        if "sweep" in arguments.only and arguments.sweep_runs:
+            bench_sweep(pair, arguments.lengths[0], arguments.sweep_runs, console)
+    if device.type == "cpu":
+        console.print(f"load average at the end: {', '.join(f'{each:.1f}' for each in os.getloadavg())}")
 
 
 if __name__ == "__main__":

@@ -289,6 +289,16 @@ def test_attention_in_chunks_is_attention(chunk):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 14, 10**6])
+def test_cross_entropy_some_rows_at_a_time_is_the_cross_entropy(at_once, monkeypatch):
+    monkeypatch.setattr("kv_align.losses._AT_ONCE", at_once)
+    fast, loop, make = LOSSES["cross-entropy"]
+    expected, expected_gradients = value_and_gradients(loop, make(), SCORED)
+    found, gradients = value_and_gradients(fast, [part.detach().float().requires_grad_() for part in make()], SCORED)
+    assert found == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(gradients[0], expected_gradients[0].float(), atol=1e-6, rtol=1e-5)
+
+
 def two_tokens(student_score: float, target_score: float, temperature: float) -> float:
     """Attention of the second of two tokens: the scores of the first key, that of the second being 0."""
     q = torch.zeros(1, 1, 1, 2, 1)
