@@ -238,7 +238,7 @@ def pair(teacher: Path) -> list[str]:
 @pytest.mark.parametrize("rationale", ["full", "short"])
 def test_each_model_of_a_run_reads_its_own_tokens(teacher_of_characters, tmp_path, rationale):
     config = short_config(*pair(teacher_of_characters), f"data.rationale={rationale}", "loss=kv+struct")
-    built = Assembly(config, RunDirectory(tmp_path))
+    built = Assembly(config, RunDirectory(tmp_path), tmp_path)
     found = built.train.collate([0, 1, 2])
     text = "".join(part for _, part in built.train.examples[0].segments())
     shown = built.train.examples[0].with_rationale(rationale, 2)
