@@ -15,7 +15,7 @@ def test_random_faults(slurm, sweep_on, capsys):
     sweep = sweep_on(*words, behaviour={"step_s": 0.1})
     sweep.submit()
     driver = FaultDriver(slurm, sweep, SEED)
-    tally = driver.drive(FAULTS, timeout_s=PATIENCE * (20.0 * FAULTS + 120))
+    tally = driver.drive(FAULTS, timeout_s=PATIENCE * (45.0 * FAULTS + 120))
     with capsys.disabled():
         print(f"\nfault driver, seed {SEED}: {tally}")
     assert (tally.lost, tally.doubled, tally.different) == (0, 0, 0), tally
