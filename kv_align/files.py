@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_TAIL_BYTES = 4096  # a row and a half, with lists by layer in it
+
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
     """Append one JSON line; numbers that are no numbers are written as null, since JSON has none."""
@@ -19,15 +21,30 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file, without lines that a kill left incomplete."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
-    return rows
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [row for row in map(_row, lines) if row is not None]
+
+
+def read_last_row(file: Path) -> dict[str, Any] | None:
+    """Return the last of the rows that `read_rows` would, reading no more of the file than that; None without one."""
+    size, tail = file.stat().st_size, _TAIL_BYTES
+    with file.open("rb") as stream:
+        while True:
+            stream.seek(max(0, size - tail))
+            # The first line of a tail may be the end of one, which is no row: more is read where there is no other.
+            lines = stream.read(tail).decode("utf-8", errors="replace").splitlines()
+            row = next((row for row in map(_row, reversed(lines)) if row is not None), None)
+            if row is not None or tail >= size:
+                return row
+            tail *= 4
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -36,6 +36,7 @@ from kv_align.errors import ConfigError
 from kv_align.files import append_row as append_row
 from kv_align.files import file_digest as file_digest
 from kv_align.files import read_json as read_json
+from kv_align.files import read_last_row as read_last_row
 from kv_align.files import read_rows as read_rows
 from kv_align.files import write_atomically as write_atomically
 from kv_align.files import write_json as write_json

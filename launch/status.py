@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from kv_align.plans import SweepDirectory
-from kv_align.runs import RunDirectory, Status, read_rows
+from kv_align.runs import RunDirectory, Status, read_last_row
 from launch.executors.executor import JobState, SchedulerSilent, make_executor
 from launch.journal import Journal
 from launch.judgement import Found, Overview, RunState, judge
@@ -86,8 +86,9 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
     journal = Journal(sweep)
     setting, ledger = journal.setting(), journal.ledger()
     stale_after_s = _MULTIRUN_STALE_S if setting is None else setting.cluster.stale_after_s
-    statuses = {run.id: sweep.run(run).observed() for run in plan.runs}
-    complete = {run.id for run in plan.runs if _finished(statuses[run.id]) and sweep.run(run).is_complete()}
+    directories = {run.id: sweep.run(run) for run in plan.runs}
+    statuses = {name: directory.observed() for name, directory in directories.items()}
+    complete = {name for name, status in statuses.items() if _finished(status) and directories[name].is_complete()}
     places = {name: place for name, place in ledger.places.items() if name not in complete}
     states: dict[str, JobState] = {}
     if setting is not None and places:
@@ -110,7 +111,7 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
             reason = _explained(journal, run.id, place, reason)
             reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
         job = (place.job or "") if place is not None else ""
-        runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, sweep.run(run)))
+        runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
     return Overview(str(sweep.path), plan.name, True, tuple(runs))
 
 
@@ -186,10 +187,10 @@ def _eta_s(directory: RunDirectory, status: Status) -> float | None:
     """Time that the steps left will take, at the pace of those done, from the last logged row."""
     if not directory.metrics_file.exists():
         return None
-    rows = read_rows(directory.metrics_file)[-1:]
-    if not rows or "elapsed_s" not in rows[0] or not rows[0]["step"]:
+    row = read_last_row(directory.metrics_file)
+    if row is None or "elapsed_s" not in row or not row["step"]:
         return None
-    return (status.total_steps - status.step) * float(rows[0]["elapsed_s"]) / int(rows[0]["step"])
+    return (status.total_steps - status.step) * float(row["elapsed_s"]) / int(row["step"])
 
 
 def _finished(status: Status | None) -> bool:

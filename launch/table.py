@@ -24,18 +24,31 @@ _COLOURS = {
     "cancelled": "magenta",
 }
 _QUIET = ("done", "pending")
+_FIRST = ("failed", "diverged", "lost", "held", "cancelled", "missing", "preempted", "running", *_QUIET)
+"""Where not all can be listed, the first of these are."""
 _FULL_UP_TO = 60
+_MOST_ROWS = 200
 _LIVE_ROWS = 25
 
 
-def show(now: Overview, most: int = 0) -> Group:
-    """Return the table; above 60 runs, or `most`, those with nothing to say are counted instead of listed."""
+def show(now: Overview, full_up_to: int = _FULL_UP_TO, most: int = _MOST_ROWS) -> Group:
+    """Return the table.
+
+    Parameters
+    ----------
+    now
+        The sweep.
+    full_up_to
+        Of more runs than this, those with nothing to say are counted instead of listed.
+    most
+        Rows; of more, the runs that somebody must look at stay.
+    """
     listed = list(now.runs)
-    if len(listed) > (most or _FULL_UP_TO):
+    if len(listed) > full_up_to:
         listed = [run for run in listed if run.state not in _QUIET]
-    left_out = max(0, len(listed) - most) if most else 0
+    left_out = max(0, len(listed) - most)
     if left_out:
-        listed = listed[:most]
+        listed = sorted(listed, key=lambda run: _FIRST.index(run.state))[:most]
     table = Table(box=None, pad_edge=False)
     for name in ("run", "state", "step", "left"):
         table.add_column(name, justify="right" if name in ("step", "left") else "left", no_wrap=name != "run")
@@ -64,7 +77,8 @@ def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> 
                 now, silence = look(), ""
             except SchedulerSilent as error:
                 silence = str(error)
-            shown = [] if now is None else [show(now, min(_LIVE_ROWS, max(5, console.height - 4)))]
+            rows = min(_LIVE_ROWS, max(5, console.height - 4))
+            shown = [] if now is None else [show(now, rows, rows)]
             live.update(Group(*shown, *([Text(silence, style="yellow")] if silence else [])), refresh=True)
             if now is not None and not silence and not any(_goes_on(run) for run in now.runs):
                 break

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -109,12 +110,22 @@ class SlurmExecutor(Executor):
                 continue
             job = find_by_name(_job_name(submission), submission.created, accounting=self.setting.accounting)
             if job is not None:
+                self._hand_over(replace(submission, job=job))
                 self.journal.submitted(submission.uid, job)
             elif submission.under_way:
                 raise ConfigError(
                     f"{self.sweep.path} was being submitted a moment ago by a command that did not finish, and Slurm may "
                     f"still take that in: run this again when {UNDER_WAY_S:.0f} s have passed since."
                 )
+
+    def _hand_over(self, submission: Submission) -> None:
+        plan = self.sweep.plan()
+        assert plan is not None
+        arm = next(run.arm for run in plan.runs if run.id == submission.batches[0][0])
+        self.jobs.hand_over(submission, self._work(submission), arm)
+
+    def _work(self, submission: Submission) -> list[Worker]:
+        return [Worker(str(self.sweep.path), batch, submission.uid) for batch in submission.batches]
 
     def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Ask sacct, and squeue for what is not clear then, once for all."""
@@ -202,7 +213,7 @@ class SlurmExecutor(Executor):
         executor.update_parameters(array_parallelism=array.throttle)
         try:
             with self._complaints(array.resources), executor.batch():
-                jobs = [executor.submit(Worker(str(self.sweep.path), batch, submission.uid)) for batch in array.batches]
+                jobs = [executor.submit(each) for each in self._work(submission)]
         except SchedulerSilent:
             raise  # it may have come through all the same: looked for by its name
         except ConfigError:

@@ -12,6 +12,7 @@ from typing import Any
 from kv_align.plans import Plan
 from launch.cluster import SlurmCluster
 from launch.journal import Setting
+from launch.ledger import Submission
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,27 @@ class JobMaker:
             additional_parameters={"requeue": True, **self.cluster.additional_parameters},
         )
         return executor
+
+    def hand_over(self, submission: Submission, work: Sequence[Any], arm: str) -> None:
+        """Give a job's elements what they are to do, where their submitter died before submitit had named its files.
+
+        Parameters
+        ----------
+        submission
+            Whose job is known.
+        work
+            What each of its elements does.
+        arm
+            Of its runs, or one that asks for the same.
+        """
+        from submitit.core.utils import DelayedSubmission, JobPaths
+
+        for index, each in enumerate(work):
+            file = JobPaths(self.folder, submission.job_of(index)).submitted_pickle
+            if not file.exists():
+                delayed = DelayedSubmission(each)
+                delayed.set_timeout(self.resources(arm)["time_min"], 0)
+                delayed.dump(file)
 
     def script(self, array: Array) -> str:
         """Return the script that the array's sbatch would be given, but for what its jobs do."""

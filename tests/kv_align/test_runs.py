@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kv_align.config import content_hash
 from kv_align.errors import ConfigError
@@ -27,9 +30,11 @@ from kv_align.runs import (
     append_row,
     file_digest,
     read_json,
+    read_last_row,
     read_rows,
     write_atomically,
     write_json,
+    write_rows,
 )
 
 CONFIG: dict[str, Any] = {"loss": {"name": "kv", "lambda_kv": 0.5}, "seed": 3, "arm": None, "layers": [1, 2]}
@@ -266,6 +271,19 @@ def test_a_line_torn_within_a_character_and_lines_that_are_no_rows_are_left_out(
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n[1]\n3\n\n{"loss": 2.0}\n{"step": 2}\n{"step": 3, "note": "\xc3')
     assert read_rows(file) == [{"step": 1}, {"step": 2}]
+
+
+@given(
+    widths=st.lists(st.integers(0, 6000), max_size=6),
+    torn=st.sampled_from([b"", b'{"step": 9, "loss"', b"[1]\n", b"x" * 5000]),
+)
+def test_the_last_row_is_that_of_all_rows(widths: list[int], torn: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "metrics.jsonl"
+        write_rows(file, [{"step": step, "note": "ü" * width} for step, width in enumerate(widths)])
+        with file.open("ab") as stream:
+            stream.write(torn)
+        assert read_last_row(file) == next(reversed(read_rows(file)), None)
 
 
 def test_rewinding_drops_what_came_after_the_checkpoint_from_both_files(tmp_path: Path) -> None:

@@ -150,10 +150,15 @@ def test_the_table_of_many_runs_shows_what_matters(tmp_path):
     for run in plan.runs[:80]:
         finish(sweep.run(run), run.config)
     journal = Journal(sweep)
+    last = sweep.run(plan.runs[-1])
+    with last.lock():
+        begun = last.begin(plan.runs[-1].config, arm="b", content_hash="g", total_steps=8)
+    last.update(begun, state="failed", reason="RuntimeError: made to fail")
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(show(overview(sweep), 5))
+    console.print(show(overview(sweep), 5, 5))
     shown = console.export_text().splitlines()
-    assert shown[-2:] == ["tiny: 80 done, 10 missing", "and 5 more that are neither done nor pending"]
+    assert shown[1].split()[1:5] == ["failed", "0/8", "RuntimeError:", "made"], "what must be looked at comes first"
+    assert shown[-2:] == ["tiny: 80 done, 1 failed, 9 missing", "and 5 more that are neither done nor pending"]
     assert len(shown) == 1 + 5 + 2
     assert all(len(line) <= 80 for line in shown)
     assert journal.ledger().places == {}

@@ -55,18 +55,21 @@ def slurm():
         cluster.stop()
 
 
+@pytest.fixture(autouse=True)
+def _empty_afterwards(slurm):
+    """Every test finds an empty cluster: what the one before it left in Slurm is cancelled and waited for."""
+    yield
+    slurm.call("scancel", "--user=root", "--full")
+    slurm.settle()
+
+
 @pytest.fixture
-def sweep_on(slurm, tmp_path, monkeypatch):
+def sweep_on(tmp_path, monkeypatch):
     """Make a sweep on the cluster: `sweep_on("seeds=1", behaviour={...})`; without behaviour the trainer does it."""
-    made = []
 
     def make(*settings, behaviour=None, **options):
         if behaviour is not None:
             monkeypatch.setenv("PYTHONPATH", str(STANDIN))
-        sweep = Sweep("sweep=tiny", f"output_dir={tmp_path}", *SMALL, *settings, behaviour=behaviour, **options)
-        made.append(sweep)
-        return sweep
+        return Sweep("sweep=tiny", f"output_dir={tmp_path}", *SMALL, *settings, behaviour=behaviour, **options)
 
-    yield make
-    slurm.call("scancel", "--user=root", "--full")
-    slurm.settle()
+    return make

@@ -53,12 +53,7 @@ class FaultDriver:
             "controller restarted": (2, self._restart_controller),
             "node died": (1, self._node_dies),
             "two resumers": (2, self._resume_twice),
-            # Its job finds no pickle for a minute, three times, before it is given up and queued anew: a slow fault.
-            **(
-                {"submitter killed in sbatch": (1, self._kill_submitter)}
-                if "KV_ALIGN_SLOW_FAULTS" in os.environ
-                else {}
-            ),
+            "submitter killed in sbatch": (1, self._kill_submitter),
             "squeue and sacct fail": (2, self._silence),
         }
         self._twice: set[str] = set()
@@ -175,22 +170,7 @@ class FaultDriver:
         """Cancel a run, and kill who queues it again when sbatch has given it to Slurm and has not said so yet."""
         if launch("cancel", str(self.sweep.path), name).code:
             return False
-        sbatch = shutil.which("sbatch")
-        slow = (
-            f'case " $* " in *--test-only*) exec {sbatch} "$@" ;; esac\n{sbatch} "$@" > /dev/null; touch done; sleep 60'
-        )
-        with _instead(self.sweep.path / "slow", {"sbatch": slow}) as environment:
-            done = self.sweep.path / "slow" / "done"
-            command = [sys.executable, "-m", "launch", "resume", str(self.sweep.path)]
-            submitter = subprocess.Popen(
-                command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while not done.exists() and submitter.poll() is None:
-                time.sleep(0.05)
-            if submitter.poll() is None:
-                os.killpg(submitter.pid, signal.SIGKILL)
-            submitter.wait()
-            return done.exists()
+        return die_in_sbatch(self.sweep.path / "slow", "resume", str(self.sweep.path))
 
     def _silence(self, name: str) -> bool:
         """Resume while Slurm does not answer: refused, and nothing is queued for it."""
@@ -207,6 +187,27 @@ class FaultDriver:
         counts = self.sweep.counts()
         if any(state in counts for state in ("failed", "lost", "cancelled", "held", "missing")):
             launch("resume", str(self.sweep.path))
+
+
+def die_in_sbatch(folder: Path, *words: str) -> bool:
+    """Run `launch`, and kill it when sbatch has given its job to Slurm and has not said so yet; whether it came to that."""
+    sbatch = shutil.which("sbatch")
+    slow = f'case " $* " in *--test-only*) exec {sbatch} "$@" ;; esac\n{sbatch} "$@" > /dev/null; touch done; sleep 60'
+    with _instead(folder, {"sbatch": slow}) as environment:
+        done = folder / "done"
+        submitter = subprocess.Popen(
+            [sys.executable, "-m", "launch", *words],
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not done.exists() and submitter.poll() is None:
+            time.sleep(0.05)
+        if submitter.poll() is None:
+            os.killpg(submitter.pid, signal.SIGKILL)
+        submitter.wait()
+        return done.exists()
 
 
 @contextmanager

@@ -116,14 +116,12 @@ class RealSlurm:
                     f"--seed-file={self.dir}/munged.seed")  # fmt: skip
         self._start_database()
         self._spawn("slurmdbd", "slurmdbd", "-D")
-        self._until("slurmdbd answers", lambda: self.call("sacctmgr", "-n", "show", "cluster").returncode == 0)
+        self.until("slurmdbd answers", lambda: self.call("sacctmgr", "-n", "show", "cluster").returncode == 0)
         self.call("sacctmgr", "-i", "add", "cluster", "local")
         self.start_controller("-c")
         for node in ("n1", "n2"):
             self.start_node(node)
-        self._until(
-            "both nodes are idle", lambda: self.out("sinfo", "-h", "-N", "-o", "%T").split()[:2] == ["idle"] * 2
-        )
+        self.until("both nodes are idle", lambda: self.out("sinfo", "-h", "-N", "-o", "%T").split()[:2] == ["idle"] * 2)
 
     def _start_database(self) -> None:
         data = self.dir / "db"
@@ -134,11 +132,11 @@ class RealSlurm:
         self._spawn("mysqld", "mysqld", "--no-defaults", f"--datadir={data}", f"--socket={self.dir}/mysql.sock",
                     "--skip-networking", "--user=root", f"--pid-file={self.dir}/mysqld.pid",
                     "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0")  # fmt: skip
-        self._until("the database answers", lambda: (self.dir / "mysql.sock").exists())
+        self.until("the database answers", lambda: (self.dir / "mysql.sock").exists())
 
     def start_controller(self, *options: str) -> None:
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf), *options)
-        self._until("the controller answers", lambda: "UP" in self.out("scontrol", "ping"))
+        self.until("the controller answers", lambda: "UP" in self.out("scontrol", "ping"))
 
     def start_node(self, node: str) -> None:
         self._spawn(node, "slurmd", "-D", "-N", node, "-f", str(self.conf))
@@ -159,11 +157,24 @@ class RealSlurm:
             if node not in self.processes:
                 self.start_node(node)
         self.call("scontrol", "update", "nodename=n1,n2", "state=resume")  # says no where nothing is wrong
-        self._until("no job is left", lambda: not self.out("squeue", "-h").strip())
-        self._until(
+        self.until("no job is left", lambda: not self.out("squeue", "-h").strip())
+        self.until(
             "both nodes are idle",
             lambda: self.out("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2,
         )
+
+    def accounted(self, job: str) -> set[str]:
+        """State and exit code of a job, or of an array's elements; waits until accounting has heard of their end."""
+        ask = ("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job)
+
+        def told() -> set[str]:
+            return set(self.out(*ask).split("\n")) - {""}
+
+        def heard() -> bool:
+            return bool(told()) and not any(each.startswith(("RUNNING", "PENDING", "REQUEUED")) for each in told())
+
+        self.until(f"accounting has heard of the end of {job}", heard)
+        return told()
 
     def preempt(self, job: str) -> str:
         """Take the resources of a running job for one of the partition that goes first; returns its id."""
@@ -227,7 +238,8 @@ class RealSlurm:
                 stderr=log,
             )
 
-    def _until(self, what: str, condition, timeout_s: float = 60.0) -> None:
+    def until(self, what: str, condition, timeout_s: float = 60.0) -> None:
+        """Wait for a condition; what the daemons printed comes with the complaint when it takes too long."""
         deadline = time.monotonic() + PATIENCE * timeout_s
         while not condition():
             if time.monotonic() > deadline:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.launch.sweeps import CONF, launch, undisturbed
+from tests.slurm.faults import die_in_sbatch
 
 SLOW = {"step_s": 0.1}  # of 40 steps
 LONG = ("trainer.max_steps=40", "trainer.checkpoint_interval=10")
@@ -23,10 +24,9 @@ def sound(sweep, timeout_s=120.0):
 
 
 def slurm_says(slurm, sweep, start):
-    """State and exit code of a run's job, as accounting has them."""
-    job = sweep.state(start).job
-    told = slurm.out("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", job)
-    return told.strip().split("|")
+    """State and exit code of a run's job that has ended, as accounting has them."""
+    (told,) = slurm.accounted(sweep.state(start).job)
+    return told.split("|")
 
 
 def causes(sweep, start):
@@ -121,7 +121,7 @@ def test_a_run_that_raises_fails_in_slurm_and_holds_its_arm(slurm, sweep_on):
     assert counts == {"done": 4, "held": 1, "failed": 1}
     assert sweep.state("baseline-kv-seed0").reason == "RuntimeError: made to fail at step 3"
     assert slurm_says(slurm, sweep, "baseline-kv-seed0") == ["FAILED", "1:0"]
-    assert slurm_says(slurm, sweep, "baseline-kv-seed1")[0] == "PENDING"
+    assert slurm.out("squeue", "-h", "-o", "%T", "-j", sweep.state("baseline-kv-seed1").job).strip() == "PENDING"
     sweep.behave({})
     assert "queueing 2 runs" in launch("resume", str(sweep.path)).out
     sound(sweep)
@@ -174,16 +174,28 @@ def test_a_submitter_that_dies_after_sbatch_loses_nothing(slurm, sweep_on):
     assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 1]
 
 
+def test_a_submitter_that_dies_while_sbatch_is_at_it_loses_nothing(slurm, sweep_on, tmp_path):
+    sweep = sweep_on("seeds=1", behaviour=SLOW)
+    assert die_in_sbatch(tmp_path / "slow", *sweep.words)
+    assert not list((sweep.path / "launch" / "jobs").glob("*_submitted.pkl")), "no element finds what it is to do"
+    assert sweep.submit().err == "nothing to queue\n"
+    sound(sweep)
+    assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 1]
+    assert [causes(sweep, run.id) for run in sweep.runs()] == [["finished"]] * 3, "none was tried in vain before"
+
+
 @pytest.mark.parametrize("accounting", [True, False])
 def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch):
     import subprocess
 
-    sweep = sweep_on("seeds=1", *LONG, behaviour=SLOW)
+    sweep = sweep_on("seeds=1", "trainer.max_steps=200", behaviour=SLOW)
     sweep.submit()
     if not accounting:
         setting = sweep.path / "launch" / "cluster.json"
         setting.write_text(setting.read_text().replace('"accounting": true', '"accounting": false'))
     sweep.wait_step("baseline", 5)
+    ask = ("sacct", "-X", "-n", "-o", "State", "-j", ",".join(sweep.state(run.id).job for run in sweep.runs()))
+    slurm.until("accounting has heard that all run", lambda: slurm.out(*ask).split() == ["RUNNING"] * 3)
     calls, real = [], subprocess.run
 
     def counting(command, *rest, **options):
@@ -193,7 +205,6 @@ def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch
     monkeypatch.setattr("launch.executors.slurm_query.subprocess.run", counting)
     assert sweep.counts() == {"running": 3}
     assert calls == ["sacct" if accounting else "squeue"]
-    sound(sweep)
 
 
 def test_status_asks_squeue_once_for_what_accounting_leaves_unclear(slurm, sweep_on, monkeypatch):

@@ -32,9 +32,7 @@ def test_the_expected_results_matrix_in_one_array(slurm, tmp_path):
     assert [len(row["batches"]) for row in submissions(sweep)] == [24]
     assert "#SBATCH --array=0-23%3" in scripts(sweep)[0]
     sweep.wait_done(420)
-    slurm.settle()
-    seen = slurm.out("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", sweep.state("none").job.partition("_")[0])
-    assert set(seen.split()) == {"COMPLETED|0:0"}
+    assert slurm.accounted(sweep.state("none").job.partition("_")[0]) == {"COMPLETED|0:0"}
     summaries = [json.loads(sweep.directory.run(run).summary_file.read_text()) for run in sweep.runs()]
     assert {(each["arm"], each["seed"]) for each in summaries} == {(run.arm, run.seed) for run in sweep.runs()}
     assert all(each["validation_loss"] > 0 for each in summaries)
@@ -63,8 +61,7 @@ def test_several_runs_in_one_job_go_on_after_each_fault(slurm, sweep_on):
     assert counts == {"done": 5, "failed": 1}
     assert sweep.starts("baseline-kv-seed0") == 2
     assert sweep.starts("baseline-kv-seed1") == 1
-    told = slurm.out("sacct", "-X", "-n", "-P", "-o", "State,ExitCode", "-j", sweep.state("baseline-kv-seed1").job)
-    assert told.strip() == "FAILED|1:0"
+    assert slurm.accounted(sweep.state("baseline-kv-seed1").job) == {"FAILED|1:0"}
 
 
 def test_prepare_comes_first_the_report_last_and_resources_are_per_arm(slurm, sweep_on, tmp_path):
