@@ -48,7 +48,8 @@ class Assembly:
         # Its state is global; runs of one process (a multirun) may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        kind = Sharded if several and config.trainer.parallel == "fsdp" else Replicated  # one process has nothing to shard
+        # One process has nothing to share out.
+        kind = Sharded if several and config.trainer.parallel == "fsdp" else Replicated
         self.parallel: Parallel = kind(
             # Left to itself, it takes several processes without a GPU for as many runs of one.
             cpu=several and not torch.accelerator.is_available(),

@@ -2,7 +2,7 @@
 
 A row is padded as it would be in one process, losses are divided by the tokens of all, and the mean over processes that
 data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding. All but the
-first throw away what they write.
+first throw away what they write, except their part of a checkpoint. What each of them holds is in `kv_align.parallel`.
 """
 
 from __future__ import annotations

@@ -75,15 +75,12 @@ class Sharded(Parallel):
         """Context in which the copy holds the whole weights."""
         assert self._copy is not None
         copies = list(self._copy.parameters())
-        empty = [nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in copies]
-        for ours, theirs in zip(copies, self._parameters, strict=True):
-            # Swapped and not set, so that tied parameters stay one.
-            torch.utils.swap_tensors(ours, nn.Parameter(_whole(theirs.detach()), theirs.requires_grad))
+        whole = [nn.Parameter(_whole(each.detach()), each.requires_grad) for each in self._parameters]
+        _swap(copies, whole)
         try:
             yield
         finally:
-            for ours, nothing in zip(copies, empty, strict=True):
-                torch.utils.swap_tensors(ours, nothing)
+            _swap(copies, whole)
 
     def prepare(self, distiller: Distiller, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Shard the distiller, block by block of the student."""
@@ -157,3 +154,9 @@ class ShardedReach:
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _swap(some: list[nn.Parameter], others: list[nn.Parameter]) -> None:
+    """Exchange parameters in place: whatever refers to one of them, as tied ones do twice, then has the other."""
+    for one, other in zip(some, others, strict=True):
+        torch.utils.swap_tensors(one, other)  # type: ignore[no-untyped-call]
