@@ -42,7 +42,12 @@ def by_two(folder: Path, runs: dict[str, tuple[str, ...]]) -> str:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=580)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=1200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in said)
     return "".join(said)
 
