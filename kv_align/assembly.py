@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
@@ -21,10 +21,12 @@ from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
 from kv_align.loop import Loop
 from kv_align.models import check_queries, load_student, load_teacher, weights_digest
+from kv_align.parallel import Parallel, Replicated
 from kv_align.processes import Processes
 from kv_align.provenance import attempt_provenance
 from kv_align.runs import RunDirectory
 from kv_align.seeds import derive_seed
+from kv_align.sharded import Sharded
 from kv_align.signals import signal_of
 from kv_align.steps import data_order, total_steps
 from kv_align.teacher_cache import open_cache
@@ -45,9 +47,12 @@ class Assembly:
         tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
         # Its state is global; runs of one process (a multirun) may differ in it.
         AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        # One process has nothing to share out.
+        kind = Sharded if several and config.trainer.parallel == "fsdp" else Replicated
+        self.parallel: Parallel = kind(
             # Left to itself, it takes several processes without a GPU for as many runs of one.
-            cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available(),
+            cpu=several and not torch.accelerator.is_available(),
             mixed_precision=config.trainer.mixed_precision,
             log_with=tracker,
             project_config=ProjectConfiguration(project_dir=str(directory.path)),
@@ -59,6 +64,7 @@ class Assembly:
                 InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # longer than any evaluation
             ],
         )
+        self.accelerator = self.parallel.accelerator
         self.processes = Processes(self.accelerator, config.trainer)
         if tracker is not None:
             self.accelerator.init_trackers("kv-align", init_kwargs={})
@@ -88,22 +94,29 @@ class Assembly:
         distiller, self.teacher, self.layers = make_distiller(
             config, self.teacher_reader, self.student_reader, self.train
         )
-        self.distiller = distiller.to(device)
-        self.aligner, self.objective = distiller.aligner, distiller.objective
+        distiller = distiller.to(device)
         self.initial_digests = {
-            "student": weights_digest(self.student_reader.model),
-            "aligner": "" if self.aligner is None else weights_digest(self.aligner),
+            "student": weights_digest(distiller.student),
+            "aligner": "" if distiller.aligner is None else weights_digest(distiller.aligner),
         }
+        self.distiller = self.parallel.readable(distiller)
+        self.aligner, self.objective = self.distiller.aligner, self.distiller.objective
+        self.student_reader = replace(self.student_reader, model=self.distiller.student)
         self.evaluator = Evaluator(
-            config.evaluation, self.validation, self.test, *readers, autocast=self.accelerator.autocast
+            config.evaluation,
+            self.validation,
+            self.test,
+            self.student_reader,
+            self.teacher_reader,
+            autocast=self.accelerator.autocast,
         )
         self.loop = Loop(
             config,
             directory,
             checkpoints,
-            self.accelerator,
+            self.parallel,
             self.processes,
-            self.distiller,
+            distiller,
             open_cache(config, self.teacher, self.teacher_reader, self.train, self.accelerator.autocast),
             self.train,
             self.num_steps,
@@ -112,11 +125,12 @@ class Assembly:
 
     def evaluate(self, config: Config, step: int) -> dict[str, Any]:
         """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
-        row = self.evaluator.validate(self.distiller, self.teacher).row() | self.evaluator.probe().row()
-        at_intervals = config.evaluation.exact_match_at_intervals
-        if at_intervals:
-            answers = self.evaluator.exact_match("validation", at_intervals)
-            row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
+        with self.parallel.up_to_date():
+            row = self.evaluator.validate(self.distiller, self.teacher).row() | self.evaluator.probe().row()
+            at_intervals = config.evaluation.exact_match_at_intervals
+            if at_intervals:
+                answers = self.evaluator.exact_match("validation", at_intervals)
+                row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
         LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
         return row
 

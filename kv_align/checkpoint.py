@@ -1,6 +1,7 @@
 """Checkpoints that a kill at any moment cannot spoil: written beside, verified by digest, renamed into place.
 
-What is inside (weights, optimizer, schedule, random states) is Accelerate's format.
+What is inside (weights, optimizer, schedule, random states) is Accelerate's format. Every process of a run writes its part
+into the same folder, and the first seals all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from kv_align.errors import ConfigError
 from kv_align.runs import file_digest, read_json, write_json
 
 LOGGER = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, 
     accelerator
         Knows the models, the optimizer and the schedule.
     directory
-        The run's `checkpoints/`.
+        The run's `checkpoints/`, the same in all processes.
     step
         Optimizer steps done.
     state
@@ -45,18 +47,18 @@ def save(accelerator: Accelerator, directory: Path, step: int, state: dict[str, 
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _seal(temporary, final, step, state, keep)
+        _seal(temporary, final, {"step": step, "sharded": accelerator.is_fsdp2, "state": state}, keep)
     accelerator.wait_for_everyone()
 
 
-def _seal(temporary: Path, final: Path, step: int, state: dict[str, Any], keep: int) -> None:
+def _seal(temporary: Path, final: Path, content: dict[str, Any], keep: int) -> None:
     """Put a manifest to what was written and give it its name; delete what it replaces."""
     files = {str(file.relative_to(temporary)): file for file in sorted(temporary.rglob("*")) if file.is_file()}
     for file in files.values():
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())
     digests = {name: file_digest(file) for name, file in files.items()}
-    write_json(temporary / _MANIFEST, {"step": step, "state": state, "sha256": digests})
+    write_json(temporary / _MANIFEST, {**content, "sha256": digests})
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
@@ -89,8 +91,21 @@ def is_sound(checkpoint: Path) -> bool:
 
 
 def restore(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
-    """Load a sound checkpoint into what the accelerator knows; returns the loop's state, with `step` in it."""
-    accelerator.load_state(str(checkpoint))
+    """Load a sound checkpoint into what the accelerator knows; returns the loop's state, with `step` in it.
+
+    Raises
+    ------
+    ConfigError
+        If it was saved in shards and is to be loaded whole, or the other way round.
+    """
     manifest = read_json(checkpoint / _MANIFEST)
     assert manifest is not None
+    sharded = manifest.get("sharded", False)  # not in those of before there were shards
+    if sharded != accelerator.is_fsdp2:
+        before = "fsdp and several processes" if sharded else "ddp, or fsdp and a single process"
+        raise ConfigError(
+            f"{checkpoint} cannot be gone on from: it was saved with trainer.parallel={before}; go on with that, or delete "
+            "the run's checkpoints to start again."
+        )
+    accelerator.load_state(str(checkpoint))
     return {**manifest["state"], "step": manifest["step"]}

@@ -22,7 +22,7 @@ from kv_align.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Po
 # labels, but no number of the result.
 _NOT_HASHED = {
     "": {"output_dir", "run_name", "arm", "teacher_cache"},
-    "trainer": {"num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
+    "trainer": {"parallel", "num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
     "*": {"name"},
 }
 
@@ -104,6 +104,7 @@ class TrainerConfig(Section):
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat
     mixed_precision: Literal["no", "bf16"]
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # a plan that was frozen before there was a choice has none
     log_interval: PositiveInt
     checkpoint_interval: PositiveInt
     keep_checkpoints: PositiveInt

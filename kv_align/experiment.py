@@ -61,7 +61,8 @@ def run(config: Config, path: Path) -> State:
             state, reason = built.loop.fit(status, asked)
             status = directory.status() or status
             if state == "running":
-                conclude(config, directory, built, asked)
+                with built.parallel.up_to_date():
+                    conclude(config, directory, built, asked)
                 state = "finished"
             directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
             built.part()

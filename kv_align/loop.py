@@ -10,12 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,9 +27,10 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Counts, Distiller, StepResult, Teacher
 from kv_align.leave import LeaveRequest
 from kv_align.optimizer import make_optimizer, make_schedule
+from kv_align.parallel import Parallel
 from kv_align.processes import Processes
 from kv_align.progress import progress_bar
-from kv_align.quality import GradientReach, Quality, collapsed, start_variances
+from kv_align.quality import Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
 from kv_align.steps import data_order
 from kv_align.teacher_cache import CachedTeacher
@@ -79,7 +80,7 @@ class Loop:
     ----------
     config, run, checkpoints
         What to do, and where to write it; the checkpoints are the same folder in all processes.
-    accelerator, processes, distiller, teacher
+    parallel, processes, distiller, teacher
         The distiller is on its device and not yet prepared.
     train
         The training split.
@@ -94,7 +95,7 @@ class Loop:
         config: Config,
         run: RunDirectory,
         checkpoints: Path,
-        accelerator: Accelerator,
+        parallel: Parallel,
         processes: Processes,
         distiller: Distiller,
         teacher: Teacher | CachedTeacher,
@@ -103,13 +104,13 @@ class Loop:
         evaluate: Callable[[int], dict[str, Any]],
     ) -> None:
         self._config, self._run, self._checkpoints = config, run, checkpoints
-        self._accelerator, self._processes = accelerator, processes
+        self._parallel, self._accelerator, self._processes = parallel, parallel.accelerator, processes
         self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
         optimizer = make_optimizer(distiller, config.trainer)
         self._schedule = make_schedule(optimizer, config.trainer, num_steps)
         # The schedule is not prepared: Accelerate would step it once per process.
-        self._wrapped, self._optimizer = accelerator.prepare(distiller, optimizer)
-        accelerator.register_for_checkpointing(self._schedule)
+        self._wrapped, self._optimizer = parallel.prepare(distiller, optimizer)
+        self._accelerator.register_for_checkpointing(self._schedule)
         self._distiller = distiller
         self._order = data_order(config, len(train.examples))
         self.progress = Progress()
@@ -194,16 +195,17 @@ class Loop:
         counts = Counts.of(micro_batches)
         weights = self._distiller.objective.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
-        quality, shares, reach = Quality(), dict[str, Tensor](), GradientReach(self._distiller.student)
+        quality, shares, reach = Quality(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
         for place, batch in enumerate(micro_batches):
             here = self._processes.rows(batch).to(self._accelerator.device)
-            with self._processes.gradients(self._wrapped, meet=place == len(micro_batches) - 1):
+            last = place == len(micro_batches) - 1
+            with nullcontext() if last else self._parallel.apart(self._wrapped):
                 with self._accelerator.autocast():
                     states = self._teacher.read(here, self._distiller.objective.signal)
                     result: StepResult = self._wrapped(here, states, counts, weights, phase)
                 if logged and self._distiller.compares_states:
                     quality.add(result.comparison)
-                    reach.add(result.alignment)
+                    reach.add(result)
                 self._accelerator.backward(result.total * self._processes.number)
             for name, loss in result.losses.items():
                 shares[name] = shares[name] + loss if name in shares else loss
@@ -233,10 +235,10 @@ class Loop:
 
     def _clip(self, limit: float) -> dict[str, float]:
         """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
-        norms = {"grad_norm": self._accelerator.clip_grad_norm_(self._distiller.student.parameters(), limit)}
+        norms = {"grad_norm": self._parallel.clip(self._distiller.student.parameters(), limit)}
         if self._distiller.helper is not None:
-            norms["aligner_grad_norm"] = self._accelerator.clip_grad_norm_(self._distiller.helper.parameters(), limit)
-        return {name: float(norm) for name, norm in norms.items()}
+            norms["aligner_grad_norm"] = self._parallel.clip(self._distiller.helper.parameters(), limit)
+        return norms
 
     def _watch(self, quality: Quality, reach: float, expected: bool, row: dict[str, Any]) -> None:
         """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
@@ -274,7 +276,7 @@ class Loop:
 
     def _save(self) -> None:
         keep = self._config.trainer.keep_checkpoints
-        checkpoint.save(self._accelerator, self._run.checkpoints, self.progress.step, self.progress.state(), keep)
+        checkpoint.save(self._accelerator, self._checkpoints, self.progress.step, self.progress.state(), keep)
 
     def batches(self, first: int) -> Iterator[list[Batch]]:
         """Micro-batches of each optimizer step from `first` on."""

@@ -2,20 +2,20 @@
 
 A row is padded as it would be in one process, losses are divided by the tokens of all, and the mean over processes that
 data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding. All but the
-first throw away what they write.
+first throw away what they write, except their part of a checkpoint. What each of them holds is in `kv_align.parallel`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from kv_align.config import TrainerConfig
 from kv_align.data.batch import Batch, Tokens
@@ -82,11 +82,6 @@ class Processes:
             None if batch.places is None else batch.places[mine],
             batch.read_by_teacher[mine],
         )
-
-    def gradients(self, wrapped: nn.Module, *, meet: bool) -> AbstractContextManager[None]:
-        """Context of a micro-batch; where they `meet`, in the last of a step, gradients are added up over all processes."""
-        context: AbstractContextManager[None] = nullcontext() if meet else self._accelerator.no_sync(wrapped)
-        return context
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up the values of all processes."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from kv_align.distill import StepResult
 from kv_align.objectives.objective import Comparison
 
 COLLAPSE_BELOW = 0.01
@@ -183,11 +184,11 @@ class GradientReach:
         self._parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self._sums: list[Tensor | None] = [None] * len(self._parameters)
 
-    def add(self, alignment: Tensor) -> None:
+    def add(self, result: StepResult) -> None:
         """Add the gradient of one micro-batch's alignment loss; the graph stays for the backward that follows."""
-        if not alignment.requires_grad:
+        if not result.alignment.requires_grad:
             return
-        gradients = torch.autograd.grad(alignment, self._parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(result.alignment, self._parameters, retain_graph=True, allow_unused=True)
         for place, gradient in enumerate(gradients):
             before = self._sums[place]
             if gradient is not None:

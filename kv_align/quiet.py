@@ -10,6 +10,12 @@ from transformers.utils import logging as transformers_logging
 def quiet_libraries() -> None:
     """Turn down what Accelerate and transformers say of their normal work."""
     transformers_logging.disable_progress_bar()
-    for name in ("accelerate.accelerator", "accelerate.checkpointing", "accelerate.utils.other"):
+    libraries = (
+        "accelerate.accelerator",
+        "accelerate.checkpointing",
+        "accelerate.utils.fsdp_utils",
+        "accelerate.utils.other",
+    )
+    for name in libraries:
         # The last warns of tied weights at every checkpoint; `tests/kv_align/test_resume.py` shows that they come back.
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -345,6 +345,7 @@ WITHOUT_NUMBERS = {
     "output_dir",
     "run_name",
     "arm",
+    "trainer.parallel",
     "trainer.num_workers",
     "trainer.checkpoint_interval",
     "trainer.keep_checkpoints",
@@ -461,6 +462,14 @@ def test_two_configurations_hash_alike_exactly_if_they_agree_in_all_that_changes
         hashes.append(content_hash(validate(Config, raw)))
         meant.append({key: value for key, value in leaves(raw) if key not in WITHOUT_NUMBERS})
     assert (hashes[0] == hashes[1]) == (meant[0] == meant[1])
+
+
+def test_a_plan_from_before_runs_were_sharded_is_read_as_it_was_meant() -> None:
+    raw = composed()
+    now = validate(Config, raw)
+    del raw["trainer"]["parallel"]
+    assert validate(Config, raw) == now
+    assert now.trainer.parallel == "ddp"
 
 
 # The object

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kv_align.distill import StepResult
 from kv_align.objectives.objective import Comparison, States
 from kv_align.quality import GradientReach, KindQuality, Quality, collapsed, start_variances, variance
 
@@ -30,6 +31,10 @@ def make_states(texts: int, seed: int, scale: float = 1.0, shift: float = 0.0) -
     return States(
         shift + scale * draw(texts, 2, 3, 5, 4, seed=seed), shift + scale * draw(texts, 2, 3, 5, 2, seed=seed + 1), None
     )
+
+
+def step_result(alignment: torch.Tensor) -> StepResult:
+    return StepResult(alignment, alignment, {}, comparison(None, None, torch.ones(1, 1, dtype=torch.bool)))
 
 
 def valid_vectors(states: torch.Tensor, aligned: torch.Tensor) -> np.ndarray:
@@ -165,11 +170,11 @@ def test_gradient_reach_by_hand_and_over_micro_batches():
     reach = GradientReach(student)
     assert reach.norm() == 0
     for row in rows:
-        reach.add((student.weight * row).sum())
+        reach.add(step_result((student.weight * row).sum()))
     # The gradients (3, 0) and (0, 4) are added before the norm is taken.
     assert reach.norm() == pytest.approx(5)
     assert student.weight.grad is None
     silent = GradientReach(student)
-    silent.add(torch.zeros(()))
-    silent.add(student.bias.detach().clone().requires_grad_().sum())
+    silent.add(step_result(torch.zeros(())))
+    silent.add(step_result(student.bias.detach().clone().requires_grad_().sum()))
     assert silent.norm() == 0

@@ -1,0 +1,129 @@
+"""Two processes that each hold a part of what learns are one process with the whole batch, up to rounding."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kv_align.errors import ConfigError
+from kv_align.experiment import run as do_run
+from kv_align.runs import RunDirectory, read_rows
+from tests.short_runs import results, short_config, weight_files, without_timing
+
+RUNS = {
+    "structured": ("loss=kv+struct",),
+    "flat": ("aligner=flat", "trainer.micro_batch_size=2", "data.shuffle_teacher=true"),
+    "checkpointed": ("loss=kv+struct", "model.gradient_checkpointing=true", "trainer.micro_batch_size=2"),
+    "alternating": ("align.fit=alternate", "align.period=1"),
+    "frozen": ("align.fit=frozen", "trainer.aligner_lr=null"),
+    "projected": ("loss=hidden",),
+}
+SHARDED = "trainer.parallel=fsdp"
+BF16 = ("loss=kv+struct", "trainer.mixed_precision=bf16")
+
+
+def by_two(folder: Path, runs: dict[str, tuple[str, ...]]) -> str:
+    """Do runs by two processes, as the tasks of a job would; returns what they wrote to standard error."""
+    command = [sys.executable, "-m", "tests.kv_align.sharded_runs", str(folder), json.dumps(runs)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command, env={**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=1200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in said)
+    return "".join(said)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs by two processes, one after the other: `RUNS`, the first of them disturbed, one in bfloat16, also whole."""
+    folder = tmp_path_factory.mktemp("sharded")
+    runs = {name: (*overrides, SHARDED) for name, overrides in RUNS.items()}
+    disturbed = (*runs["structured"], "trainer.checkpoint_interval=100")
+    by_two(folder, {**runs, "disturbed": disturbed, "bf16": (*BF16, SHARDED), "bf16_whole": BF16})
+    return folder
+
+
+def assert_alike(ours: RunDirectory, theirs: RunDirectory, relative: float, absolute: float) -> None:
+    """Weights and every number that was logged or evaluated agree to a tolerance."""
+    assert [each.relative_to(ours.path) for each in weight_files(ours)] == [
+        each.relative_to(theirs.path) for each in weight_files(theirs)
+    ]
+    for one, other in zip(weight_files(ours), weight_files(theirs), strict=True):
+        expected = load_file(other)
+        found = load_file(one)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            assert tensor.dtype == expected[name].dtype
+            assert torch.allclose(tensor, expected[name], rtol=relative, atol=absolute), name
+    for file in ("metrics_file", "evaluations_file"):
+        rows = zip(read_rows(getattr(ours, file)), read_rows(getattr(theirs, file)), strict=True)
+        for one_row, other_row in rows:
+            expected_row = without_timing(other_row)
+            assert without_timing(one_row).keys() == expected_row.keys()
+            for name, value in expected_row.items():
+                assert one_row[name] == pytest.approx(value, rel=relative, abs=absolute), (name, expected_row["step"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_shards_are_one_process_with_the_whole_batch(name: str, sharded: Path, tmp_path: Path) -> None:
+    alone = RunDirectory(tmp_path / name)
+    assert (
+        do_run(short_config(*RUNS[name], SHARDED), alone.path) == "finished"
+    )  # of one process, so nothing is shared out
+    assert (alone.checkpoints / "step_00000006" / "model.safetensors").exists()
+    both = RunDirectory(sharded / name)
+    assert_alike(both, alone, 1e-4, 1e-6)
+    ours, theirs = (json.loads(each.provenance_file.read_text()) for each in (both, alone))
+    for what in ("content_hash", "data_order_sha256", "initial_weights_sha256", "initial_aligner_sha256", "parameters"):
+        assert ours[what] == theirs[what]
+    assert (ours["processes"], theirs["processes"]) == (2, 1)
+
+
+def test_bfloat16_means_the_same_with_shards_as_without(sharded: Path) -> None:
+    assert_alike(RunDirectory(sharded / "bf16"), RunDirectory(sharded / "bf16_whole"), 1e-4, 1e-6)
+
+
+def test_a_sharded_run_that_was_asked_to_leave_ends_as_if_nothing_had_been(sharded: Path) -> None:
+    disturbed = RunDirectory(sharded / "disturbed")
+    status = disturbed.status()
+    assert status is not None
+    assert status.attempt == 2
+    assert results(disturbed) == results(RunDirectory(sharded / "structured"))
+
+
+def test_every_process_keeps_its_part_of_a_checkpoint(sharded: Path) -> None:
+    newest = max((sharded / "structured" / "checkpoints").glob("step_*"))
+    sealed = json.loads((newest / "manifest.json").read_text())["sha256"]
+    parts = {"pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp", "random_states_1.pkl"}
+    assert parts <= sealed.keys()
+    sizes = [(newest / "pytorch_model_fsdp_0" / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
+    whole = (sharded / "structured" / "student" / "model.safetensors").stat().st_size
+    assert max(sizes) < 0.6 * whole
+
+
+def test_shards_are_not_taken_for_a_whole_checkpoint(sharded: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(sharded / "structured", copy)
+    (copy / "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"saved with trainer\.parallel=fsdp and several"):
+        do_run(short_config(*RUNS["structured"]), copy)
+    assert (copy / "checkpoints" / "step_00000006").exists()
