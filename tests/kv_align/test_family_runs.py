@@ -1,7 +1,6 @@
 """Pairs of different families: a student taught by itself has nothing to learn, others learn in whole runs."""
 
 import copy
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -140,6 +139,18 @@ def test_a_loss_on_attention_that_it_does_not_know_is_refused(saved, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def pair_config(teacher: str, student: str, *, student_start: str = "pretrained") -> ModelConfig:
+    return ModelConfig(
+        name="pair",
+        teacher=teacher,
+        student=student,
+        student_start=student_start,
+        teacher_dtype="float32",
+        gradient_checkpointing=False,
+        remote_code=[],
+    )
+
+
 class KeysFirst(GPTJAttention):
     """Multiplies keys by queries, not queries by keys."""
 
@@ -167,7 +178,7 @@ def test_queries_that_cannot_be_seen_are_not_made_up(attention, role):
             module.__class__ = attention
     readers = [Reader(model, None, prepare(model, each)) for each, model in models.items()]
     assert not readers[role == "student"].geometry.gives_queries
-    config = dataclasses.replace(short_config().model, teacher="a", student="b")
+    config = pair_config("a", "b")
     sentence = rf"^loss=relations is not allowed with model\.{role}=[ab]: GPTJForCausalLM computes its attention itself"
     with pytest.raises(ConfigError, match=sentence):
         check_queries(config, "relations", *readers, attention=False)
@@ -179,23 +190,15 @@ def test_queries_that_cannot_be_seen_are_not_made_up(attention, role):
         models[role](input_ids=IDS, past_key_values=cache, use_cache=True)
     for number, layer in enumerate(recorder.ordered()):
         assert layer.q is None
-        assert torch.equal(layer.k, cache.layers[number].keys)
-        assert torch.equal(layer.v, cache.layers[number].values)
+        torch.testing.assert_close(layer.k, cache.layers[number].keys)
+        torch.testing.assert_close(layer.v, cache.layers[number].values)
 
 
 @pytest.mark.parametrize("start", ["scratch", "pretrained"])
 def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path, start):
     T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4).save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).is_encoder_decoder
-    model = ModelConfig(
-        name="pair",
-        teacher=str(tmp_path),
-        student=str(tmp_path),
-        student_start=start,
-        teacher_dtype="float32",
-        gradient_checkpointing=False,
-        remote_code=[],
-    )
+    model = pair_config(str(tmp_path), str(tmp_path), student_start=start)
     for role, load in (("teacher", load_teacher), ("student", lambda *args: load_student(args[0], 0, args[1]))):
         with pytest.raises(ConfigError, match=rf"^model\.{role}=\S+ is not allowed: it is an encoder-decoder"):
             load(model, torch.device("cpu"))
