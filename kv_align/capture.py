@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from kv_align.attention_trials import attends_by_its_form, tapped_forms
+from kv_align.cache_tap import Tap, Turning, listen
 from kv_align.errors import ConfigError
-from kv_align.layer_trials import Unsupported, attends_plainly, close, hooks, read, turnings
-from kv_align.recorder import EAGER, SDPA, Layer, Recorder, Turning, listen, own_eager_attention, record
+from kv_align.layer_trials import Unsupported, close, hooks, read, turnings
+from kv_align.recorder import EAGER, SDPA, Layer, Recorder, own_eager_attention, record
 from kv_align.rotary import Rotation
 
 __all__ = ["Geometry", "Layer", "Recorder", "Rotation", "prepare", "record"]
@@ -38,7 +40,7 @@ class Geometry:
     gives_queries
         Whether queries are recorded too.
     plain_attention
-        Whether the attention is a softmax of scaled dot products of queries and keys, causal and in the recorded window.
+        Whether the attention of all layers is what an `AttentionForm` says, and so can be computed from queries and keys.
     """
 
     num_layers: int
@@ -92,7 +94,7 @@ def _prepare(model: PreTrainedModel) -> Geometry:
     taps = _choose_attention(model)
 
     def tapped() -> AbstractContextManager[None]:
-        return hooks(listen(module, Turning(), argument) for module, argument in taps.items())
+        return hooks(listen(module, Turning(), tap) for module, tap in taps.items())
 
     with tapped():
         recorder = read(model)
@@ -100,24 +102,33 @@ def _prepare(model: PreTrainedModel) -> Geometry:
         _check_layers(config, recorder)
         _check_causality(model, layers)
     _check_cache(model, layers)
+    first = layers[0]
+    num_query_heads = int(config.num_attention_heads) if first.q is None else first.q.shape[1]
+    if taps:
+        with tapped():
+            found = tapped_forms(model, recorder, taps, num_query_heads)
+        gives_queries = plain = found is not None
+        taps = found or taps
+    else:
+        gives_queries = True
+        plain = all(attends_by_its_form(layer, recorder.attend[number]) for number, layer in enumerate(layers))
     with tapped():
         turned = turnings(model, recorder.modules, taps)
     for number, module in recorder.modules.items():
         listen(module, turned[number], taps.get(module))
-    first = layers[0]
     return Geometry(
         len(layers),
-        int(config.num_attention_heads) if first.q is None else first.q.shape[1],
+        num_query_heads,
         first.k.shape[1],
         first.k.shape[-1],
         first.v.shape[-1],
-        gives_queries=first.q is not None,
-        plain_attention=all(attends_plainly(each, recorder.attend.get(number)) for number, each in enumerate(layers)),
+        gives_queries=gives_queries,
+        plain_attention=plain,
     )
 
 
-def _choose_attention(model: PreTrainedModel) -> dict[nn.Module, str]:
-    """Have the model call a recording attention function; where it calls none, return its layers' cache arguments."""
+def _choose_attention(model: PreTrainedModel) -> dict[nn.Module, Tap]:
+    """Have the model call a recording attention function; where it calls none, return its layers' taps."""
     if model._can_set_attn_implementation():
         try:
             model.set_attn_implementation(SDPA)
@@ -130,10 +141,10 @@ def _choose_attention(model: PreTrainedModel) -> dict[nn.Module, str]:
     for module in model.modules():
         names = [name for name in _CACHE_ARGUMENTS if name in inspect.signature(module.forward).parameters]
         if names and isinstance(getattr(module, "layer_idx", None), int):
-            found[module] = names[0]
+            found[module] = Tap(names[0])
     # A block that knows its number hands its cache on to the attention in it.
     inner = {module for outer in found for module in outer.modules() if module is not outer}
-    return {module: name for module, name in found.items() if not inner.intersection(module.modules())} or found
+    return {module: tap for module, tap in found.items() if not inner.intersection(module.modules())} or found
 
 
 def _check_layers(config: PreTrainedConfig, recorder: Recorder) -> None:

@@ -242,8 +242,7 @@ class Distiller(nn.Module):
             target_attention,
             self.key_variance,
             self.value_variance,
-            tuple(layer.scaling for layer in layers),
-            tuple(layer.sliding_window for layer in layers),
+            tuple(layer.form for layer in layers if layer.form is not None),
         )
 
     def _share(self, part: Masked, counts: Counts) -> Tensor:

@@ -98,13 +98,13 @@ def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Read
         name = f"loss={loss} is not allowed with model.{role}={getattr(config, role)}"
         if not reader.geometry.gives_queries:
             raise ConfigError(
-                f"{name}: {type(reader.model).__name__} computes its attention itself, where its queries cannot be "
-                "recorded; use loss=kv or another model."
+                f"{name}: {type(reader.model).__name__} computes its attention itself, in a way that does not show its "
+                "queries; use loss=kv or another model."
             )
         if attention and role == "student" and not reader.geometry.plain_attention:
             raise ConfigError(
-                f"{name}: {type(reader.model).__name__} attends by more than a softmax of scaled dot products (a soft cap, "
-                "sinks or a bias), which the loss does not know; use loss=kv or another model."
+                f"{name}: {type(reader.model).__name__} attends by more than scaled dot products, windows, soft caps, sinks "
+                "and ALiBi, which is all that the loss knows; use loss=kv or another model."
             )
 
 

@@ -3,7 +3,7 @@
 The attention functions registered here write what they are handed to the recorder of the current `record` block, if there
 is one, and then compute what the model would have computed without them. So recording needs no cache, works under
 (non-reentrant) gradient checkpointing, keeps the gradient, and changes no model code. The few decoders that call no
-attention function are handed a stand-in for their cache instead (`CacheTap`), which sees keys and values, but no queries.
+attention function are listened to in another way: `kv_align.cache_tap`.
 
 Knows nothing of which models may be recorded: that is `kv_align.capture`.
 Axes: B batch, L recorded layers, H heads (key/value heads, or query heads), T tokens, D head width.
@@ -22,42 +22,37 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from kv_align.rotary import RotaryForm, Rotation
+from kv_align.attention_form import AttentionForm
+from kv_align.rotary import Rotation
 
 SDPA, EAGER = "kv_align_sdpa", "kv_align_eager"
 _RECORDER: ContextVar[Recorder | None] = ContextVar("kv_align_recorder", default=None)
 
 
-class _Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
+class Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
     """Raised inside a model when the last layer that is asked for has been recorded."""
 
 
 @dataclass
 class Layer:
-    """What one attention layer was handed: q, k, v [B, H, T, D] after rotation, and how it attends.
+    """What one attention layer was handed: q, k, v [B, H, T, D] after rotation, and how it weighs keys.
 
-    `q` is None, and `scaling` and `sliding_window` mean nothing, where a model calls no attention function.
+    `q` and `form` are None where queries are not seen.
     """
 
     q: Tensor | None
     k: Tensor
     v: Tensor
-    scaling: float
-    sliding_window: int | None
+    form: AttentionForm | None
     rotation: Rotation | None
-    k_unturned: Tensor | None = None
 
     @property
     def k_unrotated(self) -> Tensor:
         """Keys before the rotary embedding."""
-        if self.k_unturned is not None:
-            return self.k_unturned
         return self.k if self.rotation is None else self.rotation.unrotate(self.k)
 
     @property
@@ -81,6 +76,10 @@ class Recorder:
         What was recorded, by layer number.
     attend
         The attention function of each layer as it was called, but for queries, keys and values.
+    rotations
+        Of layers that are about to run.
+    watch
+        What is told when marked tensors are multiplied, see `kv_align.cache_tap`.
     """
 
     wanted: frozenset[int] | None
@@ -89,7 +88,7 @@ class Recorder:
     modules: dict[int, nn.Module] = field(default_factory=dict)
     attend: dict[int, Callable[..., tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
     rotations: dict[nn.Module, Rotation] = field(default_factory=dict)
-    unturned: dict[nn.Module, Tensor] = field(default_factory=dict)
+    watch: Callable[..., Tensor] | None = None
 
     def keys(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Keys of all recorded layers, in the order of their numbers."""
@@ -112,23 +111,18 @@ class Recorder:
         """Whether a layer of this number is to be recorded."""
         return self.wanted is None or number in self.wanted
 
-    def add(
-        self,
-        module: Any,
-        q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scaling: float = float("nan"),
-        sliding_window: int | None = None,
-    ) -> None:
+    def add(self, module: Any, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionForm | None) -> None:
         """Record a layer, and end the forward pass if it is the last one that is asked for."""
         number = module.layer_idx
-        rotation, unturned = self.rotations.get(module), self.unturned.get(module)
-        self.layers[number] = Layer(q, k, v, scaling, sliding_window, rotation, unturned)
+        self.layers[number] = Layer(q, k, v, form, self.rotations.get(module))
         self.modules[number] = module
         if number == self.stop_after:
-            raise _Enough
+            raise Enough
+
+
+def current_recorder() -> Recorder | None:
+    """Return the recorder of the innermost `record` block that is running; None outside of all."""
+    return _RECORDER.get()
 
 
 @contextmanager
@@ -148,7 +142,7 @@ def record(layers: Sequence[int] | None = None, *, stop_after_last: bool = False
     token = _RECORDER.set(recorder)
     try:
         yield recorder
-    except _Enough:
+    except Enough:
         pass
     finally:
         _RECORDER.reset(token)
@@ -167,8 +161,11 @@ def _recording(
     if recorder is not None and number is not None and recorder.wants(number):
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        # A copy: what stands in a parameter of the layer may be gathered only while the layer runs.
+        sinks = None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach().flatten().clone()
+        form = AttentionForm(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks)
         recorder.attend[number] = partial(attention, module, attention_mask=attention_mask, **kwargs)
-        recorder.add(module, query, key, value, scaling=scaling, sliding_window=kwargs.get("sliding_window"))
+        recorder.add(module, query, key, value, form)
     return attention(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -183,79 +180,6 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
     attention = own_eager_attention(module)
     assert attention is not None
     return attention(module, *args, **kwargs)
-
-
-class CacheTap:
-    """Stands in for the cache of one attention layer that is run without one: records what is put into it."""
-
-    def __init__(self, recorder: Recorder, module: nn.Module) -> None:
-        self._recorder, self._module = recorder, module
-
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Record keys and values, and give them back as an empty cache would."""
-        if self._recorder.wants(self._module.layer_idx):
-            self._recorder.add(self._module, None, key, value)
-        return key, value
-
-    def get_seq_length(self, *_: Any) -> int:
-        """Return that nothing was put into it before."""
-        return 0
-
-
-@dataclass(frozen=True)
-class Turning:
-    """How an attention layer turns its keys by their position; by default not at all.
-
-    Attributes
-    ----------
-    form
-        Of the rotary embedding whose cosines and sines it is handed as `position_embeddings`.
-    by_position
-        Whether it makes cosines and sines itself, of the `position_ids` that it is handed.
-    """
-
-    form: RotaryForm | None = None
-    by_position: bool = False
-
-
-def listen(module: nn.Module, turning: Turning, cache_argument: str | None) -> RemovableHandle:
-    """Make an attention layer tell the current recorder its rotation and, by a `CacheTap`, its keys and values.
-
-    Parameters
-    ----------
-    module
-        The layer.
-    turning
-        How it turns keys.
-    cache_argument
-        The keyword by which it is handed its cache; None where it calls an attention function.
-    """
-
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recorder = _RECORDER.get()
-        if recorder is None or not recorder.wants(module.layer_idx):
-            return None
-        if turning.form is not None:
-            recorder.rotations[module] = turning.form.at(*kwargs["position_embeddings"])
-        if turning.by_position:
-            still = {**kwargs, "position_ids": torch.zeros_like(kwargs["position_ids"])}
-            # Not among what gradient checkpointing counts: recomputation, outside the block, does not do this again.
-            with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-                recorder.unturned[module] = run_attention(module, args, still, cache_argument).k
-        if cache_argument is None or kwargs.get(cache_argument) is not None:
-            return None
-        return args, {**kwargs, cache_argument: CacheTap(recorder, module)}
-
-    return module.register_forward_pre_hook(before, with_kwargs=True)
-
-
-def run_attention(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cache_argument: str | None) -> Layer:
-    """Run one attention layer by itself as far as its attention, and return what it was about to use there."""
-    with record([module.layer_idx], stop_after_last=True) as recorder:
-        if cache_argument is not None:
-            kwargs = {**kwargs, cache_argument: CacheTap(recorder, module)}
-        module.forward(*args, **kwargs)
-    return recorder.layers[module.layer_idx]
 
 
 AttentionInterface.register(SDPA, partial(_recording, sdpa_attention_forward))

@@ -4,7 +4,7 @@ A rotary embedding turns pairs of a head's numbers: with angles' cosines c and s
 (x c - y s, y c + x s). Families differ in which numbers are pairs (halves of the head or neighbours), in how many are
 turned, and in where a pair's c and s stand in what the layer is handed; `RotaryForm` is all of that, by number.
 
-Axes: B batch, H heads, T tokens, D head width, R turned numbers, P probes.
+Axes: B batch, H heads, T tokens, D head width, R turned numbers, P probes or positions.
 """
 
 from __future__ import annotations
@@ -85,6 +85,27 @@ class RotaryForm:
         return Rotation(cos, sin, self.order)
 
 
+@dataclass(frozen=True)
+class RotaryTable:
+    """The rotary embedding of a layer that makes cosines and sines itself, at each position.
+
+    Attributes
+    ----------
+    cos, sin
+        [P, R], of each position; as in `Rotation`.
+    order
+        As in `Rotation`.
+    """
+
+    cos: Float[Tensor, "p r"]
+    sin: Float[Tensor, "p r"]
+    order: Int[Tensor, " d"] | None
+
+    def at(self, positions: Int[Tensor, "b t"]) -> Rotation:
+        """Return the rotation at some positions."""
+        return Rotation(self.cos[positions], self.sin[positions], self.order)
+
+
 def rotary_form(keys_under: Callable[[Tensor, Tensor], Tensor], handed: Float[Tensor, "b t r"]) -> RotaryForm | None:
     """Find out what a layer does with cosines and sines.
 
@@ -139,6 +160,42 @@ def rotary_form(keys_under: Callable[[Tensor, Tensor], Tensor], handed: Float[Te
         _unless_in_place(cos_at, width),
         _unless_in_place(sin_at, width),
     )
+
+
+def rotary_table(keys: Float[Tensor, "n h p d"]) -> RotaryTable:
+    """Measure the rotary embedding of a layer that makes its cosines and sines itself.
+
+    Parameters
+    ----------
+    keys
+        The layer's keys, each of N tokens at every position from 0, where nothing is turned.
+
+    Raises
+    ------
+    ValueError
+        If it does anything but turn pairs of numbers.
+    """
+    keys_PND = keys.movedim(2, 0).flatten(1, 2).double()
+    still_ND, allowed = keys_PND[0], 16 * torch.finfo(keys.dtype).eps * keys_PND.abs().max()
+    turned = ((keys_PND - still_ND).abs().amax(dim=(0, 1)) > allowed).nonzero().flatten()
+    # A turned pair keeps its length: what the square of one number gains, that of the other loses.
+    gained = (keys_PND.square() - still_ND.square())[..., turned].flatten(0, 1)
+    products = gained.T @ gained
+    own = products.diagonal()
+    together = own[:, None] + own + 2 * products
+    partner = together.fill_diagonal_(torch.inf).argmin(dim=1)
+    places = torch.arange(len(turned), device=keys.device)
+    if not len(turned) or not torch.equal(partner[partner], places):
+        raise ValueError("it does more than turn pairs of numbers")
+    first, second = turned[places < partner], turned[partner[places < partner]]
+    x, y, x_0, y_0 = keys_PND[..., first], keys_PND[..., second], still_ND[:, first], still_ND[:, second]
+    square = (x_0.square() + y_0.square()).sum(dim=0)
+    cos = (x * x_0 + y * y_0).sum(dim=1) / square
+    sin = (y * x_0 - x * y_0).sum(dim=1) / square
+    everything = torch.arange(keys.shape[-1], device=keys.device)
+    order = torch.cat((first, second, everything[~torch.isin(everything, turned)]))
+    cos, sin = (each.float().repeat(1, 2) for each in (cos, sin))
+    return RotaryTable(cos, sin, _unless_in_place(order, keys.shape[-1]))
 
 
 def _unless_in_place(places: Tensor, count: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 TENSOR_MODULES = [
     "align",
     "attention_divergence",
+    "attention_form",
     "capture",
     "data.batch",
     "distill",

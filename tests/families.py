@@ -58,10 +58,10 @@ class Family:
     keys
         From the outputs of the layer's own projections to its keys before rotation, [B, H, T, D]; None where nothing but
         `k_proj` and `k_norm` stands there.
-    interface
-        Whether it calls an attention function.
-    plain
-        Whether that is a softmax of scaled dot products.
+    beyond
+        What of `AttentionForm` it has beyond scaled dot products and windows.
+    known
+        Whether that is all that its attention is.
     """
 
     name: str
@@ -71,8 +71,8 @@ class Family:
     turned: tuple[int, int, int] = (8, 8, 8)
     windows: tuple[int | None, int | None, int | None] = (None, None, None)
     keys: tuple[str, Callable[[Tensor], Tensor]] | None = None
-    interface: bool = True
-    plain: bool = True
+    beyond: tuple[str, ...] = ()
+    known: bool = True
 
     def make(self, *, attention: str | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """A model with weights so large that every layer, head and token differs."""
@@ -110,7 +110,7 @@ FAMILIES = {
         width=12,
         turned=(12, 12, 12),
         windows=(4, None, 4),
-        plain=False,
+        beyond=("cap",),
     ),
     "gemma3": Family(
         "Gemma3Text",
@@ -143,7 +143,6 @@ FAMILIES = {
         SHAPE,
         kv_heads=1,
         keys=("query_key_value", lambda fused: fused[..., None, 32:40]),
-        interface=False,
     ),
     "falcon alibi": Family(
         "Falcon",
@@ -151,16 +150,29 @@ FAMILIES = {
         kv_heads=4,
         turned=(0, 0, 0),
         keys=("query_key_value", lambda fused: fused.unflatten(-1, (4, 24))[..., 8:16]),
-        interface=False,
+        beyond=("slopes",),
     ),
-    "gptj": Family("GPTJ", GPT | {"rotary_dim": 4}, kv_heads=4, turned=(4, 4, 4), interface=False),
+    "falcon grouped": Family(
+        "Falcon",
+        SHAPE | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        kv_heads=4,  # it repeats its two before it keeps them
+        keys=("query_key_value", lambda fused: fused.unflatten(-1, (2, 4, 8))[..., 2, :].repeat_interleave(2, dim=2)),
+    ),
+    "gptj": Family("GPTJ", GPT | {"rotary_dim": 4}, kv_heads=4, turned=(4, 4, 4)),
+    "codegen": Family(
+        "CodeGen",
+        GPT | {"rotary_dim": 4},
+        kv_heads=4,
+        turned=(4, 4, 4),
+        keys=("qkv_proj", lambda fused: fused.unflatten(-1, (4, 24))[..., 16:24]),
+    ),
     "bloom": Family(
         "Bloom",
         OLD,
         kv_heads=4,
         turned=(0, 0, 0),
         keys=("query_key_value", lambda fused: fused.unflatten(-1, (4, 24))[..., 8:16]),
-        interface=False,
+        beyond=("slopes",),
     ),
     "mpt": Family(
         "Mpt",
@@ -168,14 +180,13 @@ FAMILIES = {
         kv_heads=4,
         turned=(0, 0, 0),
         keys=("Wqkv", lambda fused: fused[..., 32:64]),
-        interface=False,
+        beyond=("slopes",),
     ),
     "xglm": Family(
         "XGLM",
         {"vocab_size": 64, "d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4},
         kv_heads=4,
         turned=(0, 0, 0),
-        interface=False,
     ),
     "cohere": Family("Cohere", SHAPE | {"use_qk_norm": True}),
     "cohere2": Family("Cohere2", SHAPE | MIXED, turned=(8, 0, 8), windows=(4, None, 4)),
@@ -195,6 +206,7 @@ FAMILIES = {
         "GptOss",
         SHAPE | MIXED | {"head_dim": 8, "num_local_experts": 4, "rope_parameters": YARN},
         windows=(4, None, 4),
-        plain=False,
+        beyond=("sinks",),
     ),
+    "doge": Family("Doge", known=False),
 }

@@ -71,8 +71,7 @@ class KeyValueStruct(Objective):
                 *comparison.student_attention,
                 *comparison.target_attention,
                 mask,
-                scaling=comparison.scaling,
-                windows=comparison.windows,
+                forms=comparison.forms,
                 temperature=self._temperature,
             ),
         }

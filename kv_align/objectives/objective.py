@@ -14,6 +14,7 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from kv_align.attention_form import AttentionForm
 from kv_align.capture import Geometry
 from kv_align.losses import Masked
 
@@ -71,8 +72,8 @@ class Comparison:
         (q, k) as attention uses them, after the student's rotary embedding; None where the objective needs no queries.
     key_variance, value_variance
         [L], of the teacher's raw keys and values, fixed before training and the same in all arms.
-    scaling, windows
-        Of each student layer's attention.
+    forms
+        How each student layer weighs keys.
     teacher_logits
         None where the objective needs none.
     source
@@ -93,8 +94,7 @@ class Comparison:
     target_attention: tuple[Tensor, Tensor] | None = None
     key_variance: Tensor | None = None
     value_variance: Tensor | None = None
-    scaling: tuple[float, ...] = ()
-    windows: tuple[int | None, ...] = ()
+    forms: tuple[AttentionForm, ...] = ()
     teacher_logits: Tensor | None = None
     source: States | None = None
     student_hidden: Float[Tensor, "b l t i"] | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kv_align.attention_divergence import attention_divergence
+from kv_align.attention_form import AttentionForm
 from kv_align.losses import Masked
 from kv_align.objectives.objective import Comparison, Objective, Pairing
 from kv_align.options import LayerList, NonNegativeFloat, PositiveInt
@@ -96,8 +97,7 @@ class Relations(Objective):
             theirs,
             theirs,
             mask,
-            scaling=(1.0,) * len(self._layers),
-            windows=(None,) * len(self._layers),
+            forms=(AttentionForm(scaling=1.0),) * len(self._layers),
             temperature=1.0,
         )
 

@@ -331,9 +331,9 @@ def test_how_each_layer_attends_is_recorded():
     for name, model in {"mixed": mixed, **{name: prepared(name) for name in FAMILIES}}.items():
         with torch.no_grad(), record() as recorder:
             model(input_ids=IDS, use_cache=False)
-        windows[name] = [layer.sliding_window for layer in recorder.ordered()]
+        windows[name] = [layer.form.window for layer in recorder.ordered()]
         width = recorder.layers[0].k.shape[-1]
-        assert [layer.scaling for layer in recorder.ordered()] == pytest.approx([width**-0.5] * 3)
+        assert [layer.form.scaling for layer in recorder.ordered()] == pytest.approx([width**-0.5] * 3)
     assert windows == {
         "mixed": [5, None, 5],
         "llama": [None] * 3,

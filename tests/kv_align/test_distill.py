@@ -17,6 +17,7 @@ from kv_align.align.layer_map import proportional
 from kv_align.align.placement import Placement
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp, resample
+from kv_align.attention_form import AttentionForm
 from kv_align.capture import Geometry, prepare, record
 from kv_align.config import AlignConfig, ModelConfig
 from kv_align.data.arithmetic import Arithmetic
@@ -419,8 +420,7 @@ def test_what_is_compared_is_recorded_and_projected_as_keys_says(kind, rotated):
         for layer in range(3):
             turned = expected[:, layer] if rotated else rotation.rotate(expected[:, layer])
             assert torch.equal(found[:, layer], turned)
-    assert comparison.scaling == pytest.approx((12**-0.5,) * 3)
-    assert comparison.windows == (None,) * 3
+    assert comparison.forms == (AttentionForm(scaling=12**-0.5),) * 3
 
 
 def test_the_compared_attention_is_the_one_the_student_computes():

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from kv_align.attention_divergence import attention_of
+from kv_align.attention_form import attention_of
 from kv_align.capture import Geometry, Recorder, prepare, record
 from kv_align.data.batch import Batch, Tokens
 from kv_align.distill import Teacher
+from kv_align.layer_trials import hooks
 from tests.families import FAMILIES, Family, heads_first
 
 IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])
 RIGHT = torch.tensor([[1] * 11, [1] * 7 + [0] * 4])
 LEFT = torch.tensor([[1] * 11, [0] * 4 + [1] * 7])
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-WITH_QUERIES = pytest.mark.parametrize(
-    "family", [f for f in FAMILIES.values() if f.interface], ids=[n for n, f in FAMILIES.items() if f.interface]
-)
+OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
+KNOWN = {name: family for name, family in FAMILIES.items() if family.known}
 
 
 @cache
@@ -49,9 +49,7 @@ def recorded(model: PreTrainedModel, mask: Tensor | None = None) -> Recorder:
 @EVERY
 def test_geometry_is_what_the_model_really_has(family):
     geometry = prepare(family.make(), "student")
-    assert geometry == Geometry(
-        3, 4, family.kv_heads, family.width, family.width, family.interface, family.plain and family.interface
-    )
+    assert geometry == Geometry(3, 4, family.kv_heads, family.width, family.width, True, family.known)
 
 
 @pytest.mark.parametrize("mask", [None, RIGHT, LEFT], ids=["full", "right", "left"])
@@ -95,15 +93,11 @@ def test_rotating_the_unrotated_gives_the_rotated_and_turns_what_is_expected(fam
         moved = (layer.k_unrotated != layer.k).any(dim=2).any(dim=0).any(dim=0)
         if family.turned[number] == 0:
             assert layer.k_unrotated is layer.k
-        elif layer.rotation is None:  # turned out of our sight; nothing is rotated with it
-            assert not family.interface
-            assert int(moved.sum()) == family.turned[number]
         else:
             assert layer.rotation.cos.shape[-1] == family.turned[number] >= int(moved.sum()) > 0
             assert int((layer.k_unrotated - layer.k).abs().amax(dim=(0, 1, 2)).argmax()) < family.turned[number]
             torch.testing.assert_close(layer.rotation.rotate(layer.k_unrotated), layer.k, atol=1e-4, rtol=1e-5)
-            if layer.q is not None:
-                torch.testing.assert_close(layer.rotation.rotate(layer.q_unrotated), layer.q, atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(layer.rotation.rotate(layer.q_unrotated), layer.q, atol=1e-4, rtol=1e-5)
 
 
 @EVERY
@@ -124,22 +118,48 @@ def test_left_padding_with_position_ids_gives_the_states_of_no_padding(family):
         torch.testing.assert_close(ours[..., 4:, :], theirs, atol=2e-3, rtol=1e-3)
 
 
-@WITH_QUERIES
+WITH_KNOWN_ATTENTION = pytest.mark.parametrize("family", KNOWN.values(), ids=KNOWN)
+
+
+@WITH_KNOWN_ATTENTION
 def test_attention_of_recorded_queries_and_keys_is_the_models_own(family):
-    if not family.plain:
-        pytest.skip("it says that its attention is more than that")
     model = family.make(attention="eager")
     with torch.no_grad():
         expected = model(**inputs(RIGHT), use_cache=False, output_attentions=True).attentions
-    recorder = recorded(ready(family), RIGHT)
-    for layer, theirs, window in zip(recorder.ordered(), expected, family.windows, strict=True):
-        assert layer.sliding_window == window
-        ours = attention_of(layer.q, layer.k, RIGHT.bool(), layer.scaling, layer.sliding_window)
+    prepare(model, "student")
+    for layer, theirs, window in zip(recorded(model, RIGHT).ordered(), expected, family.windows, strict=True):
+        assert layer.form.window == window
+        assert (
+            tuple(name for name in ("cap", "sinks", "slopes") if getattr(layer.form, name) is not None) == family.beyond
+        )
+        ours = attention_of(layer.q, layer.k, RIGHT.bool(), layer.form)
         for row, length in ((0, 11), (1, 7)):
             torch.testing.assert_close(
                 ours[row, :, :length, :length], theirs[row, :, :length, :length], atol=1e-4, rtol=1e-3
             )
     assert any(theirs.amax() > 0.5 for theirs in expected)
+
+
+@WITH_KNOWN_ATTENTION
+@pytest.mark.parametrize("mask", [RIGHT, LEFT], ids=["right", "left"])
+def test_recorded_states_give_what_the_models_heads_give(family, mask):
+    # With the attention that the model has unless another is asked for: Falcon's eager one adds its ALiBi twice.
+    model, heads = ready(family), {}
+    modules = recorded(model).modules
+    outputs = {
+        number: module.get_submodule(next(name for name in OUTPUTS if hasattr(module, name)))
+        for number, module in modules.items()
+    }
+    with hooks(
+        output.register_forward_pre_hook(lambda _, args, number=number: heads.__setitem__(number, args[0]))
+        for number, output in outputs.items()
+    ):
+        recorder = recorded(model, mask)
+    for number, layer in enumerate(recorder.ordered()):
+        weights = attention_of(layer.q, layer.k, mask.bool(), layer.form)
+        ours = weights @ layer.v.repeat_interleave(layer.q.shape[1] // layer.v.shape[1], dim=1)
+        ours, theirs = ours.transpose(1, 2).flatten(2)[mask.bool()], heads[number][mask.bool()]
+        torch.testing.assert_close(ours, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=1e-3)
 
 
 @EVERY
@@ -165,7 +185,8 @@ def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     torch.manual_seed(1)  # of the dropout
     with record() as recorder:
         model(**inputs(RIGHT), use_cache=False)
-    (recorder.keys(rotated=False).square().mean() + recorder.values().pow(3).mean()).backward()
+    loss = recorder.keys(rotated=False).square().mean() + recorder.values().pow(3).mean()
+    (loss + recorder.queries(rotated=True).abs().mean()).backward()
     return {
         name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
     }
@@ -216,10 +237,11 @@ def test_a_teacher_reads_no_further_than_it_must_and_the_same(family):
     model, mask = ready(family), RIGHT.bool()
     tokens = Tokens(IDS, mask, (RIGHT.cumsum(1) - 1).clamp(min=0), RIGHT)
     batch = Batch(tokens, tokens, mask, mask, True, (0, 1))
-    states = Teacher(model, [0, 1], rotated=False).read(batch, "keys_values")
+    states = Teacher(model, [0, 1], rotated=False).read(batch, "keys_values_queries")
     whole = recorded(model, RIGHT)
     torch.testing.assert_close(states.k, whole.keys(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(states.v, whole.values()[:, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states.q, whole.queries(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
 
 
 @EVERY

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, T5Config
+from transformers import AutoConfig, AutoTokenizer, DynamicCache, T5Config
+from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from kv_align.align.aligner import Aligner
 from kv_align.align.fit import Phase
-from kv_align.capture import prepare
+from kv_align.capture import prepare, record
 from kv_align.config import ModelConfig
 from kv_align.data.batch import Batch, Tokens
 from kv_align.distill import Counts, Distiller, Teacher
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.model_card import EMBEDDED
-from kv_align.models import load_student, load_teacher
+from kv_align.models import Reader, check_queries, load_student, load_teacher
 from kv_align.objectives.kv_struct import KeyValueStruct
 from kv_align.runs import RunDirectory, read_rows
 from tests.families import FAMILIES
@@ -24,7 +25,7 @@ from tests.short_runs import short_config
 
 IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])
 MASK = torch.tensor([[1] * 11, [1] * 7 + [0] * 4])
-PLAIN = [name for name, family in FAMILIES.items() if family.interface and family.plain]
+KNOWN = [name for name, family in FAMILIES.items() if family.known]
 OBJECTIVE = KeyValueStruct(
     metric="mse",
     lambda_kv=0.5,
@@ -50,7 +51,7 @@ class AsItIs(Aligner):
         return k, v, q
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", KNOWN)
 def test_a_student_taught_by_itself_has_nothing_to_learn_and_by_another_has(name):
     student = FAMILIES[name].make()
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -86,7 +87,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Families by name, with the embedded pair's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "student")
     folders = {}
-    for name in ("gemma2", "cohere2", "falcon", "glm4", "gptj"):
+    for name in ("gemma2", "gpt oss", "falcon", "gptj", "bloom", "doge"):
         folders[name] = tmp_path_factory.mktemp(name)
         size = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         family = FAMILIES[name]
@@ -109,44 +110,95 @@ def overrides(saved: dict[str, Path], teacher: str, student: str, loss: str) -> 
 
 @pytest.mark.parametrize(
     ("teacher", "student", "loss"),
-    [("gemma2", "cohere2", "kv+struct"), ("falcon", "glm4", "kv"), ("glm4", "gptj", "kv"), ("cohere2", "gemma2", "kv")],
+    [
+        ("gptj", "gemma2", "kv+struct"),
+        ("gemma2", "gpt oss", "kv+struct"),
+        ("bloom", "falcon", "kv+struct"),
+        ("falcon", "gptj", "kv+struct"),
+        ("doge", "bloom", "kv+struct"),
+        ("falcon", "bloom", "relations"),
+        ("bloom", "doge", "kv"),
+    ],
 )
 def test_a_run_of_two_families(saved, tmp_path, teacher, student, loss):
     assert do_run(short_config(*overrides(saved, teacher, student, loss)), tmp_path / "run") == "finished"
     rows = read_rows(RunDirectory(tmp_path / "run").metrics_file)
     assert len(rows) == 3
-    assert all(row["kv_grad_norm"] > 0 and 0 < row["key_loss"] < 1e3 for row in rows)
+    part = {"kv": "key_loss", "kv+struct": "attention_loss", "relations": "query_relation_loss"}[loss]
+    assert all(row["kv_grad_norm"] > 0 and 0 < row[part] < 1e3 for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("teacher", "student", "sentence"),
-    [
-        ("falcon", "glm4", r"model\.teacher=\S+: FalconForCausalLM computes its attention itself"),
-        ("glm4", "gptj", r"model\.student=\S+: GPTJForCausalLM computes its attention itself"),
-        ("cohere2", "gemma2", r"model\.student=\S+: Gemma2ForCausalLM attends by more than a softmax"),
-    ],
-)
-def test_a_loss_on_attention_that_cannot_be_seen_is_refused(saved, tmp_path, teacher, student, sentence):
-    config = short_config(*overrides(saved, teacher, student, "kv+struct"))
+def test_a_loss_on_attention_that_it_does_not_know_is_refused(saved, tmp_path):
+    config = short_config(*overrides(saved, "gptj", "doge", "kv+struct"))
+    sentence = (
+        r"model\.student=\S+: DogeForCausalLM attends by more than scaled dot products, windows, soft caps, sinks and"
+    )
     with pytest.raises(ConfigError, match=rf"^loss=kv\+struct is not allowed with {sentence}") as caught:
         do_run(config, tmp_path / "run")
-    assert str(caught.value).endswith("use loss=kv or another model.")
+    assert str(caught.value).endswith("; use loss=kv or another model.")
     assert "\n" not in str(caught.value)
+
+
+def pair_config(teacher: str, student: str, *, student_start: str = "pretrained") -> ModelConfig:
+    return ModelConfig(
+        name="pair",
+        teacher=teacher,
+        student=student,
+        student_start=student_start,
+        teacher_dtype="float32",
+        gradient_checkpointing=False,
+        remote_code=[],
+    )
+
+
+class KeysFirst(GPTJAttention):
+    """Multiplies keys by queries, not queries by keys."""
+
+    def _attn(self, query, key, value, attention_mask=None):
+        scores = torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2) / self.scale_attn + attention_mask
+        weights = scores.softmax(dim=-1)
+        return torch.matmul(weights, value), weights
+
+
+class Doubled(GPTJAttention):
+    """Adds a score of every token's own."""
+
+    def _attn(self, query, key, value, attention_mask=None):
+        scores = torch.matmul(query, key.transpose(-1, -2)) / self.scale_attn + attention_mask
+        weights = (scores + key.sum(dim=-1)[..., None, :]).softmax(dim=-1)
+        return torch.matmul(weights, value), weights
+
+
+@pytest.mark.parametrize("attention", [KeysFirst, Doubled])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_queries_that_cannot_be_seen_are_not_made_up(attention, role):
+    models = {each: FAMILIES["gptj"].make() for each in ("teacher", "student")}
+    for module in models[role].modules():
+        if type(module) is GPTJAttention:
+            module.__class__ = attention
+    readers = [Reader(model, None, prepare(model, each)) for each, model in models.items()]
+    assert not readers[role == "student"].geometry.gives_queries
+    config = pair_config("a", "b")
+    sentence = rf"^loss=relations is not allowed with model\.{role}=[ab]: GPTJForCausalLM computes its attention itself"
+    with pytest.raises(ConfigError, match=sentence):
+        check_queries(config, "relations", *readers, attention=False)
+    # Its keys and values are as good as any.
+    with torch.no_grad():
+        with record() as recorder:
+            models[role](input_ids=IDS, use_cache=False)
+        cache = DynamicCache()
+        models[role](input_ids=IDS, past_key_values=cache, use_cache=True)
+    for number, layer in enumerate(recorder.ordered()):
+        assert layer.q is None
+        torch.testing.assert_close(layer.k, cache.layers[number].keys)
+        torch.testing.assert_close(layer.v, cache.layers[number].values)
 
 
 @pytest.mark.parametrize("start", ["scratch", "pretrained"])
 def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path, start):
     T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4).save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).is_encoder_decoder
-    model = ModelConfig(
-        name="pair",
-        teacher=str(tmp_path),
-        student=str(tmp_path),
-        student_start=start,
-        teacher_dtype="float32",
-        gradient_checkpointing=False,
-        remote_code=[],
-    )
+    model = pair_config(str(tmp_path), str(tmp_path), student_start=start)
     for role, load in (("teacher", load_teacher), ("student", lambda *args: load_student(args[0], 0, args[1]))):
         with pytest.raises(ConfigError, match=rf"^model\.{role}=\S+ is not allowed: it is an encoder-decoder"):
             load(model, torch.device("cpu"))

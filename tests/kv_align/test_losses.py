@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kv_align.attention_divergence import attention_divergence
+from kv_align.attention_form import AttentionForm
 from kv_align.losses import (
     Masked,
     causal_cross_entropy,
@@ -25,7 +29,27 @@ MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
 LEFT = MASK.flip(1)
 NOTHING = torch.zeros(2, 5, dtype=torch.bool)
 VARIANCE = torch.tensor([0.5, 2.0])
-SETTINGS = {"scaling": (0.35, 0.6), "windows": (None, 3), "temperature": 1.7}
+FORMS = (AttentionForm(0.35), AttentionForm(0.6, window=3))
+SETTINGS = {"forms": FORMS, "temperature": 1.7}
+BEYOND = {
+    "cap": 0.8,  # of scores near 1: bent much
+    "sinks": torch.tensor([0.5, -1.0, 2.0, 0.0]),
+    "slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625]),
+}
+
+
+def beyond(*names: str) -> tuple[AttentionForm, ...]:
+    """Two layers that both have more than scaled dot products."""
+    return tuple(replace(form, **{name: BEYOND[name] for name in names}) for form in FORMS)
+
+
+ATTENTIONS = {
+    "attention": FORMS,
+    "capped attention": beyond("cap"),
+    "attention with sinks": beyond("sinks"),
+    "attention with slopes": beyond("slopes"),
+    "attention with all": beyond("cap", "sinks", "slopes"),
+}
 
 
 def draw(*shape: int, seed: int = 0, requires_grad: bool = False) -> Tensor:
@@ -65,23 +89,30 @@ def attention_loop(
     target_k: Tensor,
     mask: Tensor,
     *,
-    scaling: tuple[float, ...],
-    windows: tuple[int | None, ...],
+    forms: tuple[AttentionForm, ...],
     temperature: float,
 ) -> Tensor:
-    """Query by query: the two distributions over the keys that it sees, as softmax is written, and their KL."""
+    """Query by query: the two distributions over the keys that it sees (and a sink), as softmax is written, and their KL."""
     total = torch.zeros((), dtype=torch.float64)
     layers, heads, tokens = student_q.shape[1:4]
     groups = heads // student_k.shape[2]
     for text, layer, head, token in product(*map(range, student_q.shape[:4])):
         if not mask[text, token]:
             continue
-        back = tokens if windows[layer] is None else windows[layer]
+        form = forms[layer]
+        back = tokens if form.window is None else form.window
         seen = [key for key in range(token + 1) if mask[text, key] and token - key < back]
         rows = []
         for q, k in ((student_q, student_k), (target_q, target_k)):
             dots = torch.stack([q[text, layer, head, token] @ k[text, layer, head // groups, key] for key in seen])
-            powers = (dots * scaling[layer] / temperature).exp()
+            scores = dots * form.scaling
+            if form.cap is not None:
+                scores = form.cap * (scores / form.cap).tanh()
+            if form.slopes is not None:
+                scores = scores - form.slopes[head].double() * torch.tensor([float(token - key) for key in seen])
+            if form.sinks is not None:
+                scores = torch.cat((scores, form.sinks[head].double()[None]))
+            powers = (scores / temperature).exp()
             rows.append(powers / powers.sum())
         student, target = rows
         total = total + (target * (target / student).log()).sum() * temperature**2 / (layers * heads)
@@ -115,6 +146,11 @@ def logit_loop(student: Tensor, teacher: Tensor, scored: Tensor, temperature: fl
     return total
 
 
+def attention_of_settings(loss: Callable[..., Masked | Tensor], forms: tuple[AttentionForm, ...], *args: Tensor) -> Any:
+    """A loss on attention, with the settings of all tests."""
+    return loss(*args, forms=forms, temperature=SETTINGS["temperature"])
+
+
 IDS = torch.tensor([[1, 0, 5, 2, 3], [6, 6, 1, 0, 0]])
 SCORED = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]).bool()
 LOSSES = {
@@ -124,11 +160,14 @@ LOSSES = {
         lambda: [states(1), states(2)],
     ),
     "cosine": (cosine_distance, cosine_loop, lambda: [states(1), states(2)]),
-    "attention": (
-        lambda *args: attention_divergence(*args, **SETTINGS),
-        lambda *args: attention_loop(*args, **SETTINGS),
-        lambda: [states(1, heads=4), states(2), states(3, heads=4), states(4)],
-    ),
+    **{
+        name: (
+            partial(attention_of_settings, attention_divergence, forms),
+            partial(attention_of_settings, attention_loop, forms),
+            lambda: [states(1, heads=4), states(2), states(3, heads=4), states(4)],
+        )
+        for name, forms in ATTENTIONS.items()
+    },
     "cross-entropy": (
         lambda logits, mask: causal_cross_entropy(logits, IDS, mask),
         lambda logits, mask: cross_entropy_loop(logits, IDS, mask),
@@ -141,7 +180,7 @@ LOSSES = {
     ),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
-STATE_LOSSES = ("mse", "cosine", "attention")
+STATE_LOSSES = ("mse", "cosine", *ATTENTIONS)
 
 
 def masks(name: str) -> list[Tensor]:
@@ -233,8 +272,10 @@ def test_a_loss_does_not_grow_with_depth(name):
     elif name == "cosine":
         shallow, deeper = cosine_distance(*parts, MASK), cosine_distance(*deep, MASK)
     else:
-        four = {"scaling": SETTINGS["scaling"] * 4, "windows": SETTINGS["windows"] * 4, "temperature": 1.7}
-        shallow, deeper = attention_divergence(*parts, MASK, **SETTINGS), attention_divergence(*deep, MASK, **four)
+        shallow, deeper = (
+            attention_of_settings(attention_divergence, ATTENTIONS[name] * times, *each, MASK)
+            for times, each in ((1, parts), (4, deep))
+        )
     assert deeper.total.item() == pytest.approx(shallow.total.item(), rel=1e-5)
     assert deeper.tokens.item() == shallow.tokens.item() == 6
 
@@ -277,12 +318,18 @@ def test_a_target_of_zeros_is_orthogonal_to_everything():
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(result.total, parts))
 
 
+every_attention = pytest.mark.parametrize("forms", ATTENTIONS.values(), ids=ATTENTIONS)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 128])
-def test_attention_in_chunks_is_attention(chunk):
+@every_attention
+def test_attention_in_chunks_is_attention(forms, chunk):
     parts = [part.detach().float().requires_grad_() for part in LOSSES["attention"][2]()]
-    whole, gradients = value_and_gradients(lambda *args: attention_divergence(*args, **SETTINGS, chunk=5), parts, MASK)
-    found, in_chunks = value_and_gradients(
-        lambda *args: attention_divergence(*args, **SETTINGS, chunk=chunk), parts, MASK
+    (whole, gradients), (found, in_chunks) = (
+        value_and_gradients(
+            lambda *args, size=size: attention_divergence(*args, forms=forms, temperature=1.7, chunk=size), parts, MASK
+        )
+        for size in (5, chunk)
     )
     assert found == pytest.approx(whole, rel=1e-5)
     for ours, theirs in zip(in_chunks, gradients, strict=True):
@@ -299,14 +346,16 @@ def test_cross_entropy_some_rows_at_a_time_is_the_cross_entropy(at_once, monkeyp
     torch.testing.assert_close(gradients[0], expected_gradients[0].float(), atol=1e-6, rtol=1e-5)
 
 
-def two_tokens(student_score: float, target_score: float, temperature: float) -> float:
+FORMLESS = AttentionForm(1.0)
+
+
+def two_tokens(student_score: float, target_score: float, temperature: float, form: AttentionForm = FORMLESS) -> float:
     """Attention of the second of two tokens: the scores of the first key, that of the second being 0."""
     q = torch.zeros(1, 1, 1, 2, 1)
     q[..., 1, 0] = 1
     student_k, target_k = (torch.tensor([score, 0.0]).reshape(1, 1, 1, 2, 1) for score in (student_score, target_score))
     result = attention_divergence(
-        q, student_k, q, target_k, torch.ones(1, 2, dtype=torch.bool), scaling=(1.0,), windows=(None,),
-        temperature=temperature,
+        q, student_k, q, target_k, torch.ones(1, 2, dtype=torch.bool), forms=(form,), temperature=temperature
     )  # fmt: skip
     assert result.tokens.item() == 2
     return result.total.item()
@@ -321,15 +370,57 @@ def test_attention_by_hand():
     assert two_tokens(0.0, math.log(9), 2.0) == pytest.approx(3 * math.log(1.5) - math.log(2), abs=1e-6)
 
 
+def test_capped_attention_by_hand():
+    # 2 atanh(1/2) = ln 3 is bent to 2 tanh(ln(3) / 2) = 1: the target is (e, 1) / (e + 1), the student (1/2, 1/2).
+    capped = AttentionForm(1.0, cap=2.0)
+    e = math.e / (math.e + 1)
+    by_hand = e * math.log(2 * e) + (1 - e) * math.log(2 * (1 - e))
+    assert two_tokens(0.0, math.log(3), 1.0, capped) == pytest.approx(by_hand, abs=1e-6)
+    # A temperature divides what was bent: 4 tanh(ln(3) / 2) / 2 = 1.
+    assert two_tokens(0.0, 2 * math.log(3), 2.0, AttentionForm(1.0, cap=4.0)) == pytest.approx(4 * by_hand, abs=1e-6)
+
+
+def test_attention_with_a_sink_by_hand():
+    # The sink has the weight of the second key. First token, itself and the sink: (1/2, 1/2) in both, or, where its own
+    # score is ln 3, still 0, since a token's query is 0. Second: target (3, 1, 1) / 5, student (1, 1, 1) / 3.
+    by_hand = 0.6 * math.log(1.8) + 0.4 * math.log(0.6)
+    sink = AttentionForm(1.0, sinks=torch.zeros(1))
+    assert two_tokens(0.0, math.log(3), 1.0, sink) == pytest.approx(by_hand, abs=1e-6)
+    low = AttentionForm(1.0, sinks=torch.full((1,), -100.0))
+    assert two_tokens(0.0, math.log(3), 1.0, low) == pytest.approx(two_tokens(0.0, math.log(3), 1.0), abs=1e-6)
+
+
+def test_attention_with_a_slope_by_hand():
+    # One place back costs ln 3, which the target's score makes up: target (1/2, 1/2), student (1/4, 3/4).
+    slope = AttentionForm(1.0, slopes=torch.full((1,), math.log(3)))
+    by_hand = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert two_tokens(0.0, math.log(3), 1.0, slope) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_a_cap_costs_nothing_where_there_is_none(monkeypatch):
+    calls = []
+    tanh = torch.Tensor.tanh_
+    monkeypatch.setattr(torch.Tensor, "tanh_", lambda scores: calls.append(scores.shape) or tanh(scores))
+    parts = [part.detach().float() for part in LOSSES["attention"][2]()]
+    attention_divergence(*parts, MASK, **SETTINGS)
+    assert calls == []
+    attention_divergence(*parts, MASK, forms=beyond("cap"), temperature=1.0)
+    assert calls == [(2, 2, 2, 5, 5)] * 4  # once for each layer's student and target, text by key head by group
+
+
 def test_a_sliding_window_hides_what_is_further_back():
     parts = [part.detach().float() for part in LOSSES["attention"][2]()]
     everything = torch.ones(2, 5, dtype=torch.bool)
-    settings_of = {"scaling": (0.35, 0.6), "temperature": 1.0}
-    no_window = attention_divergence(*parts, everything, **settings_of, windows=(None, None)).total.item()
-    assert attention_divergence(*parts, everything, **settings_of, windows=(5, 5)).total.item() == no_window
-    assert attention_divergence(*parts, everything, **settings_of, windows=(4, None)).total.item() != no_window
+
+    def within(*windows: int | None) -> float:
+        forms = tuple(replace(form, window=window) for form, window in zip(FORMS, windows, strict=True))
+        return attention_divergence(*parts, everything, forms=forms, temperature=1.0).total.item()
+
+    no_window = within(None, None)
+    assert within(5, 5) == no_window
+    assert within(4, None) != no_window
     # A token that sees itself alone attends as any other model does.
-    assert attention_divergence(*parts, everything, **settings_of, windows=(1, 1)).total.item() == 0
+    assert within(1, 1) == 0
 
 
 def test_attention_is_causal():
@@ -378,12 +469,13 @@ def test_mixed_precision_does_not_round_attention():
 
 @pytest.mark.parametrize("mask", [MASK, LEFT, NOTHING], ids=["right", "left", "nothing"])
 @pytest.mark.parametrize("chunk", [2, 128])
-def test_the_attentions_own_gradient_is_that_of_finite_differences(mask, chunk):
+@every_attention
+def test_the_attentions_own_gradient_is_that_of_finite_differences(forms, mask, chunk):
     # It is written by hand, and keeps double precision.
     parts = LOSSES["attention"][2]()
 
     def total(*states: Tensor) -> Tensor:
-        return attention_divergence(*states, mask, **SETTINGS, chunk=chunk).total
+        return attention_divergence(*states, mask, forms=forms, temperature=1.7, chunk=chunk).total
 
     assert total(*parts).dtype == torch.float64
     torch.autograd.gradcheck(total, parts, atol=1e-6, rtol=1e-5, fast_mode=True)
