@@ -146,6 +146,8 @@ class Config(Section):
     evaluation: EvaluationConfig
     teacher_cache: str
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
+    # Has a default, as whatever is new: plans and runs that were frozen before it was there go on.
+    adapter: Choice = Choice(name="none")
 
 
 class LlamaShape(Section):
@@ -245,6 +247,8 @@ def content_hash(config: Config) -> str:
     raw = config.model_dump(by_alias=True)
     if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
         del raw["teacher_cache_dtype"]
+    if not raw["adapter"]["_target_"]:
+        del raw["adapter"]
     for section, excluded in _NOT_HASHED.items():
         parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
         for part in parts:

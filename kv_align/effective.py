@@ -15,6 +15,7 @@ from kv_align.model_card import model_path
 from kv_align.options import constant_of, options_of, parameters_of
 from kv_align.refusals import (
     absolute_data,
+    check_adapter,
     check_data,
     check_layer_map,
     check_layers_of_loss,
@@ -48,6 +49,7 @@ def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     changes, notes = _without_effect(config)
     config = config.model_copy(update=changes)
     teacher, student = check_models(config)
+    check_adapter(config)
     check_data(config)
     check_trainer(config)
     check_layer_map(config, teacher, student)

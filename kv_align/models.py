@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kv_align.adapters.adapter import Adapter
 from kv_align.capture import Geometry, prepare
 from kv_align.config import ModelConfig
 from kv_align.errors import ConfigError
@@ -28,11 +30,12 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """A model with its tokenizer and the shapes of its attention."""
+    """A model with its tokenizer, the shapes of its attention, and what learns in its place (None: it learns itself)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     geometry: Geometry
+    adapter: Adapter | None = None
 
     @property
     def pad_id(self) -> int:
@@ -53,8 +56,20 @@ def load_teacher(config: ModelConfig, device: torch.device) -> Reader:
     return Reader(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
 
 
-def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader:
+def load_student(
+    config: ModelConfig,
+    seed: int,
+    device: torch.device,
+    adapt: Callable[[PreTrainedModel], Adapter] | None = None,
+) -> Reader:
     """Return the student in float32: its own weights, or with `student_start=scratch` new ones drawn from the seed.
+
+    Parameters
+    ----------
+    config, seed, device
+        Which, drawn from what, and where.
+    adapt
+        Makes an adapter of it, while it is still on the CPU; None: all of it learns.
 
     Raises
     ------
@@ -70,11 +85,12 @@ def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader
             model = AutoModelForCausalLM.from_config(
                 architecture, dtype=torch.float32, trust_remote_code=config.student in config.remote_code
             )
+    adapter = None if adapt is None else adapt(model)
     model = model.to(device)
     if config.gradient_checkpointing:
         # Under the reentrant form, recorded keys and values would carry no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"))
+    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"), adapter)
 
 
 def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Reader, *, attention: bool) -> None:

@@ -12,6 +12,7 @@ from hydra.utils import get_method, get_object
 from kv_align.align.layer_map_learned import Mixture
 from kv_align.config import Choice, Config
 from kv_align.errors import ConfigError, refused
+from kv_align.extras import check_extras
 from kv_align.model_card import ModelCard, model_card, model_path
 from kv_align.options import parameters_of
 from kv_align.signals import signal_of, uses_keys_values
@@ -45,6 +46,16 @@ def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
                 "save the model with save_pretrained and name its folder."
             )
     return cards["teacher"], cards["student"]
+
+
+def check_adapter(config: Config) -> None:
+    """Refuse to adapt what has learned nothing, and what cannot be had without a package that is not there."""
+    if config.adapter.target and config.model.student_start == "scratch":
+        raise ConfigError(
+            f"adapter={config.adapter.name} is not allowed with model.student_start=scratch: the weights that it would "
+            "freeze have learned nothing; use model.student_start=pretrained or adapter=none."
+        )
+    check_extras(config)
 
 
 def check_data(config: Config) -> None:
