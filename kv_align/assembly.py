@@ -66,7 +66,7 @@ class Assembly:
         device = self.accelerator.device
         torch.manual_seed(derive_seed(config.seed, "dropout"))
 
-        self.teacher_reader = load_teacher(config.model, device)
+        self.teacher_reader = load_teacher(config.model, device, self.processes.number)
         self.student_reader = load_student(config.model, config.seed, device, make_adapter(config))
         readers = (self.student_reader, self.teacher_reader)
         signal = signal_of(config.loss)
@@ -153,7 +153,7 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         "key_variance": built.distiller.key_variance.tolist(),
         "value_variance": built.distiller.value_variance.tolist(),
         "parameters": {
-            "teacher": count_parameters(built.teacher_reader.model),
+            "teacher": built.teacher_reader.model.num_parameters(),  # also of one whose weights are packed
             "student": count_parameters(built.student_reader.model),
             "student_trainable": built.student_reader.model.num_parameters(only_trainable=True),
             # Or what the objective learns itself: whatever learns beside the student.

@@ -111,7 +111,7 @@ def make_distiller(
     reader = Teacher(teacher.model, layers.read, rotated=rotated)
 
     def placement() -> Placement:
-        return Placement(layers.placed(), make_time_warp(config)).to(teacher.model.device)
+        return Placement(layers.placed(), make_time_warp(config)).to(student.model.device)
 
     def pairing() -> Pairing:
         hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None

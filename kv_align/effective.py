@@ -11,6 +11,7 @@ from typing import Any
 
 from kv_align.config import Choice, Config, validate
 from kv_align.errors import refused
+from kv_align.extras import check_extras
 from kv_align.model_card import model_path
 from kv_align.options import constant_of, options_of, parameters_of
 from kv_align.refusals import (
@@ -22,6 +23,7 @@ from kv_align.refusals import (
     check_logits,
     check_loss_against_aligner,
     check_models,
+    check_teacher_loading,
     check_trainer,
 )
 from kv_align.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
@@ -50,6 +52,8 @@ def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     config = config.model_copy(update=changes)
     teacher, student = check_models(config)
     check_adapter(config)
+    check_teacher_loading(config)
+    check_extras(config)
     check_data(config)
     check_trainer(config)
     check_layer_map(config, teacher, student)

@@ -38,6 +38,9 @@ def extras_of(config: Config) -> list[Extra]:
     if config.adapter.target:
         package = str(declared("adapter", config.adapter, "requires"))
         found.append(Extra(package, f"adapter={config.adapter.name}", "adapter=none"))
+    if config.model.teacher_quantization is not None:
+        asked = f"model.teacher_quantization={config.model.teacher_quantization}"
+        found.append(Extra("bitsandbytes", asked, "model.teacher_quantization=null"))
     return found
 
 

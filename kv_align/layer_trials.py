@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
+from kv_align.devices import device_of
 from kv_align.recorder import Layer, Recorder, Turning, record, run_attention
 from kv_align.rotary import rotary_form
 
@@ -30,9 +31,10 @@ def read(model: PreTrainedModel, *, last: int = 0, cache: DynamicCache | None = 
     """Record a forward pass of a few tokens, the last of which is changed by `last`; into a cache, where one is given."""
     config = model.config.get_text_config(decoder=True)
     count = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    ids = torch.arange(1, count + 1, device=model.device)
+    device = device_of(model)
+    ids = torch.arange(1, count + 1, device=device)
     ids[-1] += last
-    positions = torch.arange(count, device=model.device)
+    positions = torch.arange(count, device=device)
     with record() as recorder:
         model(
             input_ids=ids[None] % config.vocab_size,
@@ -116,9 +118,9 @@ def attends_plainly(layer: Layer, attend: Callable[..., tuple[Tensor, Tensor | N
     return torch.allclose(scores.softmax(dim=-1) @ v, found, atol=1e-3)
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor, *, rounding: float = 1e-5) -> bool:
     """Whether two states differ by no more than rounding, which is in proportion to the largest number that was turned."""
-    allowed = 16 * max(torch.finfo(a.dtype).eps, 1e-5) * a.float().abs().max()
+    allowed = 16 * max(torch.finfo(a.dtype).eps, rounding) * a.float().abs().max()
     return bool((a.float() - b.float()).abs().max() <= allowed)
 
 

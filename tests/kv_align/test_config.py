@@ -346,6 +346,7 @@ WITHOUT_NUMBERS = {
     "output_dir",
     "run_name",
     "arm",
+    "model.teacher_device_map",
     "trainer.num_workers",
     "trainer.checkpoint_interval",
     "trainer.keep_checkpoints",
