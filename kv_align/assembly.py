@@ -14,11 +14,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from kv_align.align.aligner import count_parameters
-from kv_align.build import make_distiller, make_source
+from kv_align.build import make_adapter, make_distiller, make_source
 from kv_align.config import Config, content_hash
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.errors import ConfigError, refused
 from kv_align.evaluate import Evaluator, share_correct
+from kv_align.extras import extras_versions
 from kv_align.loop import Loop
 from kv_align.models import check_queries, load_student, load_teacher, weights_digest
 from kv_align.parallel import Parallel, Replicated
@@ -71,8 +72,8 @@ class Assembly:
         device = self.accelerator.device
         torch.manual_seed(derive_seed(config.seed, "dropout"))
 
-        self.teacher_reader = load_teacher(config.model, device)
-        self.student_reader = load_student(config.model, config.seed, device)
+        self.teacher_reader = load_teacher(config.model, device, self.processes.number)
+        self.student_reader = load_student(config.model, config.seed, device, make_adapter(config))
         readers = (self.student_reader, self.teacher_reader)
         signal = signal_of(config.loss)
         if signal in ("keys_values_queries", "relations"):
@@ -166,8 +167,9 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         "key_variance": built.distiller.key_variance.tolist(),
         "value_variance": built.distiller.value_variance.tolist(),
         "parameters": {
-            "teacher": count_parameters(built.teacher_reader.model),
+            "teacher": built.teacher_reader.model.num_parameters(),  # also of one whose weights are packed
             "student": count_parameters(built.student_reader.model),
+            "student_trainable": built.student_reader.model.num_parameters(only_trainable=True),
             # Or what the objective learns itself: whatever learns beside the student.
             "aligner": 0 if built.distiller.helper is None else count_parameters(built.distiller.helper),
         },
@@ -177,7 +179,9 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         },
         "device": str(built.accelerator.device),
         "processes": built.processes.number,
-        "attempts": [attempt_provenance() | {"torch_threads": torch.get_num_threads()}],
+        "attempts": [
+            attempt_provenance() | {"torch_threads": torch.get_num_threads(), "extras": extras_versions(config)}
+        ],
     }
 
 

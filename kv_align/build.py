@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from hydra.utils import get_method, get_object
+from transformers import PreTrainedModel
 
+from kv_align.adapters.adapter import Adapter
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.calibration import Calibration, Kind
 from kv_align.align.heads import HeadMap, MapShape, MapStart
@@ -27,6 +29,7 @@ from kv_align.errors import ConfigError
 from kv_align.models import Reader
 from kv_align.objectives.objective import Objective, Pairing
 from kv_align.options import parameters_of
+from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of, uses_keys_values
 
 LOGGER = logging.getLogger(__name__)
@@ -77,6 +80,13 @@ def make_source(config: Config) -> DataSource:
     return cast(DataSource, make(config.data))
 
 
+def make_adapter(config: Config) -> Callable[[PreTrainedModel], Adapter] | None:
+    """Return what makes the adapter of a student, from a seed of its own; None where the student itself learns."""
+    if not config.adapter.target:
+        return None
+    return lambda student: cast(Adapter, make(config.adapter, student, derive_seed(config.seed, "student adapter")))
+
+
 def make_time_warp(config: Config) -> SegmentWarp:
     """Return the resampling of tokens, of a run that compares states."""
     assert config.time_warp is not None
@@ -101,7 +111,7 @@ def make_distiller(
     reader = Teacher(teacher.model, layers.read, rotated=rotated)
 
     def placement() -> Placement:
-        return Placement(layers.placed(), make_time_warp(config)).to(teacher.model.device)
+        return Placement(layers.placed(), make_time_warp(config)).to(student.model.device)
 
     def pairing() -> Pairing:
         hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None

@@ -124,7 +124,7 @@ class Calibrator:
         count, size = min(self._evaluation.calibration_examples, len(self._train.examples)), self._evaluation.batch_size
         for start in range(0, count, size):
             batch = self._train.collate(list(range(start, min(start + size, count))))
-            yield batch.to(self._teacher.model.device)
+            yield batch.to(self._student.model.device)
 
 
 def _averaged(by_batch: list[Tensor], tokens: list[Tensor]) -> Tensor:

@@ -90,14 +90,15 @@ def arm_name(config: Config) -> str:
     """Return what a run is tabulated under: its declared arm, else its aligner and what tells it from others."""
     if config.arm is not None:
         return config.arm
+    adapter = [config.adapter.name] if config.adapter.target else []
     if not config.aligner.target:
-        return config.loss.name
+        return "-".join([config.loss.name, *adapter])
     marks = [config.aligner.name]
     if config.aligner.options.get("share_dim_proj") is False:
         marks.append("per_head")
     if config.init is not None:
         marks.append(config.init.name)
-    return "-".join(marks)
+    return "-".join(marks + adapter)
 
 
 def explain(error: Exception) -> ConfigError:

@@ -35,6 +35,9 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: Le
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
     _write_outcomes(directory, config, validation, answers)
+    if built.student_reader.adapter is not None:
+        built.student_reader.adapter.save(directory.student_adapter)
+        built.student_reader.adapter.merge()  # the last use of the student in training's form
     built.student_reader.model.save_pretrained(directory.student)
     built.student_reader.tokenizer.save_pretrained(directory.student)
     if built.aligner is not None:

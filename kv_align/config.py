@@ -22,6 +22,7 @@ from kv_align.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, Po
 # labels, but no number of the result.
 _NOT_HASHED = {
     "": {"output_dir", "run_name", "arm", "teacher_cache"},
+    "model": {"teacher_device_map"},
     "trainer": {"parallel", "num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
     "*": {"name"},
 }
@@ -63,6 +64,11 @@ class ModelConfig(Section):
     teacher_dtype: Literal["auto", "float32", "bfloat16"]
     gradient_checkpointing: bool
     remote_code: list[str]
+    # These have defaults, as what is new: plans and runs that were frozen before they were there go on.
+    teacher_device_map: (
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, NonNegativeInt | str] | None
+    ) = None
+    teacher_quantization: Literal["int8", "nf4"] | None = None
 
 
 class DataConfig(Choice):
@@ -147,6 +153,7 @@ class Config(Section):
     evaluation: EvaluationConfig
     teacher_cache: str
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
+    adapter: Choice = Choice(name="none")
 
 
 class LlamaShape(Section):
@@ -246,6 +253,10 @@ def content_hash(config: Config) -> str:
     raw = config.model_dump(by_alias=True)
     if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
         del raw["teacher_cache_dtype"]
+    if raw["model"]["teacher_quantization"] is None:
+        del raw["model"]["teacher_quantization"]
+    if not raw["adapter"]["_target_"]:
+        del raw["adapter"]
     for section, excluded in _NOT_HASHED.items():
         parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
         for part in parts:

@@ -8,7 +8,7 @@ its parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from kv_align.align.fit import Phase
 from kv_align.align.placement import Placement
 from kv_align.capture import Layer, Recorder, record
 from kv_align.data.batch import Batch, Tokens
+from kv_align.devices import device_of, put_back
 from kv_align.losses import Masked, causal_cross_entropy
 from kv_align.objectives.objective import Comparison, Objective, Signal, States
 
@@ -62,7 +63,13 @@ class Teacher:
 
     @torch.no_grad()
     def read_tokens(self, tokens: Tokens, signal: Signal) -> TeacherStates:
-        """Run the teacher on tokens for a signal that needs it."""
+        """Run the teacher on tokens, wherever they are, for a signal that needs it; the states come where the tokens are."""
+        found = self._run(tokens.to(device_of(self.model)), signal)
+        put_back(self.model)
+        device, each = tokens.ids.device, {field.name: getattr(found, field.name) for field in fields(found)}
+        return TeacherStates(**{name: None if state is None else state.to(device) for name, state in each.items()})
+
+    def _run(self, tokens: Tokens, signal: Signal) -> TeacherStates:
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
         if signal == "logits":
             return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
@@ -251,7 +258,8 @@ class Distiller(nn.Module):
 
 def _above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tensor, "b l t e"]:
     """Hidden states above each of the layers; the library's first are the embeddings."""
-    return torch.stack([hidden_states[layer + 1] for layer in layers], dim=1)
+    device = hidden_states[0].device  # a spread model's are on several
+    return torch.stack([hidden_states[layer + 1].to(device) for layer in layers], dim=1)
 
 
 def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> States:

@@ -11,16 +11,19 @@ from typing import Any
 
 from kv_align.config import Choice, Config, validate
 from kv_align.errors import refused
+from kv_align.extras import check_extras
 from kv_align.model_card import model_path
 from kv_align.options import constant_of, options_of, parameters_of
 from kv_align.refusals import (
     absolute_data,
+    check_adapter,
     check_data,
     check_layer_map,
     check_layers_of_loss,
     check_logits,
     check_loss_against_aligner,
     check_models,
+    check_teacher_loading,
     check_trainer,
 )
 from kv_align.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
@@ -48,6 +51,9 @@ def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     changes, notes = _without_effect(config)
     config = config.model_copy(update=changes)
     teacher, student = check_models(config)
+    check_adapter(config)
+    check_teacher_loading(config)
+    check_extras(config)
     check_data(config)
     check_trainer(config)
     check_layer_map(config, teacher, student)

@@ -20,6 +20,7 @@ from kv_align.config import EvaluationConfig
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
+from kv_align.devices import device_of
 from kv_align.distill import Counts, Distiller, Teacher
 from kv_align.exact_match import generate_answers, parse_answer
 from kv_align.models import Reader
@@ -118,7 +119,7 @@ class Evaluator:
         """Cross-entropy in nats per scored token of a model on the validation split as it would read it."""
         total, scored = 0.0, 0
         for batch in self._batches(self._validation, self._config.validation_examples):
-            here = batch.to(reader.model.device)
+            here = batch.to(device_of(reader.model))
             tokens = here.teacher if as_teacher else here.student
             mask = (tokens.segments > 1) & (tokens.positions > 0)
             with self._autocast():

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from kv_align.cache_tap import Tap, Turning, run_attention
+from kv_align.devices import device_of
 from kv_align.recorder import Layer, Recorder, record
 from kv_align.rotary import rotary_form, rotary_table
 
@@ -30,9 +31,10 @@ def read(model: PreTrainedModel, *, last: int = 0, cache: DynamicCache | None = 
     """Record a forward pass of a few tokens, the last of which is changed by `last`; into a cache, where one is given."""
     config = model.config.get_text_config(decoder=True)
     count = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
-    ids = torch.arange(1, count + 1, device=model.device)
+    device = device_of(model)
+    ids = torch.arange(1, count + 1, device=device)
     ids[-1] += last
-    positions = torch.arange(count, device=model.device)
+    positions = torch.arange(count, device=device)
     with record() as recorder:
         model(
             input_ids=ids[None] % config.vocab_size,
@@ -106,9 +108,9 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
     return turning
 
 
-def close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor, *, rounding: float = 1e-5) -> bool:
     """Whether two states differ by no more than rounding, which is in proportion to the largest number that was turned."""
-    allowed = 16 * max(torch.finfo(a.dtype).eps, 1e-5) * a.float().abs().max()
+    allowed = 16 * max(torch.finfo(a.dtype).eps, rounding) * a.float().abs().max()
     return bool((a.float() - b.float()).abs().max() <= allowed)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,22 +20,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kv_align.adapters.adapter import Adapter
 from kv_align.capture import Geometry, prepare
 from kv_align.config import ModelConfig
+from kv_align.devices import stored
 from kv_align.errors import ConfigError
 from kv_align.model_card import model_path
 from kv_align.seeds import derive_seed
+from kv_align.teacher_loading import check_names, check_processes, loading_options, offload_folder, placeable
 
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A model with its tokenizer and the shapes of its attention."""
+    """A model with its tokenizer, the shapes of its attention, and what learns in its place (None: it learns itself)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     geometry: Geometry
+    adapter: Adapter | None = None
 
     @property
     def pad_id(self) -> int:
@@ -41,20 +48,41 @@ class Reader:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def load_teacher(config: ModelConfig, device: torch.device) -> Reader:
-    """Return the frozen teacher, in evaluation mode.
+def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) -> Reader:
+    """Return the frozen teacher, in evaluation mode; on the device, or where its device map says.
 
     Raises
     ------
     ConfigError
-        If it cannot be loaded, has no safetensors weights or no fast tokenizer, or its attention cannot be recorded.
+        If it cannot be loaded, has no safetensors weights or no fast tokenizer, its attention cannot be recorded, or one of
+        several `processes` would have it on several devices.
     """
-    model = _pretrained(config, "teacher", config.teacher_dtype).to(device).eval().requires_grad_(False)
+    options = loading_options(config, _architecture(config, "teacher"), device)
+    if not options:
+        model = _pretrained(config, "teacher", config.teacher_dtype).to(device)
+    else:
+        with offload_folder(options) as loaded:
+            loaded.append(model := _pretrained(config, "teacher", config.teacher_dtype, **options))
+        check_names(config, model)
+        check_processes(config, model, processes)
+    model = model.eval().requires_grad_(False)
     return Reader(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
 
 
-def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader:
+def load_student(
+    config: ModelConfig,
+    seed: int,
+    device: torch.device,
+    adapt: Callable[[PreTrainedModel], Adapter] | None = None,
+) -> Reader:
     """Return the student in float32: its own weights, or with `student_start=scratch` new ones drawn from the seed.
+
+    Parameters
+    ----------
+    config, seed, device
+        Which, drawn from what, and where.
+    adapt
+        Makes an adapter of it, while it is still on the CPU; None: all of it learns.
 
     Raises
     ------
@@ -70,11 +98,12 @@ def load_student(config: ModelConfig, seed: int, device: torch.device) -> Reader
             model = AutoModelForCausalLM.from_config(
                 architecture, dtype=torch.float32, trust_remote_code=config.student in config.remote_code
             )
+    adapter = None if adapt is None else adapt(model)
     model = model.to(device)
     if config.gradient_checkpointing:
         # Under the reentrant form, recorded keys and values would carry no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"))
+    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"), adapter)
 
 
 def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Reader, *, attention: bool) -> None:
@@ -109,11 +138,13 @@ def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Read
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 (hex) over the names and values of a module's state."""
+    """SHA-256 (hex) over the names and values of a module's state, wherever they are kept."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            stored(module, name, tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -126,15 +157,16 @@ def _architecture(config: ModelConfig, role: str) -> PreTrainedConfig:
     return architecture
 
 
-def _pretrained(config: ModelConfig, role: str, dtype: str) -> PreTrainedModel:
+def _pretrained(config: ModelConfig, role: str, dtype: str, **options: Any) -> PreTrainedModel:
     name = getattr(config, role)
     _architecture(config, role)  # says by name what cannot be loaded as a decoder
-    with _readable(role, name):
+    with _readable(role, name), placeable(config) if options else nullcontext():
         return AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=name in config.remote_code,
+            **options,
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from kv_align.config import TrainerConfig
 from kv_align.distill import Distiller
@@ -29,7 +31,19 @@ def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
 
 def make_schedule(optimizer: Optimizer, trainer: TrainerConfig, num_steps: int) -> LRScheduler:
     """Return the schedule of all rates: a linear warm-up from 0, then constant, or falling to 0 at the last step."""
-    # The library's plain "constant" has no warm-up.
-    name = "constant_with_warmup" if trainer.lr_schedule == "constant" else trainer.lr_schedule
-    schedule: LRScheduler = get_scheduler(name, optimizer, trainer.warmup_steps, num_training_steps=num_steps)
-    return schedule
+    fall, warmup = _FALLS[trainer.lr_schedule], trainer.warmup_steps
+    after = max(1, num_steps - warmup)
+
+    def factor(step: int) -> float:
+        return step / warmup if step < warmup else fall((step - warmup) / after, (num_steps - step) / after)
+
+    return LambdaLR(optimizer, factor)
+
+
+# By the shares of the steps after the warm-up that are done and left. They are those of `transformers.get_scheduler`,
+# whose module imports PEFT and bitsandbytes wherever these are installed: longer than all the rest of a run's start.
+_FALLS: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda done, left: 1.0,
+    "linear": lambda done, left: max(0.0, left),
+    "cosine": lambda done, left: max(0.0, 0.5 * (1.0 + math.cos(math.pi * done))),
+}

@@ -15,15 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AllowInfNan
 
 PositiveFloat = Annotated[float, Gt(0), AllowInfNan(False)]
 NonNegativeFloat = Annotated[float, Ge(0), AllowInfNan(False)]
 UnitFloat = Annotated[float, Ge(0), Le(1)]
+FractionFloat = Annotated[float, Ge(0), Lt(1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 LayerList = Annotated[list[NonNegativeInt], MinLen(1)]
+NameList = Annotated[list[str], MinLen(1)]
 
 _ANNOTATION_NAMES: dict[str, Any] = {
     "Annotated": Annotated,
@@ -33,9 +35,11 @@ _ANNOTATION_NAMES: dict[str, Any] = {
     "PositiveFloat": PositiveFloat,
     "NonNegativeFloat": NonNegativeFloat,
     "UnitFloat": UnitFloat,
+    "FractionFloat": FractionFloat,
     "PositiveInt": PositiveInt,
     "NonNegativeInt": NonNegativeInt,
     "LayerList": LayerList,
+    "NameList": NameList,
 }
 
 

@@ -114,7 +114,7 @@ def _parameters(config: Config, built: Assembly) -> Table:
         width = (
             f"{shape.key_width}" if shape.key_width == shape.value_width else f"{shape.key_width}, {shape.value_width}"
         )
-        table.add_row(name, f"{count_parameters(reader.model):,}", str(shape.num_layers), heads, width)
+        table.add_row(name, f"{reader.model.num_parameters():,}", str(shape.num_layers), heads, width)
     if built.aligner is not None:
         table.add_row("aligner", f"{count_parameters(built.aligner):,}", f"from {built.layers}")
     return table

@@ -19,3 +19,6 @@ def quiet_libraries() -> None:
     for name in libraries:
         # The last warns of tied weights at every checkpoint; `tests/kv_align/test_resume.py` shows that they come back.
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Of a teacher that is spread or quantised, as was asked for: once, and at every layer of every forward.
+    for name in ("accelerate.big_modeling", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -92,16 +92,16 @@ class Recorder:
 
     def keys(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Keys of all recorded layers, in the order of their numbers."""
-        return torch.stack([layer.k if rotated else layer.k_unrotated for layer in self.ordered()], dim=1)
+        return _stacked([layer.k if rotated else layer.k_unrotated for layer in self.ordered()])
 
     def values(self) -> Float[Tensor, "b l h t d"]:
         """Values of all recorded layers."""
-        return torch.stack([layer.v for layer in self.ordered()], dim=1)
+        return _stacked([layer.v for layer in self.ordered()])
 
     def queries(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Queries of all recorded layers; more heads than keys under grouped queries."""
         layers = [(layer.q if rotated else layer.q_unrotated) for layer in self.ordered()]
-        return torch.stack([q for q in layers if q is not None], dim=1)
+        return _stacked([q for q in layers if q is not None])
 
     def ordered(self) -> list[Layer]:
         """The recorded layers in the order of their numbers."""
@@ -123,6 +123,11 @@ class Recorder:
 def current_recorder() -> Recorder | None:
     """Return the recorder of the innermost `record` block that is running; None outside of all."""
     return _RECORDER.get()
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    """Stack layers, which may be on several devices, on the first one's."""
+    return torch.stack([each.to(layers[0].device) for each in layers], dim=1)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,34 @@ def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
                 "save the model with save_pretrained and name its folder."
             )
     return cards["teacher"], cards["student"]
+
+
+def check_adapter(config: Config) -> None:
+    """Refuse to adapt what has learned nothing."""
+    if config.adapter.target and config.model.student_start == "scratch":
+        raise ConfigError(
+            f"adapter={config.adapter.name} is not allowed with model.student_start=scratch: the weights that it would "
+            "freeze have learned nothing; use model.student_start=pretrained or adapter=none."
+        )
+
+
+def check_teacher_loading(config: Config) -> None:
+    """Refuse a device map of what are no devices, and to quantise what stays in memory or on the disk."""
+    devices = config.model.teacher_device_map
+    if not isinstance(devices, dict):
+        return
+    key = "model.teacher_device_map"
+    for module, device in devices.items():
+        if isinstance(device, str) and not re.fullmatch(r"disk|[a-z]+(:\d+)?", device):
+            raise refused(f"{key}[{module!r}]", device, "the number of a GPU, cpu, disk, or a device such as cuda:0")
+    if not devices:
+        raise refused(key, devices, "auto, a mapping of at least one module to a device, or null")
+    kinds = set(devices.values())
+    if config.model.teacher_quantization is not None and kinds != {"cpu"} and kinds & {"cpu", "disk"}:
+        raise ConfigError(
+            f"model.teacher_quantization={config.model.teacher_quantization} is not allowed with a {key} that names cpu or "
+            "disk: bitsandbytes leaves such parts as they are; name GPUs alone, or use model.teacher_quantization=null."
+        )
 
 
 def check_data(config: Config) -> None:

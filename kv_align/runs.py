@@ -10,6 +10,7 @@
     provenance.json      git commit and diff, packages, machine, seeds, data-order and initial-weight hashes
     checkpoints/         step_00000100/, each with a manifest.json of its files' SHA-256, renamed into place when complete
     student/             the student and its tokenizer, for AutoModelForCausalLM.from_pretrained
+    student_adapter/     what alone of the student learned, in PEFT's format (only with an adapter; student/ has it merged)
     aligner/             aligner.safetensors (absent where nothing is aligned)
     run.lock             held by the process that is writing; released by the operating system when that dies
 
@@ -104,6 +105,7 @@ class RunDirectory:
         self.provenance_file = self.path / "provenance.json"
         self.checkpoints = self.path / "checkpoints"
         self.student = self.path / "student"
+        self.student_adapter = self.path / "student_adapter"
         self.aligner = self.path / "aligner"
 
     @contextmanager
@@ -245,8 +247,9 @@ class RunDirectory:
         )
 
     def artefact_sizes(self) -> dict[str, int]:
-        """Return the sizes in bytes of the artefacts that are there: outcomes, and what the student and aligner weigh."""
-        files = [self.outcomes_file, *self.student.glob("*.safetensors"), *self.aligner.glob("*.safetensors")]
+        """Return the sizes in bytes of the artefacts that are there: outcomes, and weights."""
+        folders = (self.student, self.student_adapter, self.aligner)
+        files = [self.outcomes_file, *(file for folder in folders for file in folder.glob("*.safetensors"))]
         return {str(file.relative_to(self.path)): file.stat().st_size for file in sorted(files) if file.is_file()}
 
 

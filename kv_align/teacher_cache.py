@@ -34,6 +34,7 @@ from kv_align.config import Config
 from kv_align.data.batch import Batch, pad
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
+from kv_align.devices import device_of
 from kv_align.distill import Teacher, TeacherStates
 from kv_align.errors import ConfigError
 from kv_align.models import Reader, weights_digest
@@ -219,7 +220,7 @@ class CachedTeacher:
         blocks: dict[str, dict[int, Tensor]] = {name: {} for name in KEPT[self._signal]}
         # Texts of like length together: little padding.
         by_length = sorted(examples, key=lambda example: len(self._texts[example].ids))
-        device = self._teacher.model.device
+        device = device_of(self._teacher.model)
         for start in range(0, len(by_length), _BATCH):
             some = by_length[start : start + _BATCH]
             tokens = pad([self._texts[example] for example in some], self._pad_id).to(device)

@@ -36,7 +36,7 @@ from kv_align.effective import effective
 from kv_align.errors import ConfigError
 from kv_align.options import options_of
 
-GROUPS_WITH_TARGETS = ("aligner", "data", "init", "layer_map", "loss", "time_warp")
+GROUPS_WITH_TARGETS = ("adapter", "aligner", "data", "init", "layer_map", "loss", "time_warp")
 GROUPS_WITHOUT = {"model": ModelConfig, "keys": KeysConfig, "trainer": TrainerConfig}
 OF_OTHERS = {"experiment", "sweep", "cluster", "criteria", "hydra"}
 BASES = {"reading"}  # files that others of their group start from, and that are no choices themselves
@@ -94,7 +94,7 @@ def test_a_choice_has_the_name_of_its_file(choice: str) -> None:
     assert composed_choice(choice)["name"] == choice.partition("=")[2]
 
 
-@pytest.mark.parametrize("choice", [each for each in choices(*GROUPS_WITH_TARGETS) if each != "aligner=none"])
+@pytest.mark.parametrize("choice", [each for each in choices(*GROUPS_WITH_TARGETS) if not each.endswith("=none")])
 def test_the_keys_of_a_choice_are_the_options_of_its_target_and_their_values_have_their_types(choice: str) -> None:
     section = composed_choice(choice)
     target = get_object(section["_target_"])
@@ -114,8 +114,9 @@ def test_the_keys_of_a_choice_are_the_options_of_its_target_and_their_values_hav
         TypeAdapter(types[name]).validate_python(section[name], strict=True)
 
 
-def test_no_aligner_has_neither_target_nor_options() -> None:
-    assert composed_choice("aligner=none") == {"name": "none"}
+@pytest.mark.parametrize("group", ["adapter", "aligner"])
+def test_none_has_neither_target_nor_options(group: str) -> None:
+    assert composed_choice(f"{group}=none") == {"name": "none"}
 
 
 @pytest.mark.parametrize("choice", choices(*GROUPS_WITHOUT))
@@ -345,6 +346,7 @@ WITHOUT_NUMBERS = {
     "output_dir",
     "run_name",
     "arm",
+    "model.teacher_device_map",
     "trainer.parallel",
     "trainer.num_workers",
     "trainer.checkpoint_interval",

@@ -1,6 +1,7 @@
 """Whole runs of a few steps: every arm runs, arms differ in nothing but what they say, and every end is true."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from kv_align.build import make_aligner
 from kv_align.capture import Geometry
@@ -17,6 +20,7 @@ from kv_align.config import PretrainConfig, validate
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.models import weights_digest
+from kv_align.optimizer import make_schedule
 from kv_align.runs import RunDirectory, read_rows
 from tests.short_runs import results, short_config
 
@@ -259,6 +263,25 @@ def test_the_rate_rises_and_falls_as_its_schedule_says(tmp_path: Path, schedule:
     run = finish(tmp_path, "experiment=none", f"trainer.lr_schedule={schedule}", "trainer.lr=2e-3")
     rates = [1000 * row["lr"] for row in read_rows(run.metrics_file)]
     assert rates == pytest.approx([0.0, *expected])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("steps", "warmup"), [(6, 2), (100, 0), (97, 13)])
+def test_rates_are_those_of_the_librarys_schedules(schedule: str, steps: int, warmup: int) -> None:
+    trainer = short_config(f"trainer.lr_schedule={schedule}").trainer.model_copy(update={"warmup_steps": warmup})
+
+    def rates(make: Callable[[Optimizer], LRScheduler]) -> list[float]:
+        optimizer = AdamW([torch.nn.Parameter(torch.ones(1))], lr=5e-5)
+        made, found = make(optimizer), []
+        for _ in range(steps + 1):
+            found += made.get_last_lr()
+            optimizer.step()
+            made.step()
+        return found
+
+    name = {"constant": "constant_with_warmup"}.get(schedule, schedule)
+    theirs = rates(lambda optimizer: get_scheduler(name, optimizer, warmup, num_training_steps=steps))
+    assert rates(lambda optimizer: make_schedule(optimizer, trainer, steps)) == theirs
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:

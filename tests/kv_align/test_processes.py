@@ -42,7 +42,13 @@ def end(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "overrides",
-    [("loss=kv+struct",), ("aligner=flat", *ACCUMULATED), ("align.fit=alternate", "align.period=1"), ("loss=ce",)],
+    [
+        ("loss=kv+struct",),
+        ("aligner=flat", *ACCUMULATED),
+        ("align.fit=alternate", "align.period=1"),
+        ("loss=ce",),
+        ("adapter=lora", "model.student_start=pretrained"),
+    ],
     ids=" ".join,
 )
 def test_two_processes_are_one_with_the_whole_batch(overrides: tuple[str, ...], tmp_path: Path) -> None:

@@ -1,0 +1,322 @@
+"""A teacher that is spread over memory and disk gives the plain one's numbers; a quantised one is a teacher like others."""
+
+import gc
+import importlib.util
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from kv_align.capture import record
+from kv_align.compose import compose_config
+from kv_align.config import Config, ModelConfig, content_hash, validate
+from kv_align.data.batch import Tokens
+from kv_align.devices import device_of
+from kv_align.distill import Teacher
+from kv_align.errors import ConfigError
+from kv_align.experiment import run as do_run
+from kv_align.model_card import EMBEDDED
+from kv_align.models import Reader, load_teacher, weights_digest
+from kv_align.runs import RunDirectory, read_rows
+from tests.short_runs import results, short_config
+
+CPU = torch.device("cpu")
+EVERY_SECOND = {
+    **dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu"),
+    **{f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(6)},
+}
+IDS = torch.arange(1, 41).reshape(2, 20)
+TOKENS = Tokens(IDS, torch.ones_like(IDS, dtype=torch.bool), torch.arange(20).expand(2, -1), torch.ones_like(IDS))
+SHORTER = ("trainer.max_steps=3", "trainer.warmup_steps=1", "loss=kv+struct")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    for name in ("accelerate.big_modeling", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    return short_config().model.model_copy(update=changes)
+
+
+def teacher(**changes: Any) -> Reader:
+    return load_teacher(model_config(**changes), CPU)
+
+
+def with_model(**changes: Any) -> Config:
+    config = short_config(*SHORTER)
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
+def on_meta(reader: Reader) -> set[str]:
+    return {name for name, each in reader.model.named_parameters() if each.is_meta}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Reader:
+    return teacher()
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    directory = RunDirectory(tmp_path_factory.mktemp("plain") / "run")
+    assert do_run(with_model(), directory.path) == "finished"
+    return directory
+
+
+# Spread
+
+
+@pytest.fixture(params=[EVERY_SECOND, {"": "disk"}], ids=["every second layer on the disk", "all on the disk"])
+def spread(request: pytest.FixtureRequest) -> Reader:
+    return teacher(teacher_device_map=request.param)
+
+
+def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: Reader, spread: Reader) -> None:
+    away = on_meta(spread)
+    assert len(away) >= 27
+    assert spread.geometry == plain.geometry
+    assert device_of(spread.model) == CPU
+    for layers in ([0, 1], [2, 5], [4]):  # the forward pass ends early, in a layer on the disk and in one that is not
+        ours, theirs = (Teacher(each.model, layers, rotated=False) for each in (spread, plain))
+        for signal in ("keys_values_queries", "hidden_states", "logits"):
+            found, expected = (vars(each.read_tokens(TOKENS, signal)) for each in (ours, theirs))
+            for name, state in expected.items():
+                assert (found[name] is None) == (state is None)
+                assert state is None or torch.equal(found[name], state), name
+            assert on_meta(spread) == away
+
+
+def test_where_it_is_changes_nothing_of_its_digest(plain: Reader, spread: Reader) -> None:
+    assert weights_digest(spread.model) == weights_digest(plain.model)
+    assert weights_digest(spread.model) != weights_digest(teacher(teacher_dtype="bfloat16").model)
+    half = {"teacher_dtype": "bfloat16"}
+    ours, theirs = teacher(**half, teacher_device_map={"": "disk"}), teacher(**half)
+    assert weights_digest(ours.model) == weights_digest(theirs.model)
+
+
+def test_a_run_with_a_spread_teacher_has_the_same_numbers(plain_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert do_run(with_model(teacher_device_map=EVERY_SECOND), run.path) == "finished"
+    assert results(run) == results(plain_run)
+
+
+def test_a_cache_is_filled_by_a_spread_teacher_and_read_by_a_plain_one(tmp_path: Path) -> None:
+    found = {}
+    for name, changes in (("spread", {"teacher_device_map": {"": "disk"}}), ("plain", {})):
+        config = with_model(**changes)
+        cached = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_dtype": "float32"}
+        assert do_run(config.model_copy(update=cached), tmp_path / name) == "finished"
+        found[name] = results(RunDirectory(tmp_path / name))
+    assert found["spread"] == found["plain"]
+    assert len(list((tmp_path / "cache").glob("*/about.json"))) == 1
+
+
+def test_its_folder_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    reader = [teacher(teacher_device_map={"": "disk"})]
+    assert len(list(tmp_path.iterdir())) == 1
+    reader.clear()
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def save(folder: Path, model: Any) -> str:
+    shutil.copytree(EMBEDDED / "teacher", folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 497, "bos_token_id": 1, "eos_token_id": 1}
+SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "sinks beside its layers": lambda: GptOssForCausalLM(
+        GptOssConfig(**SMALL, **SHAPE, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "experts that are stacked when loaded": lambda: MixtralForCausalLM(
+        MixtralConfig(**SMALL, **SHAPE, num_key_value_heads=2, num_local_experts=4)
+    ),
+    "without an attention function": lambda: GPTJForCausalLM(
+        GPTJConfig(**SMALL, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_spread_too(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    name = save(tmp_path / "teacher", FAMILIES[family]())
+    ours, theirs = teacher(teacher=name, teacher_device_map={"": "disk"}), teacher(teacher=name)
+    away = on_meta(ours)
+    assert ours.geometry == theirs.geometry
+    assert weights_digest(ours.model) == weights_digest(theirs.model)
+    found, expected = (
+        Teacher(each.model, [0, 1], rotated=False).read_tokens(TOKENS, "keys_values") for each in (ours, theirs)
+    )
+    assert torch.equal(found.k, expected.k)  # type: ignore[arg-type]
+    assert on_meta(ours) == away  # also what the layer that ended the forward pass had brought for itself
+    with torch.no_grad():
+        assert torch.equal(ours.model(IDS).logits, theirs.model(IDS).logits)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_a_teacher_on_one_device_is_the_plain_one(device_map: Any, plain: Reader) -> None:
+    reader = load_teacher(model_config(teacher_device_map=device_map), CPU, processes=2)
+    assert on_meta(reader) == set()
+    with torch.no_grad():
+        assert torch.equal(reader.model(IDS).logits, plain.model(IDS).logits)
+
+
+# Quantised
+
+
+@pytest.mark.parametrize(("kind", "worst"), [("int8", 0.5), ("nf4", 4)])
+def test_a_quantised_teacher_is_recorded_as_it_is(kind: str, worst: float, plain: Reader) -> None:
+    reader = teacher(teacher_quantization=kind)
+    assert reader.geometry == plain.geometry
+    assert reader.model.num_parameters() == plain.model.num_parameters()
+    cache = DynamicCache()
+    with torch.no_grad():
+        with record() as recorder:
+            logits = reader.model(IDS, use_cache=False).logits
+        reader.model(IDS, past_key_values=cache)
+        error = (logits - plain.model(IDS).logits).abs().max()
+    assert 0 < error < worst
+    for number, layer in enumerate(recorder.ordered()):
+        assert torch.equal(layer.k, cache.layers[number].keys)
+        assert torch.equal(layer.v, cache.layers[number].values)
+
+
+def test_the_digest_of_a_quantised_teacher_is_of_its_content() -> None:
+    digests = {}
+    for kind in ("int8", "nf4", None):
+        first, second = teacher(teacher_quantization=kind).model, teacher(teacher_quantization=kind).model
+        digests[kind] = weights_digest(first)
+        assert weights_digest(second) == digests[kind]
+        with torch.no_grad():
+            first(IDS)
+        assert weights_digest(first) == digests[kind]
+    assert len(set(digests.values())) == 3
+
+
+def test_a_teacher_that_was_saved_quantised_is_loaded_as_it_is(tmp_path: Path) -> None:
+    reader = teacher(teacher_quantization="nf4")
+    name = save(tmp_path / "teacher", reader.model)
+    again = teacher(teacher=name)
+    with torch.no_grad():
+        assert torch.equal(again.model(IDS).logits, reader.model(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_run_with_a_quantised_teacher_is_a_run(kind: str, plain_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert do_run(with_model(teacher_quantization=kind), run.path) == "finished"
+    rows, expected = read_rows(run.metrics_file), read_rows(plain_run.metrics_file)
+    assert rows[0]["task_loss"] == expected[0]["task_loss"]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["kv_grad_norm"] > 0
+        assert row["kv_loss"] != other["kv_loss"]
+        assert row["kv_loss"] == pytest.approx(other["kv_loss"], rel=0.1)
+
+
+def test_large_columns_under_int8_are_no_looking_ahead(tmp_path: Path) -> None:
+    """LLM.int8 makes these tokens' keys by up to 2 % other ones if a later token is another."""
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "teacher", dtype=torch.float32)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight.roll(11, 0))
+    name = save(tmp_path / "teacher", model)
+    assert teacher(teacher=name, teacher_quantization="int8").geometry.num_layers == 6
+
+
+# Configuration
+
+
+def test_the_device_map_is_not_part_of_a_runs_identity_and_a_quantisation_is() -> None:
+    raw = short_config().model_dump(by_alias=True)
+    for key in ("teacher_device_map", "teacher_quantization"):
+        del raw["model"][key]
+    before = content_hash(validate(Config, raw))
+    assert content_hash(short_config()) == before
+    assert content_hash(short_config("model.teacher_device_map=auto")) == before
+    assert content_hash(short_config("model.teacher_device_map={lm_head:cpu,model:disk}")) == before
+    assert len({before, *(content_hash(short_config(f"model.teacher_quantization={q}")) for q in ("int8", "nf4"))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["model.teacher_device_map={model:nowhere-0}"],
+            "model.teacher_device_map['model']=nowhere-0 is not allowed: set",
+        ),
+        (["model.teacher_device_map=somehow"], "model.teacher_device_map=somehow is not allowed: set"),
+        (["model.teacher_quantization=int4"], "model.teacher_quantization=int4 is not allowed: set"),
+        (
+            ["model.teacher_device_map={model:0,lm_head:cpu}", "model.teacher_quantization=nf4"],
+            "model.teacher_quantization=nf4 is not allowed with a model.teacher_device_map that names cpu or disk: ",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose_config(overrides)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_missing_bitsandbytes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    with pytest.raises(ConfigError) as refused:
+        compose_config(["model.teacher_quantization=nf4"])
+    assert str(refused.value) == (
+        "model.teacher_quantization=nf4 is not allowed: the package bitsandbytes is not installed; install "
+        "kv-align[quantized] or use model.teacher_quantization=null."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "sentence"),
+    [
+        (
+            {"teacher_device_map": {"": "disk"}},
+            2,
+            "is not allowed with 2 processes: it spreads each one's teacher over disk",
+        ),
+        (
+            {"teacher_device_map": {"model": "cpu", "head": "cpu"}},
+            1,
+            r"\[head\] is not allowed: LlamaForCausalLM has no such",
+        ),
+        (
+            {"teacher_device_map": {"": "nowhere"}},
+            1,
+            r"the teacher cannot be loaded so on this machine \(Expected one of",
+        ),
+        ({"teacher_device_map": "auto", "teacher": "no/model"}, 1, r"model.teacher=no/model cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_sentence(
+    changes: dict[str, Any], processes: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        load_teacher(model_config(**changes), CPU, processes)
+    assert "\n" not in str(refused.value)
+    was_loaded = processes == 2 or "has no such" in sentence  # and is not thrown away yet
+    assert was_loaded or list(tmp_path.iterdir()) == []
