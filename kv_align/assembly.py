@@ -100,9 +100,9 @@ class Assembly:
             "student": weights_digest(distiller.student),
             "aligner": "" if distiller.aligner is None else weights_digest(distiller.aligner),
         }
-        self.distiller = self.parallel.readable(distiller)
+        self.distiller, adapter = self.parallel.readable(distiller, self.student_reader.adapter)
         self.aligner, self.objective = self.distiller.aligner, self.distiller.objective
-        self.student_reader = replace(self.student_reader, model=self.distiller.student)
+        self.student_reader = replace(self.student_reader, model=self.distiller.student, adapter=adapter)
         self.evaluator = Evaluator(
             config.evaluation,
             self.validation,

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from kv_align.adapters.adapter import Adapter
 from kv_align.distill import Distiller, StepResult
 from kv_align.quality import GradientReach
 
@@ -44,8 +45,8 @@ class Parallel(ABC):
     accelerator: Accelerator
 
     @abstractmethod
-    def readable(self, distiller: Distiller) -> Distiller:
-        """Return what is evaluated and written in the place of a distiller, which is not yet prepared."""
+    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+        """Return what is evaluated and written in the place of a distiller, which is not yet prepared, and its adapter."""
 
     @abstractmethod
     def up_to_date(self) -> AbstractContextManager[None]:
@@ -80,9 +81,9 @@ class Replicated(Parallel):
     def __init__(self, **options: Any) -> None:
         self.accelerator = Accelerator(**options)
 
-    def readable(self, distiller: Distiller) -> Distiller:
-        """Return the distiller itself."""
-        return distiller
+    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+        """Return the two themselves."""
+        return distiller, adapter
 
     def up_to_date(self) -> AbstractContextManager[None]:
         """Context that does nothing."""

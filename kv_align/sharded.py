@@ -27,6 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from kv_align.adapters.adapter import Adapter
 from kv_align.distill import Distiller, StepResult
 from kv_align.parallel import Parallel, Reach
 
@@ -61,14 +62,14 @@ class Sharded(Parallel):
         self._copy: Distiller | None = None
         self._parameters: list[nn.Parameter] = []
 
-    def readable(self, distiller: Distiller) -> Distiller:
-        """Return a copy whose parameters take no memory."""
+    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+        """Return a copy whose parameters take no memory, with an adapter of the copy."""
         empty = {
             id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
             for parameter in distiller.parameters()
         }
-        self._copy = copy.deepcopy(distiller, empty)
-        return self._copy
+        self._copy, adapter = copy.deepcopy((distiller, adapter), empty)
+        return self._copy, adapter
 
     @contextmanager
     def up_to_date(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ RUNS = {
     "alternating": ("align.fit=alternate", "align.period=1"),
     "frozen": ("align.fit=frozen", "trainer.aligner_lr=null"),
     "projected": ("loss=hidden",),
+    "adapted": ("adapter=lora", "model.student_start=pretrained"),
 }
 SHARDED = "trainer.parallel=fsdp"
 BF16 = ("loss=kv+struct", "trainer.mixed_precision=bf16")
