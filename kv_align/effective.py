@@ -94,6 +94,7 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
         used = {"fit_then_freeze": "fit_steps", "alternate": "period"}.get(config.align.fit)
         idle = {option: None for option in ("fit_steps", "period") if option != used}
         changes["align"] = config.align.model_copy(update=idle)
+    changes["loss"] = _without_idle_options(config.loss)
     if aligned:
         changes["aligner"] = _without_idle_options(config.aligner)
     changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
@@ -114,11 +115,11 @@ def _fitted_to_noise(config: Config) -> list[str]:
     ]
 
 
-def _without_idle_options(aligner: Choice) -> Choice:
+def _without_idle_options(choice: Choice) -> Choice:
     """Take out options that are not set, so that a new one changes no old run's identity, and what a set one overrides."""
-    known, kept = options_of(aligner.target), aligner.model_dump(by_alias=True)
+    known, kept = options_of(choice.target), choice.model_dump(by_alias=True)
     try:
-        overrides = constant_of(aligner.target, "overrides")
+        overrides = constant_of(choice.target, "overrides")
     except ValueError:
         overrides = {}
     for option, overridden in overrides.items():
