@@ -146,6 +146,7 @@ class Config(Section):
     evaluation: EvaluationConfig
     teacher_cache: str
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
+    teacher_cache_keeps: Literal["states", "targets"] | None
 
 
 class LlamaShape(Section):
@@ -245,6 +246,8 @@ def content_hash(config: Config) -> str:
     raw = config.model_dump(by_alias=True)
     if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
         del raw["teacher_cache_dtype"]
+    if raw["teacher_cache_keeps"] != "targets":  # what is rounded
+        del raw["teacher_cache_keeps"]
     for section, excluded in _NOT_HASHED.items():
         parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
         for part in parts:
