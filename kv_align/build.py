@@ -114,13 +114,15 @@ def make_distiller(
         return Placement(layers.placed(), make_time_warp(config)).to(student.model.device)
 
     def pairing() -> Pairing:
+        configs = [each.model.config.get_text_config() for each in (teacher, student)]
         hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None
         return Pairing(
             *geometries,
-            teacher_hidden=teacher.model.config.get_text_config().hidden_size,
-            student_hidden=student.model.config.get_text_config().hidden_size,
+            teacher_hidden=configs[0].hidden_size,
+            student_hidden=configs[1].hidden_size,
             hidden_variance=hidden,
             generator=map_generator(config.seed, "objective"),
+            vocabulary=min(each.vocab_size for each in configs),
         )
 
     objective = make_objective(config, pairing)

@@ -153,6 +153,7 @@ class Config(Section):
     evaluation: EvaluationConfig
     teacher_cache: str
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
+    teacher_cache_keeps: Literal["states", "targets"] | None = None
     adapter: Choice = Choice(name="none")
 
 
@@ -257,6 +258,8 @@ def content_hash(config: Config) -> str:
         del raw["model"]["teacher_quantization"]
     if not raw["adapter"]["_target_"]:
         del raw["adapter"]
+    if raw["teacher_cache_keeps"] != "targets":  # what is rounded
+        del raw["teacher_cache_keeps"]
     for section, excluded in _NOT_HASHED.items():
         parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
         for part in parts:

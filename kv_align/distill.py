@@ -1,14 +1,13 @@
 """The one training step: a batch in, the loss and its parts out; the same lines for every arm.
 
-`Teacher` gives what the objective needs of the teacher and nothing else. `Distiller` is the one module that learns
-(student, aligner, and what the objective learns itself), with one `forward`, so that whatever wraps it sees every use of
-its parameters.
+`Distiller` is the one module that learns (student, aligner, and what the objective learns itself), with one `forward`, so
+that whatever wraps it sees every use of its parameters. The other side is `kv_align.teacher`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -19,70 +18,12 @@ from kv_align.align.aligner import Aligner
 from kv_align.align.fit import Phase
 from kv_align.align.placement import Placement
 from kv_align.capture import Layer, Recorder, record
-from kv_align.data.batch import Batch, Tokens
-from kv_align.devices import device_of, put_back
+from kv_align.data.batch import Batch
 from kv_align.losses import Masked, causal_cross_entropy
-from kv_align.objectives.objective import Comparison, Objective, Signal, States
+from kv_align.objectives.objective import Comparison, Objective, States
+from kv_align.teacher import Teacher, TeacherStates, above
 
-
-@dataclass(frozen=True)
-class TeacherStates:
-    """What one teacher forward gave: raw states of the selected layers, or logits, or nothing of them."""
-
-    k: Float[Tensor, "b l hk r dk"] | None = None
-    v: Float[Tensor, "b l hv r dv"] | None = None
-    q: Float[Tensor, "b l hq r dk"] | None = None
-    logits: Tensor | None = None
-    hidden: Float[Tensor, "b l r e"] | None = None
-
-
-class Teacher:
-    """The frozen teacher.
-
-    Parameters
-    ----------
-    model
-        Prepared by `kv_align.capture.prepare`, in evaluation mode.
-    layers
-        The layers whose states are wanted.
-    rotated
-        Whether keys and queries are wanted after the rotary embedding.
-    """
-
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int], *, rotated: bool) -> None:
-        self.model, self.layers, self.rotated = model, sorted(set(layers)), rotated
-
-    def places(self, layers: Sequence[int]) -> list[int]:
-        """Places of layers among those that are read."""
-        return [self.layers.index(layer) for layer in layers]
-
-    @torch.no_grad()
-    def read(self, batch: Batch, signal: Signal) -> TeacherStates:
-        """Run as much of the teacher as the signal needs: nothing, up to the last layer wanted, or all of it."""
-        return TeacherStates() if signal == "none" else self.read_tokens(batch.teacher, signal)
-
-    @torch.no_grad()
-    def read_tokens(self, tokens: Tokens, signal: Signal) -> TeacherStates:
-        """Run the teacher on tokens, wherever they are, for a signal that needs it; the states come where the tokens are."""
-        found = self._run(tokens.to(device_of(self.model)), signal)
-        put_back(self.model)
-        device, each = tokens.ids.device, {field.name: getattr(found, field.name) for field in fields(found)}
-        return TeacherStates(**{name: None if state is None else state.to(device) for name, state in each.items()})
-
-    def _run(self, tokens: Tokens, signal: Signal) -> TeacherStates:
-        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
-        if signal == "logits":
-            return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
-        if signal == "hidden_states":
-            all_states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
-            return TeacherStates(hidden=_above(all_states, self.layers))
-        with record(self.layers, stop_after_last=True) as recorder:
-            self.model.base_model(**inputs, use_cache=False)
-        return TeacherStates(
-            k=recorder.keys(rotated=self.rotated),
-            v=recorder.values(),
-            q=recorder.queries(rotated=self.rotated) if signal in ("keys_values_queries", "relations") else None,
-        )
+__all__ = ["Counts", "Distiller", "StepResult", "Teacher", "TeacherStates"]
 
 
 @dataclass(frozen=True)
@@ -216,25 +157,23 @@ class Distiller(nn.Module):
             )
             plain = Comparison(logits, tokens.ids, batch.scored, batch.aligned)
             if hidden is not None:
-                own = _above(output.hidden_states, range(len(recorder.layers)))
+                own = above(output.hidden_states, range(len(recorder.layers)))
                 return replace(plain, student_hidden=own, teacher_hidden=hidden[:, :, 0])
             assert k is not None
             assert v is not None
             own_states = _student_states(recorder, rotated=self._rotated, queries=True)
             return replace(plain, student=own_states, source=States(k, v, q))
-        if self.aligner is None or teacher.k is None or teacher.v is None:
-            return Comparison(logits, tokens.ids, batch.scored, batch.aligned, teacher_logits=teacher.logits)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and phase.aligner_learns):
-            k, v, q = self.aligner(
-                teacher.k, teacher.v, teacher.q, tokens.segments, batch.teacher.segments, batch.same_time, batch.places
-            )
-        target = States(k, v, q)
-        student = _student_states(recorder, rotated=self._rotated, queries=q is not None)
+        target = self._target(batch, teacher, phase)
+        if target is None:
+            plain = Comparison(logits, tokens.ids, batch.scored, batch.aligned)
+            return replace(plain, teacher_logits=teacher.logits, teacher_top=teacher.top)
+        student = _student_states(recorder, rotated=self._rotated, queries=target.q is not None)
         layers = recorder.ordered()
         attention, target_attention = None, None
-        if q is not None:
+        if target.q is not None:
             attention = (recorder.queries(rotated=True), recorder.keys(rotated=True))
-            target_attention = (q, k) if self._rotated else (_rotate(q, layers), _rotate(k, layers))
+            pair = (target.q, target.k)
+            target_attention = pair if self._rotated else (_rotate(pair[0], layers), _rotate(pair[1], layers))
         if not phase.student_learns:
             student = States(student.k.detach(), student.v.detach(), None)
             attention = None if attention is None else (attention[0].detach(), attention[1].detach())
@@ -252,14 +191,16 @@ class Distiller(nn.Module):
             tuple(layer.form for layer in layers if layer.form is not None),
         )
 
+    def _target(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> States | None:
+        """The teacher's states in the student's shape, as they came or through the aligner; None where none are aligned."""
+        if self.aligner is None or teacher.k is None or teacher.v is None:
+            return teacher.target
+        segments = batch.student.segments, batch.teacher.segments
+        with torch.set_grad_enabled(torch.is_grad_enabled() and phase.aligner_learns):
+            return States(*self.aligner(teacher.k, teacher.v, teacher.q, *segments, batch.same_time, batch.places))
+
     def _share(self, part: Masked, counts: Counts) -> Tensor:
         return part.total / max(1, counts.scored if self.objective.counted == "scored" else counts.aligned)
-
-
-def _above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tensor, "b l t e"]:
-    """Hidden states above each of the layers; the library's first are the embeddings."""
-    device = hidden_states[0].device  # a spread model's are on several
-    return torch.stack([hidden_states[layer + 1].to(device) for layer in layers], dim=1)
 
 
 def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> States:

@@ -69,20 +69,13 @@ def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
 
 def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
     changes: dict[str, Any] = {}
-    notes = []
+    notes: list[str] = []
     aligned, concerned = uses_keys_values(config), concerned_groups(config)
     reason = f"loss={config.loss.name}, which " + ("needs no aligner" if concerned else "compares no keys and values")
     for group in ("layer_map", "time_warp", "keys", "align", "init"):
         if group not in concerned:
             changes[group] = None
-    if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
-        changes |= {"teacher_cache": "off", "teacher_cache_dtype": None}
-        if config.teacher_cache != "off":
-            notes.append(f"teacher_cache={config.teacher_cache} has no effect on loss={config.loss.name}: left out.")
-    elif config.teacher_cache_dtype is None:
-        raise refused("teacher_cache_dtype", None, "bfloat16 or float32 with a teacher_cache")
-    elif config.teacher_cache != "auto":
-        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
+    changes |= _cache(config, notes)
     if not aligned and config.aligner.target:
         notes.append(f"aligner={config.aligner.name} has no effect on {reason}: left out.")
         changes["aligner"] = Choice(name="none", target="")
@@ -100,6 +93,7 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
         used = {"fit_then_freeze": "fit_steps", "alternate": "period"}.get(config.align.fit)
         idle = {option: None for option in ("fit_steps", "period") if option != used}
         changes["align"] = config.align.model_copy(update=idle)
+    changes["loss"] = _without_idle_options(config.loss)
     if aligned:
         changes["aligner"] = _without_idle_options(config.aligner)
     changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
@@ -120,11 +114,32 @@ def _fitted_to_noise(config: Config) -> list[str]:
     ]
 
 
-def _without_idle_options(aligner: Choice) -> Choice:
+def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
+    if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
+        if config.teacher_cache != "off":
+            notes.append(f"teacher_cache={config.teacher_cache} has no effect on loss={config.loss.name}: left out.")
+        return {"teacher_cache": "off", "teacher_cache_dtype": None, "teacher_cache_keeps": None}
+    for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):
+        if getattr(config, f"teacher_cache_{key}") is None:
+            raise refused(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
+    changes: dict[str, Any] = {}
+    if config.teacher_cache != "auto":
+        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
+    fixed = uses_keys_values(config) and config.align is not None and config.align.fit == "frozen"
+    if config.teacher_cache_keeps == "targets" and (not fixed or config.data.shuffle_teacher):
+        why = (
+            "data.shuffle_teacher=true, where they depend on the batch" if fixed else "an aligner that learns, or none"
+        )
+        notes.append(f"teacher_cache_keeps=targets has no effect with {why}: states are kept.")
+        changes["teacher_cache_keeps"] = "states"
+    return changes
+
+
+def _without_idle_options(choice: Choice) -> Choice:
     """Take out options that are not set, so that a new one changes no old run's identity, and what a set one overrides."""
-    known, kept = options_of(aligner.target), aligner.model_dump(by_alias=True)
+    known, kept = options_of(choice.target), choice.model_dump(by_alias=True)
     try:
-        overrides = constant_of(aligner.target, "overrides")
+        overrides = constant_of(choice.target, "overrides")
     except ValueError:
         overrides = {}
     for option, overridden in overrides.items():

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-_AT_ONCE = 2**21
+AT_ONCE = 2**21
 """Logits whose softmax is held at once."""
 
 
@@ -83,9 +83,13 @@ def causal_cross_entropy(
         True at tokens whose prediction counts; the first token of a row has none and must be False.
     """
     predicts = scored[:, 1:]
-    places = F.pad(predicts, (0, 1)).flatten().nonzero().squeeze(1)
-    total: Tensor = cast(Any, _CrossEntropy).apply(logits.flatten(0, 1), places, ids[:, 1:][predicts])
+    total: Tensor = cast(Any, _CrossEntropy).apply(logits.flatten(0, 1), predicting(scored), ids[:, 1:][predicts])
     return Masked(total, predicts.sum())
+
+
+def predicting(scored: Bool[Tensor, "b t"]) -> Int[Tensor, " n"]:
+    """Places, among the rows of a whole batch's logits, of those that predict a scored token: of the tokens before them."""
+    return F.pad(scored[:, 1:], (0, 1)).flatten().nonzero().squeeze(1)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -100,7 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
         # Selected, not masked: a logit that is not finite would make the gradient NaN even where nothing is scored.
         gradient_NV = torch.zeros_like(logits_NV) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=logits_NV.device)
-        rows = max(1, _AT_ONCE // logits_NV.shape[1])
+        rows = max(1, AT_ONCE // logits_NV.shape[1])
         for some, wanted in zip(torch.split(places, rows), torch.split(labels[:, None], rows), strict=True):
             log_softmax = F.log_softmax(logits_NV[some].float(), dim=1)
             total -= log_softmax.gather(1, wanted).sum()

@@ -22,7 +22,9 @@ class ModelCard:
     Attributes
     ----------
     num_layers
-        Decoder layers.
+        Decoder layers; 0 where the files do not say it.
+    vocabulary
+        Tokens that it gives logits of; 0 where the files do not say it.
     tokenizer_digest
         SHA-256 of `tokenizer.json`; None where there is no such file.
     has_weights
@@ -30,6 +32,7 @@ class ModelCard:
     """
 
     num_layers: int
+    vocabulary: int
     tokenizer_digest: str | None
     has_weights: bool
 
@@ -64,6 +67,7 @@ def model_card(path: str) -> ModelCard | None:
     tokenizer = Path(path) / "tokenizer.json"
     return ModelCard(
         num_layers=int(config.get("num_hidden_layers", config.get("n_layer", 0))),
+        vocabulary=int(config.get("vocab_size") or 0),
         tokenizer_digest=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
         has_weights=any(Path(path).glob("*.safetensors")),
     )

@@ -139,9 +139,8 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
             )
 
     stages.run("batch", lambda: batch, lambda b: {"student ids": b.student.ids, "teacher ids": b.teacher.ids})
-    states = stages.run(
-        "teacher", teacher, lambda s: {"k": s.k, "v": s.v, "q": s.q, "hidden": s.hidden, "logits": s.logits}
-    )
+    given = ("k", "v", "q", "hidden", "logits", "top_log_probabilities")
+    states = stages.run("teacher", teacher, lambda each: {name: getattr(each, name) for name in given})
     stages.run("student", student, lambda output: {"logits": output.logits})
     if built.aligner is not None:
         aligner = built.aligner

@@ -181,3 +181,7 @@ def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard |
             f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is another "
             f"than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
         )
+    known = [card.vocabulary for card in (teacher, student) if card is not None and card.vocabulary]
+    top_k = config.loss.options.get("top_k")
+    if top_k is not None and known and top_k > min(known):
+        raise refused("loss.top_k", top_k, f"at most {min(known)}, the tokens that the two models have, or null")

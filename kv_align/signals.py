@@ -20,7 +20,7 @@ _CONCERNED = {
 
 
 # What can be kept on disk for other runs (`kv_align.teacher_cache`).
-CACHED = ("keys_values", "keys_values_queries", "relations", "hidden_states")
+CACHED = ("keys_values", "keys_values_queries", "relations", "hidden_states", "logits")
 
 
 def signal_of(loss: Choice) -> str:

@@ -156,7 +156,7 @@ class Collator:
         matched: Collection[Segment] = (),
     ) -> None:
         self._student, self._teacher = student, teacher
-        self._matched = () if shuffle_teacher else tuple(matched)
+        self.matched = () if shuffle_teacher else tuple(matched)
         self._student_pad_id, self._teacher_pad_id = student_pad_id, teacher_pad_id
         self._shuffle_teacher = shuffle_teacher
 
@@ -174,7 +174,7 @@ class Collator:
         same_time = torch.equal(student.segments, teacher.segments)
         aligned = student.mask & _teacher_has_segment(student, teacher)
         places = None
-        if self._matched:
+        if self.matched:
             places, was_read = self._match(indices, student)
             aligned = aligned & was_read
             ranks = _ranks(student.segments).to(places.dtype)
@@ -186,7 +186,7 @@ class Collator:
         places = torch.full(student.ids.shape, torch.nan)
         was_read = torch.ones_like(student.mask)
         for row, index in enumerate(indices):
-            found, covered = match_tokens(self._student[index], self._teacher[index], self._matched)
+            found, covered = match_tokens(self._student[index], self._teacher[index], self.matched)
             places[row, : len(found)], was_read[row, : len(found)] = torch.from_numpy(found), torch.from_numpy(covered)
         return places, was_read
 

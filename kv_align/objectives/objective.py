@@ -17,8 +17,10 @@ from torch import Generator, Tensor, nn
 from kv_align.attention_form import AttentionForm
 from kv_align.capture import Geometry
 from kv_align.losses import Masked
+from kv_align.top_logits import TopLogits, TopPredictions
 
-Signal = Literal["none", "keys_values", "keys_values_queries", "relations", "hidden_states", "logits"]
+Signal = Literal["none", "keys_values", "keys_values_queries", "relations", "hidden_states", "logits"] | TopLogits
+"""What an objective needs of the teacher; logits of the tokens that predict a scored one, elsewhere they mean nothing."""
 Decay = Literal["constant", "linear", "cosine"]
 
 
@@ -46,6 +48,8 @@ class Pairing:
         signal `hidden_states` is made.
     generator
         For what the objective draws; of no other purpose.
+    vocabulary
+        Tokens that both models give logits of.
     """
 
     teacher: Geometry
@@ -54,6 +58,7 @@ class Pairing:
     student_hidden: int
     hidden_variance: Float[Tensor, " ls"] | None
     generator: Generator
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Comparison:
         [L], of the teacher's raw keys and values, fixed before training and the same in all arms.
     forms
         How each student layer weighs keys.
-    teacher_logits
-        None where the objective needs none.
+    teacher_logits, teacher_top
+        Whole, or as a `TopLogits` asks for; None where the objective needs none.
     source
         The teacher's own states, in its own heads and widths, at the student's layers and tokens; for an objective that
         compares them without an aligner.
@@ -96,6 +101,7 @@ class Comparison:
     value_variance: Tensor | None = None
     forms: tuple[AttentionForm, ...] = ()
     teacher_logits: Tensor | None = None
+    teacher_top: TopPredictions | None = None
     source: States | None = None
     student_hidden: Float[Tensor, "b l t i"] | None = None
     teacher_hidden: Float[Tensor, "b l t e"] | None = None
@@ -109,7 +115,8 @@ class Objective(ABC):
     Attributes
     ----------
     signal
-        What it needs of the teacher.
+        What it needs of the teacher; the class's own, a literal, says which choices concern it (`kv_align.signals`), an
+        instance may ask for less.
     counted
         The tokens that its parts are means over: those the cross-entropy scores, or those that have a target.
     projection

@@ -26,6 +26,8 @@ from kv_align.compose import compose_config
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.distill import Counts, Distiller, Teacher
+from kv_align.kept import KeptStates
+from kv_align.objectives.objective import Pairing
 from kv_align.teacher_cache import CachedTeacher
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -47,13 +49,20 @@ class Models:
         self.layers = proportional(self.geometries[0].num_layers, self.geometries[1].num_layers, 0)
         self.device, self.autocast = device, autocast_on(device)
 
+    def pairing(self) -> Pairing:
+        """Of an objective that compares logits."""
+        configs = [each.config for each in (self.teacher, self.student)]
+        widths = (each.hidden_size for each in configs)
+        vocabulary = min(each.vocab_size for each in configs)
+        return Pairing(*self.geometries, *widths, None, torch.Generator(), vocabulary)
+
 
 class Arm:
     """An arm's whole step, as the training loop does it."""
 
     def __init__(self, models: Models, *choices: str) -> None:
         config = compose_config(list(choices))[0]
-        objective = make_objective(config)
+        objective = make_objective(config, models.pairing)
         queries = objective.signal == "keys_values_queries"
         aligner = make_aligner(config, *models.geometries, queries=queries)
         self.teacher: Teacher | CachedTeacher = Teacher(models.teacher, models.layers, rotated=False)
@@ -67,8 +76,8 @@ class Arm:
         """Write the teacher's states of these texts, and read them from now on."""
         assert isinstance(self.teacher, Teacher)
         key: dict[str, object] = {"layers": self.teacher.layers}
-        arguments = (self.teacher, texts, 0, self._signal, folder, key, torch.bfloat16, self._autocast)
-        self.teacher = CachedTeacher(*arguments)
+        kept = KeptStates(self.teacher, texts, 0, self._signal, self._autocast)
+        self.teacher = CachedTeacher(kept, self._signal, folder, key, torch.bfloat16)
         self.teacher.fill(range(len(texts)))
 
     def step(self, batch: Batch) -> None:

@@ -27,7 +27,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def pairing(**changes: object) -> Pairing:
-    given = Pairing(TEACHER, STUDENT, 7, 5, VARIANCE, torch.Generator().manual_seed(3))
+    given = Pairing(TEACHER, STUDENT, 7, 5, VARIANCE, torch.Generator().manual_seed(3), 9)
     return replace(given, **changes)
 
 

@@ -1,30 +1,51 @@
 """What is read from the cache is what the teacher would have given, whoever wrote it and however they were disturbed."""
 
-import json
+import functools
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
-from kv_align import teacher_cache
+from kv_align import shards
+from kv_align.align.aligner import Aligner
+from kv_align.assembly import Assembly
 from kv_align.compose import compose_config
+from kv_align.config import content_hash
 from kv_align.data.arithmetic import Arithmetic
+from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit, prepare_split
 from kv_align.distill import Teacher
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
+from kv_align.kept import KeptStates
 from kv_align.models import Reader, load_teacher
+from kv_align.objectives.objective import Signal
 from kv_align.runs import RunDirectory, read_rows
 from kv_align.teacher_cache import CachedTeacher
-from tests.short_runs import short_config
+from kv_align.top_logits import TopLogits
+from tests.short_runs import short_config, without_timing
 
 EXAMPLES = 20
-SIGNAL = "keys_values_queries"
+MEASURED = 1  # a text that is read to know what the others take on disk
+TOP = TopLogits(4, 2.0, 490)
+STATES: dict[Signal, tuple[str, ...]] = {
+    "keys_values": ("k", "v"),
+    "keys_values_queries": ("k", "v", "q"),
+    "hidden_states": ("hidden",),
+}
+LOGITS: dict[Signal, tuple[str, ...]] = {"logits": ("logits",), TOP: ("top_log_probabilities", "top_indices")}
+NAMES = STATES | LOGITS
+SIGNAL: Signal = "keys_values_queries"
+PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +55,10 @@ def reader() -> Reader:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "SHARD", 8)
+    monkeypatch.setattr(shards, "SHARD", 8)
 
 
+@functools.cache
 def split_of(reader: Reader, *, shuffle: bool = False) -> PreparedSplit:
     source = Arithmetic(train_examples=EXAMPLES, validation_examples=2, test_examples=2)
     return prepare_split(source, "train", compose_config([])[0].data, reader, reader, shuffle=shuffle)
@@ -52,47 +74,111 @@ class Counted(Teacher):
         return super().read_tokens(tokens, signal)
 
 
-def cache(reader: Reader, split: PreparedSplit, folder: Path, dtype: torch.dtype = torch.float32, **key: object):  # type: ignore[no-untyped-def]
+def cache(
+    reader: Reader,
+    split: PreparedSplit,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    signal: Signal = SIGNAL,
+    **key: object,
+) -> tuple[CachedTeacher, Counted]:
     teacher = Counted(reader.model, [1, 3, 5], rotated=False)
     facts = {"layers": teacher.layers, **key}
-    return CachedTeacher(teacher, split.teacher, reader.pad_id, SIGNAL, folder, facts, dtype, nullcontext), teacher
+    kept = KeptStates(teacher, split.teacher, reader.pad_id, signal, nullcontext)
+    return CachedTeacher(kept, signal, folder, facts, dtype), teacher
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)])
+def kept_tokens(batch: Batch, signal: Signal) -> Tensor:
+    """[B, R], the teacher's tokens of which something is kept: of logits, those before a scored token."""
+    if signal in STATES:
+        return batch.teacher.mask
+    return torch.cat((batch.scored[:, 1:], torch.zeros_like(batch.scored[:, :1])), dim=1)
+
+
+@pytest.mark.parametrize("signal", NAMES, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=str)
 def test_it_is_what_the_teacher_gives(
-    reader: Reader, tmp_path: Path, shuffle: bool, dtype: torch.dtype, tolerance: float
+    reader: Reader, tmp_path: Path, signal: Signal, dtype: torch.dtype, tolerance: float
 ) -> None:
-    split = split_of(reader, shuffle=shuffle)
-    cached, teacher = cache(reader, split, tmp_path, dtype)
-    cached.fill(range(EXAMPLES))
-    assert teacher.read_texts == EXAMPLES
-    for places in ([0, 1, 2], [19, 7, 8, 3], [12]):
-        batch = split.collate(places)
-        ours, theirs = cached.read(batch, SIGNAL), Teacher.read(teacher, batch, SIGNAL)
-        for name in ("k", "v", "q"):
-            found, expected = getattr(ours, name), getattr(theirs, name)
-            assert found.shape == expected.shape
-            assert found.dtype == expected.dtype
-            valid = batch.teacher.mask[:, None, None, :, None]
-            assert torch.allclose(found * valid, expected * valid, rtol=tolerance, atol=1e-5), name
-            assert (found * ~valid).abs().max() == 0
+    for shuffle in (False, True) if signal in STATES else (False,):
+        split = split_of(reader, shuffle=shuffle)
+        cached, teacher = cache(reader, split, tmp_path / str(shuffle), dtype, signal)
+        cached.fill(range(EXAMPLES))
+        assert teacher.read_texts == EXAMPLES + MEASURED
+        for places in ([0, 1, 2], [19, 7, 8, 3], [12]) if not shuffle else ([0, 1, 2], [19, 7, 8, 3]):
+            batch = split.collate(places)
+            kept = kept_tokens(batch, signal)
+            assert kept.any(dim=1).all()
+            ours, theirs = cached.read(batch, signal), Teacher.read(teacher, batch, signal)
+            for name in NAMES[signal]:
+                found, expected = getattr(ours, name), getattr(theirs, name)
+                assert found.shape == expected.shape
+                assert found.dtype == expected.dtype
+                valid = kept.view(len(places), *[1] * (found.dim() - 3), -1, 1)
+                if name == "top_indices":
+                    assert torch.equal(found * valid, expected * valid)
+                else:
+                    assert torch.allclose(found * valid, expected * valid, rtol=tolerance, atol=1e-4), name
+                assert found.masked_fill(valid, 0).abs().max() == 0
+
+
+@pytest.mark.parametrize("signal", NAMES, ids=str)
+def test_in_float32_and_in_the_same_batch_it_is_what_the_teacher_gives_bit_for_bit(
+    reader: Reader, tmp_path: Path, signal: Signal
+) -> None:
+    split = split_of(reader)
+    cached, teacher = cache(reader, split, tmp_path, signal=signal)
+    cached.fill(range(8))
+    # A shard is read in one batch here, its texts by their length.
+    batch = split.collate(sorted(range(8), key=lambda example: len(split.teacher[example].ids)))
+    ours, theirs = cached.read(batch, signal), Teacher.read(teacher, batch, signal)
+    for name in NAMES[signal]:
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        valid = kept_tokens(batch, signal).view(8, *[1] * (found.dim() - 3), -1, 1)
+        assert torch.equal(found, expected.masked_fill(~valid, 0)), name
+
+
+def test_of_logits_only_those_that_predict_a_scored_token_are_on_disk(reader: Reader, tmp_path: Path) -> None:
+    split = split_of(reader)
+    scored = int(split.collate(list(range(8))).scored.sum())
+    assert 0 < scored < 0.9 * sum(len(text.ids) for text in split.teacher[:8])
+    for signal, numbers in (("logits", {"logits": 497}), (TOP, {"top_log_probabilities": 5, "top_indices": 4})):
+        cached, _ = cache(reader, split, tmp_path, torch.bfloat16, signal)
+        cached.fill([0])
+        for name, number in numbers.items():
+            with safe_open(cached.folder / f"{name}-000000.safetensors", framework="pt") as file:
+                stored = file.get_tensor("states")
+            assert stored.dtype == (torch.int32 if name == "top_indices" else torch.bfloat16)
+            assert stored.numel() == scored * number
 
 
 def test_it_is_computed_once_and_only_as_far_as_needed(reader: Reader, tmp_path: Path) -> None:
     split = split_of(reader)
     first, teacher = cache(reader, split, tmp_path)
     first.fill([17])
-    assert teacher.read_texts == 4  # the last shard: 16 to 19
+    assert teacher.read_texts == 4 + MEASURED  # the last shard: 16 to 19
     second, another = cache(reader, split, tmp_path)
     second.fill([17, 0])
-    assert another.read_texts == 8
+    assert another.read_texts == 8 + MEASURED
     third, idle = cache(reader, split, tmp_path)
     third.fill([1, 18])
     batch = split.collate([1, 18])
     third.read(batch, SIGNAL)
     assert idle.read_texts == 0
     assert third.folder == first.folder
+
+
+def test_what_another_loss_has_kept_is_shared(reader: Reader, tmp_path: Path) -> None:
+    split = split_of(reader)
+    keys_values, _ = cache(reader, split, tmp_path, signal="keys_values")
+    keys_values.fill(range(8))
+    before = {file.name: file.stat().st_mtime_ns for file in keys_values.folder.glob("*.safetensors")}
+    queries, _ = cache(reader, split, tmp_path)
+    queries.fill(range(8))
+    assert queries.folder == keys_values.folder
+    after = {file.name: file.stat().st_mtime_ns for file in queries.folder.glob("*.safetensors")}
+    assert set(after) - set(before) == {"q-000000.safetensors"}
+    assert {name: after[name] for name in before} == before
 
 
 def test_other_content_is_another_folder(reader: Reader, tmp_path: Path) -> None:
@@ -104,8 +190,12 @@ def test_other_content_is_another_folder(reader: Reader, tmp_path: Path) -> None
         cache(reader, split, tmp_path, torch.bfloat16)[0].folder,
         cache(reader, split, tmp_path, teacher="another")[0].folder,
         cache(reader, split, tmp_path, layers=[0])[0].folder,
+        *(
+            cache(reader, split, tmp_path, signal=signal)[0].folder
+            for signal in (TOP, replace(TOP, k=5), replace(TOP, temperature=1.0), replace(TOP, vocabulary=480))
+        ),
     }
-    assert len(folders) == 5
+    assert len(folders) == 9
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
@@ -126,7 +216,7 @@ def test_what_is_damaged_is_computed_again(
     again, _ = cache(reader, split, tmp_path)
     again.fill(range(8))
     found = again.read(batch, SIGNAL)
-    assert "is damaged: computing it again" in caplog.text
+    assert caplog.text.count("is damaged: computing it again") == 1
     assert torch.equal(found.v, expected.v)
     assert torch.equal(found.k, expected.k)
 
@@ -134,8 +224,8 @@ def test_what_is_damaged_is_computed_again(
 FILLER = """
 import sys
 from pathlib import Path
-from kv_align import teacher_cache
-teacher_cache.SHARD = 8
+from kv_align import shards
+shards.SHARD = 8
 from tests.kv_align.test_teacher_cache import EXAMPLES, cache, split_of
 from kv_align.compose import compose_config
 from kv_align.models import load_teacher
@@ -154,7 +244,7 @@ def test_processes_that_fill_it_at_once_share_the_work(reader: Reader, tmp_path:
     ]
     read = [int(job.communicate(timeout=300)[0]) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
-    assert sum(read) == EXAMPLES
+    assert sum(read) - EXAMPLES in (MEASURED, 2 * MEASURED)  # the second may come when all is there
     late, idle = cache(reader, split_of(reader), tmp_path)
     late.fill(range(EXAMPLES))
     assert idle.read_texts == 0
@@ -169,44 +259,197 @@ def test_a_writer_that_was_killed_leaves_nothing_that_counts(reader: Reader, tmp
     (cached.folder / "q-000001.json").unlink()  # killed before its last file had its manifest
     again, teacher = cache(reader, split, tmp_path)
     again.fill(range(16))
-    assert teacher.read_texts == 8
+    assert teacher.read_texts == 8 + MEASURED
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("signal", [SIGNAL, "logits", TOP], ids=str)
+def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_written(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: Signal
 ) -> None:
-    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
-    cached, _ = cache(reader, split_of(reader), tmp_path)
-    with pytest.raises(ConfigError, match=r"it needs about 0\.0 GB and the disk has 0\.0 GB free; choose another disk"):
+    split = split_of(reader)
+    tokens = sum(len(text.ids) for text in split.teacher)
+    scored = int(split.collate(list(range(EXAMPLES))).scored.sum())
+    # Three layers, 4 heads of keys and of values and 8 of queries, width 24; half precision, and places in 32 bits.
+    needed = {SIGNAL: 2 * tokens * 3 * 16 * 24, "logits": 2 * scored * 497, TOP: scored * (2 * 5 + 4 * 4)}[signal]
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    cached, teacher = cache(reader, split, tmp_path, torch.bfloat16, signal)
+    with pytest.raises(ConfigError) as caught:
         cached.fill(range(EXAMPLES))
+    assert str(caught.value) == (
+        f"teacher_cache={tmp_path} is not allowed: it needs about 0.0 GB and the disk has 0.0 GB free; choose another disk, "
+        "or teacher_cache=off."
+    )
+    assert teacher.read_texts == MEASURED
     assert not list(cached.folder.glob("*.safetensors"))
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    cached.fill(range(EXAMPLES))
+    written = sum(file.stat().st_size for file in cached.folder.glob("*.safetensors"))
+    assert needed < written < needed + 6 * 200  # and a header for each file
 
 
-def test_runs_with_and_without_it_agree_to_its_rounding(tmp_path: Path) -> None:
-    rows, hashes = {}, {}
-    kinds = {
-        "off": (),
-        "float32": (f"teacher_cache={tmp_path / 'cache'}", "teacher_cache_dtype=float32"),
-        "bfloat16": (f"teacher_cache={tmp_path / 'cache'}",),
-    }
-    for kind, overrides in kinds.items():
+# Runs
+
+
+def assembled(folder: Path, *overrides: str) -> Assembly:
+    built = Assembly(short_config(*overrides), RunDirectory(folder), folder)
+    built.loop.resume()
+    return built
+
+
+def rows_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The first three optimizer steps of a run, with their diagnostics."""
+    loop, rows = assembled(folder, *overrides).loop, []
+    for _, micro_batches in zip(range(3), loop.batches(0), strict=False):
+        row = loop.step(micro_batches, logged=True)[1]
+        assert row is not None
+        loop.progress.step += 1
+        rows.append(row)
+    return rows
+
+
+def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
+    """All columns, diagnostics included."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert list(ours) == list(theirs)
+        for column, value in theirs.items():
+            assert ours[column] == pytest.approx(value, rel=tolerance, abs=tolerance), column
+
+
+FROZEN = ("loss=kv+struct", "align.fit=frozen")
+RUNS = {
+    "states": ("loss=kv+struct",),
+    "logits": ("loss=logit_kd",),
+    "top": ("loss=logit_kd", "loss.top_k=6", "loss.temperature=2.0"),
+    "hidden": ("loss=hidden",),
+    "targets": (*FROZEN, "teacher_cache_keeps=targets"),
+    "targets of a flat map": ("aligner=flat", "align.fit=frozen", "keys=rotated", "teacher_cache_keeps=targets"),
+    "targets through the time warp": (
+        *FROZEN,
+        "data.rationale=short",
+        "time_warp.smoothness=0.5",
+        "layer_map=reverse",
+        "teacher_cache_keeps=targets",
+    ),
+    "targets paired anew": ("align.fit=frozen", "data.shuffle_teacher=true", "teacher_cache_keeps=targets"),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_runs_with_and_without_it_agree_to_its_rounding(kind: str, tmp_path: Path) -> None:
+    folder = f"teacher_cache={tmp_path / 'cache'}"
+    off = rows_of(tmp_path / "off", *RUNS[kind])
+    single = rows_of(tmp_path / "float32", *RUNS[kind], folder, "teacher_cache_dtype=float32")
+    half = rows_of(tmp_path / "bfloat16", *RUNS[kind], folder)
+    assert_alike(single, off, 2e-4)
+    losses = {name: [row["total_loss"] for row in rows] for name, rows in (("off", off), ("1", single), ("2", half))}
+    assert losses["1"] == pytest.approx(losses["off"], rel=1e-5)
+    assert losses["2"] == pytest.approx(losses["off"], rel=3e-3)
+    assert losses["2"] != losses["off"]
+
+
+def test_a_whole_run_with_it_ends_where_one_without_does(tmp_path: Path) -> None:
+    overrides = {"off": (), "cached": (f"teacher_cache={tmp_path / 'cache'}", "teacher_cache_dtype=float32")}
+    ends = {}
+    for kind, choices in overrides.items():
         run = RunDirectory(tmp_path / kind)
-        config = short_config("loss=kv+struct", *overrides)
-        assert do_run(config, run.path) == "finished"
-        rows[kind] = [row["total_loss"] for row in read_rows(run.metrics_file)]
-        hashes[kind] = json.loads(run.summary_file.read_text())["content_hash"]
-    assert rows["float32"] == pytest.approx(rows["off"], rel=1e-5)
-    assert rows["bfloat16"] == pytest.approx(rows["off"], rel=3e-3)
-    assert rows["bfloat16"] != rows["off"]
-    assert len(set(hashes.values())) == 3
-    elsewhere = short_config("loss=kv+struct", f"teacher_cache={tmp_path / 'moved'}")
-    assert teacher_cache.Path(elsewhere.teacher_cache) == tmp_path / "moved"
-    from kv_align.config import content_hash
+        assert do_run(short_config("loss=kv+struct", *choices), run.path) == "finished"
+        rows = read_rows(run.metrics_file) + read_rows(run.evaluations_file)
+        ends[kind] = [without_timing(row) for row in rows]
+    assert_alike(ends["cached"], ends["off"], 1e-3)
 
-    assert content_hash(elsewhere) == hashes["bfloat16"], "where it is changes no number"
+
+def test_whether_there_is_a_cache_is_of_a_runs_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
+    here, there = f"teacher_cache={tmp_path}", f"teacher_cache={tmp_path / 'moved'}"
+    targets = ("align.fit=frozen", "teacher_cache_keeps=targets")
+    commands = [(), (here,), (here, "teacher_cache_dtype=float32"), ("align.fit=frozen", here), (*targets, here)]
+    assert len({content_hash(short_config(*command)) for command in commands}) == len(commands)
+    for command in ((), targets):
+        assert content_hash(short_config(*command, here)) == content_hash(short_config(*command, there))
+    # Kept targets were written down by no run without a cache, nor of an aligner that learns.
+    assert content_hash(short_config(*targets)) == content_hash(short_config("align.fit=frozen"))
+    assert content_hash(short_config("teacher_cache_keeps=targets", here)) == content_hash(short_config(here))
+
+
+def test_with_kept_targets_a_step_runs_neither_teacher_nor_aligner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*FROZEN, "teacher_cache_keeps=targets", f"teacher_cache={tmp_path / 'cache'}")
+    first = rows_of(tmp_path / "first", *overrides)
+    calls = {"teacher": 0, "aligner": 0}
+    read, forward = Teacher.read_tokens, Aligner.forward
+
+    def read_tokens(self, *given):  # type: ignore[no-untyped-def]
+        calls["teacher"] += 1
+        return read(self, *given)
+
+    def align(self, *given):  # type: ignore[no-untyped-def]
+        calls["aligner"] += 1
+        return forward(self, *given)
+
+    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    monkeypatch.setattr(Aligner, "forward", align)
+    with_files = assembled(tmp_path / "again", *overrides)
+    calls |= {"teacher": 0, "aligner": 0}
+    micro_batches = next(with_files.loop.batches(0))
+    losses, _ = with_files.loop.step(micro_batches, logged=True)
+    assert calls == {"teacher": 0, "aligner": 0}
+    assert losses["total_loss"] == first[0]["total_loss"]
+    states = assembled(tmp_path / "raw", *FROZEN, overrides[-1])
+    calls |= {"teacher": 0, "aligner": 0}
+    states.loop.step(micro_batches, logged=True)
+    assert calls == {"teacher": 0, "aligner": 1}
+
+
+def test_targets_of_another_aligner_layer_map_or_reading_are_other_files(tmp_path: Path) -> None:
+    base = (*FROZEN, "teacher_cache_keeps=targets", f"teacher_cache={tmp_path / 'cache'}")
+    others = [
+        ("seed=1",),
+        ("aligner=flat",),
+        ("init=random",),
+        ("aligner.elastic=true",),
+        ("keys=rotated",),
+        ("layer_map=last",),
+        ("layer_map=reverse",),
+        ("time_warp.smoothness=0.5",),
+        ("data.rationale=short",),
+        ("loss=kv",),
+        ("teacher_cache_keeps=states",),
+    ]
+    folders = []
+    # The loss's weights and rates change nothing of it.
+    for number, other in enumerate([(), ("loss.lambda_kv=0.25", "trainer.lr=1e-4"), *others]):
+        path = tmp_path / str(number)
+        teacher = Assembly(short_config(*base, *other), RunDirectory(path), path).loop._teacher
+        assert isinstance(teacher, CachedTeacher)
+        folders.append(teacher.folder)
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ((), "an aligner that learns, or none"),
+        (("loss=relations", "aligner=none"), "an aligner that learns, or none"),
+        (
+            ("align.fit=frozen", "data.shuffle_teacher=true"),
+            "data.shuffle_teacher=true, where they depend on the batch",
+        ),
+    ],
+)
+def test_where_targets_cannot_be_kept_states_are(overrides: tuple[str, ...], says: str) -> None:
+    config, notes = compose_config([*overrides, "teacher_cache=auto", "teacher_cache_keeps=targets"])
+    assert config == compose_config([*overrides, "teacher_cache=auto"])[0]
+    assert f"teacher_cache_keeps=targets has no effect with {says}: states are kept." in notes
 
 
 def test_a_loss_that_cannot_use_it_is_the_same_run_with_and_without() -> None:
-    with_cache, notes = compose_config(["loss=logit_kd", "teacher_cache=auto"])
-    assert with_cache == compose_config(["loss=logit_kd"])[0]
-    assert any("teacher_cache=auto has no effect on loss=logit_kd" in note for note in notes)
+    with_cache, notes = compose_config(["loss=ce", "teacher_cache=auto"])
+    assert with_cache == compose_config(["loss=ce"])[0]
+    assert any("teacher_cache=auto has no effect on loss=ce" in note for note in notes)
+
+
+@pytest.mark.parametrize("key", ["dtype", "keeps"])
+def test_a_cache_must_be_told_what_it_is(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"teacher_cache_{key}=null is not allowed: set teacher_cache_{key} to"):
+        compose_config(["teacher_cache=auto", f"teacher_cache_{key}=null"])

@@ -291,7 +291,8 @@ def test_logits_over_two_vocabularies_are_refused(teacher_of_characters):
     assert "\n" not in str(caught.value)
 
 
-def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_are(tmp_path):
+@pytest.mark.parametrize("top_k", ["null", "5"])
+def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_are(tmp_path, top_k):
     padded = AutoModelForCausalLM.from_pretrained(EMBEDDED / "teacher")
     padded.resize_token_embeddings(padded.config.vocab_size + 31)
     for name, model in (("padded", padded), ("plain", AutoModelForCausalLM.from_pretrained(EMBEDDED / "teacher"))):
@@ -299,7 +300,7 @@ def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_a
         AutoTokenizer.from_pretrained(EMBEDDED / "student").save_pretrained(tmp_path / name)
     rows = {}
     for name in ("padded", "plain"):
-        config = short_config(*pair(tmp_path / name), "experiment=logit_kd")
+        config = short_config(*pair(tmp_path / name), "experiment=logit_kd", f"loss.top_k={top_k}")
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"student": str(tmp_path / "plain")})}
         )
