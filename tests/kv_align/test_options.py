@@ -148,7 +148,7 @@ def test_a_target_that_is_not_there_is_refused_by_name(target: str, says: str) -
     ("written", "says"),
     [
         ("option", "target: its option option has no type"),
-        ("option: Tensor", "its option option has the type Tensor; known are Annotated, Any, LayerList, Literal, "),
+        ("option: Tensor", "its option option has the type Tensor; known are Annotated, Any, FractionFloat, LayerList, "),
         ("option: list[Tensor]", "its option option has the type list[Tensor]; known are"),
         ("option: __import__('os').system", "its option option has the type __import__('os').system; known are"),
         ("option: Literal[1", "is not Python ("),
@@ -223,4 +223,4 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
     assert {option: each.annotation for option, each in found.items()} == {
         f"option_{name}": getattr(options, name) for name in named
     }
-    assert len(named) == 6
+    assert len(named) == 8
