@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from dataclasses import replace
@@ -66,6 +67,8 @@ class Assembly:
             ],
         )
         self.accelerator = self.parallel.accelerator
+        if several:
+            atexit.register(_leave_group)
         self.processes = Processes(self.accelerator, config.trainer)
         if tracker is not None:
             self.accelerator.init_trackers("kv-align", init_kwargs={})
@@ -144,9 +147,18 @@ class Assembly:
         return row
 
     def part(self) -> None:
-        """Close the trackers and leave the other processes, together: a launcher may end all when the first has gone."""
+        """Close the trackers and end together: a launcher may end all processes when the first has gone.
+
+        They stay a group for the next run of this job: made anew in the same processes, it may wait for the old one's.
+        """
         self.processes.wait()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:

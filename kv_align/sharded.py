@@ -8,7 +8,8 @@ them again.
 
 Evaluation, generation and writing use a plain copy of the student and the aligner that is filled for their duration: a whole
 student and aligner in float32 more in every process, 4 bytes a parameter, and none while training. So nothing of theirs
-knows of shards, and no process waits for another in the middle of an answer.
+knows of shards, and no process waits for another in the middle of an answer. Loading takes as much: a model is whole until
+it is shared out.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Sharded(Parallel):
         return wrapped, prepared
 
     def apart(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Context that does nothing: gradients that have not met are whole, and would take the memory of no shards."""
+        """Context that does nothing: kept apart, gradients would be whole in every process, so they meet every time."""
         return nullcontext()
 
     def reach(self, student: nn.Module) -> Reach:
