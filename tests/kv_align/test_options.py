@@ -148,7 +148,10 @@ def test_a_target_that_is_not_there_is_refused_by_name(target: str, says: str) -
     ("written", "says"),
     [
         ("option", "target: its option option has no type"),
-        ("option: Tensor", "its option option has the type Tensor; known are Annotated, Any, FractionFloat, LayerList, "),
+        (
+            "option: Tensor",
+            "its option option has the type Tensor; known are Annotated, Any, FractionFloat, LayerList, ",
+        ),
         ("option: list[Tensor]", "its option option has the type list[Tensor]; known are"),
         ("option: __import__('os').system", "its option option has the type __import__('os').system; known are"),
         ("option: Literal[1", "is not Python ("),
