@@ -31,7 +31,7 @@ class Tally:
 
     faults: dict[str, int] = field(default_factory=dict)
     lost: int = 0
-    doubled: int = 0
+    doubled: dict[str, str] = field(default_factory=dict)
     different: int = 0
 
 
@@ -56,7 +56,7 @@ class FaultDriver:
             "submitter killed in sbatch": (1, self._kill_submitter),
             "squeue and sacct fail": (2, self._silence),
         }
-        self._twice: set[str] = set()
+        self._twice: dict[str, str] = {}
 
     def drive(self, count: int, timeout_s: float) -> Tally:
         deadline = time.monotonic() + timeout_s
@@ -85,9 +85,8 @@ class FaultDriver:
         """Note the runs that two processes do now, or that two jobs have before them."""
         processes: Counter[str] = Counter()
         for run in self.sweep.runs():
-            file = self.sweep.path / "runs" / run.id / "attempts.txt"
-            pids = set(file.read_text().split()) if file.exists() else set()
-            processes[run.id] = sum(_works(pid) for pid in pids)
+            found = (self.sweep.path / "runs" / run.id).glob("working.*")
+            processes[run.id] = sum(_works(file.suffix[1:]) for file in found)
         jobs: Counter[str] = Counter()
         live = set(self.slurm.out("squeue", "-h", "-r", "-t", "pending,running", "-o", "%i").split())
         ledger = Journal(self.sweep.directory).ledger()
@@ -95,7 +94,8 @@ class FaultDriver:
             for index, batch in enumerate(submission.batches):
                 if submission.job is not None and submission.job_of(index) in live:
                     jobs.update(batch)
-        self._twice |= {name for found in (processes, jobs) for name, number in found.items() if number > 1}
+        for what, found in (("processes", processes), ("jobs", jobs)):
+            self._twice |= {name: f"{number} {what}" for name, number in found.items() if number > 1}
 
     def _count(self) -> Tally:
         for run in self.sweep.runs():
@@ -104,8 +104,10 @@ class FaultDriver:
             elif self.sweep.weights_of(run.id) != undisturbed(run):
                 self.tally.different += 1
             finished = self.sweep.path / "runs" / run.id / "finished.txt"
-            if run.id in self._twice or (finished.exists() and len(finished.read_text().splitlines()) > 1):
-                self.tally.doubled += 1
+            if finished.exists() and len(finished.read_text().splitlines()) > 1:
+                self._twice[run.id] = "finished twice"
+            if run.id in self._twice:
+                self.tally.doubled[run.id] = self._twice[run.id]
         return self.tally
 
     def _running(self) -> list[str]:

@@ -37,6 +37,8 @@ def run(config, path):
         )
         with (directory.path / "attempts.txt").open("a") as file:
             file.write(f"{os.getpid()}\n")
+        working = directory.path / f"working.{os.getpid()}"  # stays where the process is killed
+        working.touch()
         asked = []
         handlers = {each: signal.signal(each, lambda number, frame: asked.append(number)) for each in _ASK}
         try:
@@ -46,6 +48,7 @@ def run(config, path):
         except RuntimeError as error:
             state, reason = "failed", f"RuntimeError: {error}"
         finally:
+            working.unlink()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         directory.update(directory.status(), state=state, reason=reason)
