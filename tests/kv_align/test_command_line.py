@@ -6,7 +6,6 @@ found first, that ends the process. So what these tests see happens without torc
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import asdict
@@ -21,7 +20,6 @@ from kv_align.runs import RunDirectory, Status, read_json
 from tests.short_runs import SHORT
 
 HEAVY = ("torch", "transformers", "pandas", "datasets", "accelerate")
-LIMIT_S = 2  # of processor time: what the clock says on a machine that has nothing else to do
 
 
 @pytest.fixture
@@ -46,12 +44,6 @@ def train(
         timeout=timeout_s,
         check=False,
     )
-
-
-def processor_time_s() -> float:
-    """Of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 # Bad input: by topic, each with what its sentence must say beside the key and the value.
@@ -114,7 +106,6 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported
     topic: str, tmp_path: Path, trap: Path
 ) -> None:
     for command, says in BAD_INPUT[topic]:
-        began_s = processor_time_s()
         done = train(*command.split(), folder=tmp_path, first=(trap,))
         assert done.returncode == 2, (command, done.stderr)
         assert done.stdout == "", command
@@ -125,7 +116,6 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported
         for part in says:
             assert part in lines[0], (command, lines[0])
         assert list(tmp_path.iterdir()) == [], command
-        assert processor_time_s() - began_s < LIMIT_S, command
 
 
 def test_a_command_that_is_right_gets_as_far_as_the_trap(tmp_path: Path, trap: Path) -> None:
