@@ -100,7 +100,7 @@ def test_shards_are_one_process_with_the_whole_batch(name: str, sharded: Path, t
 
 
 def test_bfloat16_means_the_same_with_shards_as_without(sharded: Path) -> None:
-    assert_alike(RunDirectory(sharded / "bf16"), RunDirectory(sharded / "bf16_whole"), 1e-4, 1e-6)
+    assert_alike(RunDirectory(sharded / "bf16"), RunDirectory(sharded / "bf16_whole"), 2e-3, 2e-4)
 
 
 def test_a_sharded_run_that_was_asked_to_leave_ends_as_if_nothing_had_been(sharded: Path) -> None:
@@ -117,7 +117,7 @@ def test_every_process_keeps_its_part_of_a_checkpoint(sharded: Path) -> None:
     parts = {"pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp", "random_states_1.pkl"}
     assert parts <= sealed.keys()
     sizes = [(newest / "pytorch_model_fsdp_0" / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
-    whole = (sharded / "structured" / "student" / "model.safetensors").stat().st_size
+    whole = sum(file.stat().st_size for file in weight_files(RunDirectory(sharded / "structured")))
     assert max(sizes) < 0.6 * whole
 
 
