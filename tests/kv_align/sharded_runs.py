@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 from kv_align.experiment import run
-from kv_align.runs import RunDirectory, read_rows
+from kv_align.runs import RunDirectory, read_last_row
 from tests.short_runs import short_config
 
 
 def disturb(directory: RunDirectory, step: int) -> None:
     """Ask this process to leave when a step of the run has been logged."""
-    while not directory.metrics_file.exists() or read_rows(directory.metrics_file)[-1]["step"] < step:
+    row = None
+    while row is None or row["step"] < step:
         time.sleep(0.01)
+        row = read_last_row(directory.metrics_file) if directory.metrics_file.exists() else None
     os.kill(os.getpid(), signal.SIGTERM)
 
 
