@@ -118,7 +118,7 @@ def test_every_process_keeps_its_part_of_a_checkpoint(sharded: Path) -> None:
     assert parts <= sealed.keys()
     sizes = [(newest / "pytorch_model_fsdp_0" / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
     whole = sum(file.stat().st_size for file in weight_files(RunDirectory(sharded / "structured")))
-    assert max(sizes) < 0.6 * whole
+    assert max(sizes) < 0.75 * whole  # a half, and what the format adds to each tensor, which is much for small ones
 
 
 def test_shards_are_not_taken_for_a_whole_checkpoint(sharded: Path, tmp_path: Path) -> None:
