@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from kv_align import checkpoint
 from kv_align.align.fit import phase_at
@@ -32,7 +31,7 @@ from kv_align.processes import Processes
 from kv_align.progress import progress_bar
 from kv_align.quality import Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
-from kv_align.steps import data_order
+from kv_align.steps import data_order, micro_batches
 from kv_align.teacher_cache import CachedTeacher
 
 LOGGER = logging.getLogger(__name__)
@@ -149,16 +148,16 @@ class Loop:
         last_beat = time.time()
         plain_steps: list[tuple[float, int]] = []
         with progress_bar("training", self._num_steps, progress.step) as advance:
-            for micro_batches in self.batches(progress.step):
+            for step_batches in self.batches(progress.step):
                 began = time.perf_counter()
                 logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
-                losses, row = self.step(micro_batches, logged)
+                losses, row = self.step(step_batches, logged)
                 if row is None:
                     reason = f"the loss or its gradient was not finite at step {progress.step + 1}"
                     append_row(self._run.metrics_file, {"step": progress.step + 1, **losses})
                     return "diverged", reason
                 progress.step += 1
-                tokens = sum(int(batch.student.mask.sum()) for batch in micro_batches)
+                tokens = sum(int(batch.student.mask.sum()) for batch in step_batches)
                 progress.tokens += tokens
                 step_time_s = time.perf_counter() - began
                 progress.elapsed_s += step_time_s
@@ -182,7 +181,7 @@ class Loop:
                     return "interrupted", f"asked to leave by {who} at step {progress.step}; run it again to go on"
         return "running", ""
 
-    def step(self, micro_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
+    def step(self, step_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
         """Do one optimizer step.
 
         Returns
@@ -192,13 +191,13 @@ class Loop:
         """
         step, trainer = self.progress.step, self._config.trainer
         self._wrapped.train()
-        counts = Counts.of(micro_batches)
+        counts = Counts.of(step_batches)
         weights = self._distiller.objective.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
         quality, shares, reach = Quality(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
-        for place, batch in enumerate(micro_batches):
+        for place, batch in enumerate(step_batches):
             here = self._processes.rows(batch).to(self._accelerator.device)
-            last = place == len(micro_batches) - 1
+            last = place == len(step_batches) - 1
             with nullcontext() if last else self._parallel.apart(self._wrapped):
                 with self._accelerator.autocast():
                     states = self._teacher.read(here, self._distiller.objective.signal)
@@ -280,22 +279,5 @@ class Loop:
 
     def batches(self, first: int) -> Iterator[list[Batch]]:
         """Micro-batches of each optimizer step from `first` on."""
-        trainer = self._config.trainer
-        micro = trainer.micro_batch_size or trainer.batch_size
-        per_step = trainer.batch_size // micro
-        places = [
-            self._order[step][at : at + micro]
-            for step in range(first, self._num_steps)
-            for at in range(0, trainer.batch_size, micro)
-        ]
-        loader: DataLoader[int] = DataLoader(
-            range(len(self._train.examples)),  # type: ignore[arg-type]
-            batch_sampler=places,
-            collate_fn=self._train.collate,
-            num_workers=trainer.num_workers,
-            pin_memory=self._accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the loader draws a base seed, which must not shift the global state
-        )
-        batches = iter(loader)
-        for _ in range(first, self._num_steps):
-            yield [next(batches) for _ in range(per_step)]
+        pinned = self._accelerator.device.type == "cuda"
+        return micro_batches(self._train, self._order, range(first, self._num_steps), self._config.trainer, pinned)
