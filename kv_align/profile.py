@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from kv_align.compose import arm_name, compose_config
 from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.distill import Counts
+from kv_align.errors import ConfigError
 from kv_align.quiet import quiet_libraries
 from kv_align.runs import RunDirectory
 
@@ -206,6 +208,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
     with bad_input_exits():
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes != "1":
+            raise ConfigError(
+                f"WORLD_SIZE={processes} is not allowed: what is profiled is the step of a single process; call "
+                "kv_align.profile without torchrun."
+            )
         config, notes = compose_config(arguments.overrides, config_dir=arguments.config_dir)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
