@@ -94,17 +94,26 @@ def _in_cache(name: str) -> Path | None:
 
 def _download(plan: Plan) -> None:
     """Fetch what names on the hub stand for, since jobs may not; what is there already costs nothing."""
-    models = {run.config["model"][role] for run in plan.runs for role in ("teacher", "student")}
+    chosen = [run.config["model"] for run in plan.runs]
+    models = {model[role] for model in chosen for role in ("teacher", "student")}
+    scratch = {model["student"] for model in chosen if model["student_start"] == "scratch"}
+    with_weights = {model["teacher"] for model in chosen} | (models - scratch)
     for name in sorted(_on_hub(models)):
         from huggingface_hub import snapshot_download
 
         try:
-            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.py"])
+            patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py"]
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
         except Exception as error:
             raise ConfigError(
                 f"model {name} is not allowed: it cannot be downloaded ({_first_line(error)}); name a folder, or submit "
                 "where the hub can be reached."
             ) from None
+        if name in with_weights and not any(folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"model {name} is not allowed: it has no safetensors weights on the hub; load it, save it with "
+                "save_pretrained and name that folder."
+            )
     for name, options in sorted({_hub_data(run.config["data"]) for run in plan.runs} - {("", "")}):
         import datasets
 

@@ -2,9 +2,11 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from kv_align.errors import ConfigError
 from kv_align.runs import RunDirectory
 from launch import preflight
 from launch.judgement import RunState, select
@@ -109,6 +111,23 @@ def test_the_disk_check_measures_what_was_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(cached))
     assert preflight._checkpoint_bytes("some/model") == 8000
     assert preflight._checkpoint_bytes(str(cached)) == 8000
+
+
+def test_a_model_on_the_hub_without_safetensors_is_refused_before_anything_is_queued(tmp_path, monkeypatch):
+    # There is no hub here: this stands for what it would leave in the cache.
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    both = {"teacher": "some/model", "student": "some/model"}
+
+    def plan(**model):
+        return SimpleNamespace(runs=[SimpleNamespace(config={"model": model, "data": {"path": "here"}})])
+
+    with pytest.raises(ConfigError, match=r"^model some/model is not allowed: it has no safetensors weights"):
+        preflight._download(plan(**both, student_start="scratch"))
+    with pytest.raises(ConfigError, match="some/model"):
+        preflight._download(plan(teacher="embedded", student="some/model", student_start="pretrained"))
+    preflight._download(plan(teacher="embedded", student="some/model", student_start="scratch"))
+    (tmp_path / "model.safetensors").touch()
+    preflight._download(plan(**both, student_start="pretrained"))
 
 
 def test_an_artefact_that_was_cut_is_not_there(standin):
