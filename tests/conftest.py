@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread, shapes checked at every public border, tiny models made on the spot."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -32,6 +33,13 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 GSM8K_FOLDER = Path(os.environ.get("KV_ALIGN_GSM8K", Path(__file__).parents[2] / "shared" / "data" / "gsm8k"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kept_apart_from_garbage() -> None:
+    """Leave what was imported so far out of garbage collection, which some libraries ask for in every call."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

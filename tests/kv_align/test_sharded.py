@@ -1,11 +1,7 @@
 """Two processes that each hold a part of what learns are one process with the whole batch, up to rounding."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.runs import RunDirectory, read_rows
 from tests.short_runs import results, short_config, weight_files, without_timing
+from tests.two_processes import DISTURBED, by_two
 
 RUNS = {
     "structured": ("loss=kv+struct",),
@@ -30,36 +27,13 @@ SHARDED = "trainer.parallel=fsdp"
 BF16 = ("loss=kv+struct", "trainer.mixed_precision=bf16")
 
 
-def by_two(folder: Path, runs: dict[str, tuple[str, ...]]) -> str:
-    """Do runs by two processes, as the tasks of a job would; returns what they wrote to standard error."""
-    command = [sys.executable, "-m", "tests.kv_align.sharded_runs", str(folder), json.dumps(runs)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    job = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            command, env={**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=1200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in said)
-    return "".join(said)
-
-
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs by two processes, one after the other: `RUNS`, the first of them disturbed, one in bfloat16, also whole."""
     folder = tmp_path_factory.mktemp("sharded")
     runs = {name: (*overrides, SHARDED) for name, overrides in RUNS.items()}
     disturbed = (*runs["structured"], "trainer.checkpoint_interval=100")
-    by_two(folder, {**runs, "disturbed": disturbed, "bf16": (*BF16, SHARDED), "bf16_whole": BF16})
+    by_two(folder, {**runs, DISTURBED: disturbed, "bf16": (*BF16, SHARDED), "bf16_whole": BF16})
     return folder
 
 
@@ -104,7 +78,7 @@ def test_bfloat16_means_the_same_with_shards_as_without(sharded: Path) -> None:
 
 
 def test_a_sharded_run_that_was_asked_to_leave_ends_as_if_nothing_had_been(sharded: Path) -> None:
-    disturbed = RunDirectory(sharded / "disturbed")
+    disturbed = RunDirectory(sharded / DISTURBED)
     status = disturbed.status()
     assert status is not None
     assert status.attempt == 2
