@@ -75,22 +75,24 @@ class _Divergence(torch.autograd.Function):
         forms: tuple[AttentionForm, ...],
         chunk: int,
     ) -> Tensor:
-        # A product with what stands at padding would carry its infinities to its neighbours.
-        states = tuple(
-            torch.where(mask_BT[:, None, None, :, None], each, 0.0)
-            for each in (student_q, student_k, target_q, target_k)
-        )
+        states = student_q, student_k, target_q, target_k
+        seen = mask_BT[:, None, :, None]
         dtype = torch.promote_types(student_q.dtype, torch.float32)
         wants_student, wants_target = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:4])
         wanted = (wants_student, wants_student, wants_target, wants_target)
         gradients = [
-            torch.zeros_like(each, dtype=dtype) if want else None for each, want in zip(states, wanted, strict=True)
+            torch.empty_like(each, dtype=dtype) if want else None for each, want in zip(states, wanted, strict=True)
         ]
         total = torch.zeros((), dtype=dtype, device=student_q.device)
         length = student_q.shape[3]
         for layer, form in enumerate(forms):
-            here = [grouped(each[:, layer].to(dtype), student_k.shape[2]) for each in states]
+            # A product with what stands at padding would carry its infinities to its neighbours.
+            known = (torch.where(seen, each[:, layer], 0.0).to(dtype) for each in states)
+            here = [grouped(each, student_k.shape[2]) for each in known]
             there = [None if each is None else grouped(each[:, layer], student_k.shape[2]) for each in gradients]
+            for by_k in (there[1], there[3]):
+                if by_k is not None:
+                    by_k.zero_()  # every chunk adds to it; of queries, each has its own
             for start in range(0, length, chunk):
                 total += _chunk(here, there, mask_BT, slice(start, min(start + chunk, length)), form)
         ctx.save_for_backward(*gradients)
@@ -112,7 +114,7 @@ def _chunk(
     queries: slice,
     form: AttentionForm,
 ) -> Tensor:
-    """Return the divergence of one layer's queries, and add its gradients in place."""
+    """Return the divergence of one layer's queries, and put its gradients in place."""
     student_q, student_k, target_q, target_k = states
     keys = slice(0, queries.stop)
     hidden = ~visible(mask_BT, queries, form.window)[:, None, None]
@@ -143,7 +145,7 @@ def _accumulate(
     k: Tensor,
     queries: slice,
 ) -> None:
-    """Add what a gradient by scores means for queries and keys."""
+    """Set what a gradient by scores means for its queries, and add what it means for keys."""
     by_q, by_k = gradients
     assert by_q is not None
     assert by_k is not None
@@ -151,6 +153,6 @@ def _accumulate(
     if slope is not None:
         by_score = by_score.mul_(slope)
     # A query's weight is the same for all keys: on the narrow side of the products it costs next to nothing.
-    by_q[:, :, :, queries] += torch.matmul(by_score, k[:, :, :, : queries.stop]) * weight
+    torch.mul(torch.matmul(by_score, k[:, :, :, : queries.stop]), weight, out=by_q[:, :, :, queries])
     by_group = torch.matmul(by_score.transpose(-1, -2), q[:, :, :, queries] * weight)
     by_k[:, :, :, : queries.stop] += by_group.sum(dim=2, keepdim=True)

@@ -213,8 +213,9 @@ def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> Stat
 
 def _rotate(states: Float[Tensor, "b l h t d"], layers: list[Layer]) -> Float[Tensor, "b l h t d"]:
     """Apply each student layer's rotary embedding to projected states."""
+    # Unbound at once: of a layer taken out alone, the gradient would be a tensor of all layers' size, for each of them.
     rotated = [
-        states[:, number] if layer.rotation is None else layer.rotation.rotate(states[:, number])
-        for number, layer in enumerate(layers)
+        each if layer.rotation is None else layer.rotation.rotate(each)
+        for each, layer in zip(states.unbind(dim=1), layers, strict=True)
     ]
     return torch.stack(rotated, dim=1)

@@ -232,6 +232,11 @@ class Shards:
             except BlockingIOError:
                 yield False
                 return
+            except OSError as error:
+                raise ConfigError(
+                    f"teacher_cache={self.folder.parent} is not allowed: files there cannot be locked ({error.strerror}); "
+                    "choose another folder, or teacher_cache=off."
+                ) from None
             yield True
 
 

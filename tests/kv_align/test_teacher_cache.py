@@ -1,6 +1,8 @@
 """What is read from the cache is what the teacher would have given, whoever wrote it and however they were disturbed."""
 
+import errno
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -285,6 +287,23 @@ def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_writte
     cached.fill(range(EXAMPLES))
     written = sum(file.stat().st_size for file in cached.folder.glob("*.safetensors"))
     assert needed < written < needed + 6 * 200  # and a header for each file
+
+
+def test_a_file_system_without_locks_is_refused_before_anything_is_written(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(stream: object, operation: int) -> None:  # as NFS and Lustre answer where they are mounted without locks
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(shards.fcntl, "flock", flock)
+    cached, _ = cache(reader, split_of(reader), tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        cached.fill(range(EXAMPLES))
+    assert str(caught.value) == (
+        f"teacher_cache={tmp_path} is not allowed: files there cannot be locked (No locks available); choose another folder, "
+        "or teacher_cache=off."
+    )
+    assert not list(cached.folder.glob("*.safetensors"))
 
 
 # Runs
