@@ -128,7 +128,7 @@ def _wait(path: Path) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from launch.commands import open_sweep
+    from launch.lookup import open_sweep
     from launch.matrix import estimate, print_plan
 
     sweep = open_sweep(parsed.sweep)
@@ -140,7 +140,7 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _status(parsed: argparse.Namespace) -> None:
-    from launch.commands import open_sweep
+    from launch.lookup import open_sweep
     from launch.status import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
@@ -156,10 +156,10 @@ def _status(parsed: argparse.Namespace) -> None:
 
 
 def _logs(parsed: argparse.Namespace) -> None:
-    from launch.commands import find_runs, open_sweep
     from launch.executors.executor import SchedulerSilent
     from launch.judgement import WAITING
     from launch.logs import follow, log_files
+    from launch.lookup import find_runs, open_sweep
     from launch.status import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)

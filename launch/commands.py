@@ -16,7 +16,8 @@ from kv_align.plans import Plan, SweepDirectory
 from launch.cluster import AnyCluster, SlurmCluster, change_cluster, load_cluster
 from launch.executors.executor import Executor, SchedulerSilent, make_executor
 from launch.journal import Journal, Setting
-from launch.judgement import WAITING, Overview, RunState, counts_in_words, needs, select
+from launch.judgement import WAITING, counts_in_words, needs
+from launch.lookup import find_runs, open_sweep
 from launch.matrix import estimate, print_plan
 from launch.plan import extend_plan, make_plan
 from launch.preflight import check
@@ -171,43 +172,6 @@ def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
             places = executor.journal.ledger().places
             executor.cancel({name: places[name] for name in (*names, *before) if name in places})
         console.print(f"{len(names)} runs cancelled", highlight=False)
-
-
-def find_runs(now: Overview, wanted: str) -> list[RunState]:
-    """Return the runs that an id, or the start of one, names.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or several that have no word in common there.
-    """
-    found = select(now.runs, wanted)
-    several = [run.id for run in now.runs if run.id.startswith(wanted)]
-    if not found and several:
-        raise ConfigError(
-            f"{wanted} is the start of {len(several)} runs of {now.path}, such as {several[0]} and {several[-1]}: give one "
-            "whole id, or a start that ends where a - follows."
-        )
-    if not found:
-        some = ", ".join(run.id for run in now.runs[:3])
-        raise ConfigError(
-            f"{wanted} is not a run of {now.path}: give the id of one, or its start, such as {some or 'none'}."
-        )
-    return found
-
-
-def open_sweep(path: Path) -> SweepDirectory:
-    """Return a sweep directory that is there.
-
-    Raises
-    ------
-    ConfigError
-        If it is not, or holds neither a plan nor a run.
-    """
-    sweep = SweepDirectory(path.resolve())
-    if not sweep.path.is_dir() or (not sweep.plan_file.exists() and not sweep.found_runs()):
-        raise ConfigError(f"{path} is not a sweep: name the folder that submit printed, or that of a Hydra multirun.")
-    return sweep
 
 
 def _open(path: Path) -> tuple[SweepDirectory, Executor, Plan]:

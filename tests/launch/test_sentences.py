@@ -35,7 +35,7 @@ def test_any_other_error_of_the_system_is_one_sentence(standin, monkeypatch):
     def broken(path):
         raise OSError(errno.EIO, "Input/output error", "/some/file")
 
-    monkeypatch.setattr("launch.commands.open_sweep", broken)
+    monkeypatch.setattr("launch.lookup.open_sweep", broken)
     told = launch("status", str(sweep.path))
     assert (told.code, told.err) == (
         2,
@@ -53,7 +53,7 @@ def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path
     assert launch(*sweep.words, "--dry-run").code == 0
     monkeypatch.setattr("launch.matrix._EARLIER", 0)
     moved = type("Sweep", (), {"plan": lambda self: plan, "path": type(tmp_path)("/sweep")})()
-    monkeypatch.setattr("launch.commands.open_sweep", lambda path: moved)
+    monkeypatch.setattr("launch.lookup.open_sweep", lambda path: moved)
     assert launch("plan", "/sweep").code == 0
 
 
