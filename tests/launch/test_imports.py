@@ -29,7 +29,14 @@ def test_launch_knows_the_contract_and_only_the_worker_the_trainer():
 def test_no_verb_imports_torch_and_help_imports_next_to_nothing():
     heavy = ("torch", "hydra", "rich", "submitit")
     code = f"import sys; import launch.{{}}; print(sorted(each for each in {heavy} if each in sys.modules))"
-    for module, loaded in (("__main__", []), ("commands", ["hydra", "rich"]), ("worker", []), ("supervisor", []), ("status", []), ("lookup", [])):
+    for module, loaded in (
+        ("__main__", []),
+        ("commands", ["hydra", "rich"]),
+        ("worker", []),
+        ("supervisor", []),
+        ("status", []),
+        ("lookup", []),
+    ):
         told = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True)
         assert told.stdout.strip() == str(loaded), module
 
