@@ -24,13 +24,14 @@ from kv_align.capture import Geometry
 from kv_align.config import Choice, Config
 from kv_align.data.example import DataSource
 from kv_align.data.prepared import PreparedSplit
-from kv_align.distill import Distiller, Teacher
+from kv_align.distill import Distiller
 from kv_align.errors import ConfigError
 from kv_align.models import Reader
 from kv_align.objectives.objective import Objective, Pairing
 from kv_align.options import parameters_of
 from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of, uses_keys_values
+from kv_align.teacher import Teacher
 
 LOGGER = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from kv_align.capture import record
 from kv_align.config import EvaluationConfig
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
-from kv_align.distill import Teacher
 from kv_align.models import Reader
 from kv_align.objectives.objective import Signal
 from kv_align.quality import variance
+from kv_align.teacher import Teacher
 
 
 class Calibrator:

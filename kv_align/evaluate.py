@@ -21,12 +21,13 @@ from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
 from kv_align.devices import device_of
-from kv_align.distill import Counts, Distiller, Teacher
+from kv_align.distill import Counts, Distiller
 from kv_align.exact_match import generate_answers, parse_answer
 from kv_align.models import Reader
 from kv_align.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.progress import progress_bar
 from kv_align.quality import KindQuality, Quality
+from kv_align.teacher import Teacher
 
 
 @dataclass(frozen=True)

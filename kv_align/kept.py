@@ -22,9 +22,9 @@ from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit
 from kv_align.devices import device_of
-from kv_align.distill import Teacher, TeacherStates
 from kv_align.models import weights_digest
 from kv_align.objectives.objective import Signal, States
+from kv_align.teacher import Teacher, TeacherStates
 from kv_align.top_logits import TopLogits
 
 Autocast = Callable[[], AbstractContextManager[None]]

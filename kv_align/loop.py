@@ -23,7 +23,7 @@ from kv_align.align.fit import phase_at
 from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
-from kv_align.distill import Counts, Distiller, StepResult, Teacher
+from kv_align.distill import Counts, Distiller, StepResult
 from kv_align.leave import LeaveRequest
 from kv_align.optimizer import make_optimizer, make_schedule
 from kv_align.parallel import Parallel
@@ -32,6 +32,7 @@ from kv_align.progress import progress_bar
 from kv_align.quality import Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
 from kv_align.steps import data_order, micro_batches
+from kv_align.teacher import Teacher
 from kv_align.teacher_cache import CachedTeacher
 
 LOGGER = logging.getLogger(__name__)

@@ -36,11 +36,12 @@ from huggingface_hub.constants import HF_HOME
 from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
-from kv_align.distill import Distiller, Teacher, TeacherStates
+from kv_align.distill import Distiller
 from kv_align.kept import Autocast, Kept, KeptStates, KeptTargets
 from kv_align.models import Reader, weights_digest
 from kv_align.objectives.objective import Signal
 from kv_align.shards import Shards
+from kv_align.teacher import Teacher, TeacherStates
 
 
 def open_cache(

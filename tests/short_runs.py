@@ -10,7 +10,7 @@ from typing import Any
 
 from kv_align.compose import compose_config
 from kv_align.config import Config
-from kv_align.runs import TIMING, RunDirectory, read_rows
+from kv_align.runs import TIMING, RunDirectory, read_last_row, read_rows
 
 SHORT = (
     "trainer.max_steps=6",
@@ -46,7 +46,8 @@ def wait_for_step(run: RunDirectory, step: int, process: subprocess.Popen[Any], 
     """Wait until a run in another process has logged a step."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if run.metrics_file.exists() and any(row["step"] >= step for row in read_rows(run.metrics_file)):
+        row = read_last_row(run.metrics_file) if run.metrics_file.exists() else None
+        if row is not None and row["step"] >= step:
             return
         assert process.poll() is None, "the run ended before it was disturbed"
         time.sleep(0.01)

@@ -25,9 +25,10 @@ from kv_align.capture import prepare, record
 from kv_align.compose import compose_config
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
-from kv_align.distill import Counts, Distiller, Teacher
+from kv_align.distill import Counts, Distiller
 from kv_align.kept import KeptStates
 from kv_align.objectives.objective import Pairing
+from kv_align.teacher import Teacher
 from kv_align.teacher_cache import CachedTeacher
 
 Autocast = Callable[[], AbstractContextManager[Any]]

@@ -10,8 +10,8 @@ from kv_align.calibration import Calibrator
 from kv_align.capture import record
 from kv_align.config import Config
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.distill import Teacher
 from kv_align.models import Reader, load_student, load_teacher
+from kv_align.teacher import Teacher
 from tests.short_runs import short_config
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from kv_align.config import AlignConfig, ModelConfig
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
-from kv_align.distill import Counts, Distiller, StepResult, Teacher, TeacherStates
+from kv_align.distill import Counts, Distiller, StepResult
 from kv_align.models import Reader, load_teacher
 from kv_align.objectives.ce import CrossEntropy
 from kv_align.objectives.hidden import Hidden
@@ -32,6 +32,7 @@ from kv_align.objectives.kv_struct import KeyValueStruct
 from kv_align.objectives.logit_kd import LogitDistillation
 from kv_align.objectives.objective import Objective, Pairing
 from kv_align.objectives.relations import Relations
+from kv_align.teacher import Teacher, TeacherStates
 from tests.tiny import make_llama
 
 JOINT, STUDENT_ALONE, ALIGNER_ALONE = Phase(True, True), Phase(True, False), Phase(False, True)

@@ -13,13 +13,14 @@ from kv_align.align.fit import Phase
 from kv_align.capture import prepare, record
 from kv_align.config import ModelConfig
 from kv_align.data.batch import Batch, Tokens
-from kv_align.distill import Counts, Distiller, Teacher
+from kv_align.distill import Counts, Distiller
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.model_card import EMBEDDED
 from kv_align.models import Reader, check_queries, load_student, load_teacher
 from kv_align.objectives.kv_struct import KeyValueStruct
 from kv_align.runs import RunDirectory, read_rows
+from kv_align.teacher import Teacher
 from tests.families import FAMILIES
 from tests.short_runs import short_config
 

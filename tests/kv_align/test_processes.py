@@ -1,6 +1,8 @@
 """Two processes are one with the whole batch, up to rounding; all their decisions are the same."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from kv_align.data.batch import Batch, Tokens
 from kv_align.experiment import run as do_run
 from kv_align.processes import Processes
 from kv_align.runs import RunDirectory, read_rows
-from tests.short_runs import SHORT, results, short_config, without_timing
+from tests.short_runs import SHORT, results, short_config, wait_for_step, without_timing
 from tests.two_processes import DISTURBED, by_two
 
 RUNS = {
@@ -33,11 +35,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(*overrides: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Do a short run by two processes as a user would."""
+def torchrun(*overrides: str, folder: Path) -> list[str]:
+    """The command line of a short run by two processes, as a user would write it."""
     words = (*SHORT, *overrides, f"output_dir={folder}", "run_name=run")
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = [sys.executable, "-m", *launcher, "-m", "kv_align.train", *words]
+    return [sys.executable, "-m", *launcher, "-m", "kv_align.train", *words]
+
+
+def end(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -72,15 +77,26 @@ def test_two_processes_of_which_one_is_asked_to_leave_go_on_as_if_nothing_had_be
     assert results(disturbed) == results(RunDirectory(both / "structured"))
 
 
-def test_torchrun_gives_what_the_tasks_of_a_job_give(both: Path, tmp_path: Path) -> None:
-    done = torchrun(*RUNS["structured"], folder=tmp_path)
+def test_what_torchrun_started_leaves_together_and_goes_on_as_if_nothing_had_been(both: Path, tmp_path: Path) -> None:
+    command = torchrun(*RUNS["structured"], "trainer.checkpoint_interval=100", folder=tmp_path)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run = RunDirectory(tmp_path / "run")
+    wait_for_step(run, 2, process)
+    status = run.status()
+    assert status is not None
+    os.kill(status.pid, signal.SIGTERM)  # one of the two: the other must hear of it before torchrun ends it
+    process.wait(timeout=120)
+    status = run.status()
+    assert status is not None
+    assert (status.state, status.step < 6) == ("interrupted", True)
+    done = end(command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert results(RunDirectory(tmp_path / "run")) == results(RunDirectory(both / "structured"))
+    assert results(run) == results(RunDirectory(both / "structured"))
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
-    done = torchrun("trainer.batch_size=5", folder=tmp_path)
+    done = end(torchrun("trainer.batch_size=5", folder=tmp_path))
     assert done.returncode != 0
     sentence = (
         "trainer.batch_size=5 is not allowed with 2 processes: set trainer.batch_size to a multiple of their number."

@@ -25,13 +25,13 @@ from kv_align.config import content_hash
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.distill import Teacher
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.kept import KeptStates
 from kv_align.models import Reader, load_teacher
 from kv_align.objectives.objective import Signal
 from kv_align.runs import RunDirectory, read_rows
+from kv_align.teacher import Teacher
 from kv_align.teacher_cache import CachedTeacher
 from kv_align.top_logits import TopLogits
 from tests.short_runs import short_config, without_timing
