@@ -23,6 +23,7 @@ from kv_align.evaluate import Evaluator, share_correct
 from kv_align.extras import extras_versions
 from kv_align.loop import Loop
 from kv_align.models import check_queries, load_student, load_teacher, weights_digest
+from kv_align.objectives.objective import Signal
 from kv_align.parallel import Parallel, Replicated
 from kv_align.processes import Processes
 from kv_align.provenance import attempt_provenance
@@ -31,7 +32,8 @@ from kv_align.seeds import derive_seed
 from kv_align.sharded import Sharded
 from kv_align.signals import signal_of
 from kv_align.steps import data_order, total_steps
-from kv_align.teacher_cache import open_cache
+from kv_align.teacher import StateSource, Teacher
+from kv_align.teacher_cache import TeacherCache
 
 LOGGER = logging.getLogger(__name__)
 
@@ -95,8 +97,13 @@ class Assembly:
                 f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
                 f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
             )
+        cache = TeacherCache(config, self.teacher_reader, self.accelerator.autocast)
         distiller, self.teacher, self.layers = make_distiller(
-            config, self.teacher_reader, self.student_reader, self.train
+            config,
+            self.teacher_reader,
+            self.student_reader,
+            self.train,
+            kept=lambda teacher, wanted: cache.states(teacher, self.train, wanted, rounded=True),
         )
         distiller = distiller.to(device)
         self.initial_digests = {
@@ -106,6 +113,11 @@ class Assembly:
         self.distiller, adapter = self.parallel.readable(distiller, self.student_reader.adapter)
         self.aligner, self.objective = self.distiller.aligner, self.distiller.objective
         self.student_reader = replace(self.student_reader, model=self.distiller.student, adapter=adapter)
+
+        def on_validation(teacher: Teacher, wanted: Signal) -> StateSource:
+            return cache.states(teacher, self.validation, wanted, rounded=False)
+
+        self.validation_teacher = on_validation(self.teacher, self.objective.signal)
         self.evaluator = Evaluator(
             config.evaluation,
             self.validation,
@@ -113,6 +125,7 @@ class Assembly:
             self.student_reader,
             self.teacher_reader,
             autocast=self.accelerator.autocast,
+            kept=on_validation,
         )
         self.loop = Loop(
             config,
@@ -121,15 +134,7 @@ class Assembly:
             self.parallel,
             self.processes,
             distiller,
-            open_cache(
-                config,
-                self.teacher,
-                self.teacher_reader,
-                self.train,
-                distiller,
-                self.layers,
-                self.accelerator.autocast,
-            ),
+            cache.training(self.teacher, self.train, distiller, self.layers),
             self.train,
             self.num_steps,
             lambda step: self.evaluate(config, step),
@@ -138,7 +143,7 @@ class Assembly:
     def evaluate(self, config: Config, step: int) -> dict[str, Any]:
         """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
         with self.parallel.up_to_date():
-            row = self.evaluator.validate(self.distiller, self.teacher).row() | self.evaluator.probe().row()
+            row = self.evaluator.validate(self.distiller, self.validation_teacher).row() | self.evaluator.probe().row()
             at_intervals = config.evaluation.exact_match_at_intervals
             if at_intervals:
                 answers = self.evaluator.exact_match("validation", at_intervals)

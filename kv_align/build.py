@@ -31,7 +31,7 @@ from kv_align.objectives.objective import Objective, Pairing
 from kv_align.options import parameters_of
 from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of, uses_keys_values
-from kv_align.teacher import Teacher
+from kv_align.teacher import Keeper, Teacher
 
 LOGGER = logging.getLogger(__name__)
 
@@ -95,9 +95,20 @@ def make_time_warp(config: Config) -> SegmentWarp:
 
 
 def make_distiller(
-    config: Config, teacher: Reader, student: Reader, train: PreparedSplit
+    config: Config,
+    teacher: Reader,
+    student: Reader,
+    train: PreparedSplit,
+    kept: Keeper,
 ) -> tuple[Distiller, Teacher, list[int]]:
     """Make all that stands between two models, in the order in which it depends on each other.
+
+    Parameters
+    ----------
+    config, teacher, student, train
+        What to make, of which models, and the texts that it is calibrated on.
+    kept
+        Says whom to ask for what the teacher gives of these texts.
 
     Returns
     -------
@@ -107,7 +118,7 @@ def make_distiller(
     rotated = config.keys is not None and config.keys.rotated
     queries = signal == "keys_values_queries"
     geometries = (teacher.geometry, student.geometry)
-    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated)
+    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, kept=kept)
     layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
     reader = Teacher(teacher.model, layers.read, rotated=rotated)
 

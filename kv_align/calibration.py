@@ -23,7 +23,7 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.models import Reader
 from kv_align.objectives.objective import Signal
 from kv_align.quality import variance
-from kv_align.teacher import Teacher
+from kv_align.teacher import Keeper, Teacher
 
 
 class Calibrator:
@@ -39,20 +39,29 @@ class Calibrator:
         The training split.
     rotated
         Whether keys and queries are wanted after the rotary embedding.
+    kept
+        Says whom to ask for what a teacher gives of the training split.
     """
 
     def __init__(
-        self, evaluation: EvaluationConfig, teacher: Reader, student: Reader, train: PreparedSplit, *, rotated: bool
+        self,
+        evaluation: EvaluationConfig,
+        teacher: Reader,
+        student: Reader,
+        train: PreparedSplit,
+        *,
+        rotated: bool,
+        kept: Keeper,
     ) -> None:
         self._evaluation, self._train, self._rotated = evaluation, train, rotated
-        self._teacher, self._student = teacher, student
+        self._teacher, self._student, self._kept = teacher, student, kept
 
     def key_value_variance(self, teacher: Teacher, layers: list[int]) -> tuple[Tensor, Tensor]:
         """Variance [L_s] of the teacher's raw keys and values at each student layer's teacher layer."""
         found: dict[str, list[Tensor]] = {"k": [], "v": []}
-        tokens = []
+        tokens, kept = [], self._kept(teacher, "keys_values")
         for batch in self._batches():
-            states = teacher.read(batch, "keys_values")
+            states = kept.read(batch, "keys_values")
             assert states.k is not None
             assert states.v is not None
             found["k"].append(variance(states.k, batch.teacher.mask))
@@ -63,9 +72,9 @@ class Calibrator:
 
     def hidden_variance(self, teacher: Teacher, layers: list[int]) -> Tensor:
         """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer."""
-        found, tokens = [], []
+        found, tokens, kept = [], [], self._kept(teacher, "hidden_states")
         for batch in self._batches():
-            states = teacher.read(batch, "hidden_states").hidden
+            states = kept.read(batch, "hidden_states").hidden
             assert states is not None
             found.append(variance(states[:, :, None], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
@@ -80,10 +89,11 @@ class Calibrator:
         """
         signal: Signal = "keys_values_queries" if queries else "keys_values"
         found: dict[str, list[Tensor]] = {}
+        kept = self._kept(teacher, signal)
         model, was_training = self._student.model, self._student.model.training
         model.eval()
         for batch in self._batches():
-            states, tokens = teacher.read(batch, signal), batch.student
+            states, tokens = kept.read(batch, signal), batch.student
             with record() as recorder:
                 model.base_model(
                     input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
@@ -101,8 +111,8 @@ class Calibrator:
                 *zip(("sk", "sv", "sq"), own, strict=True),
             ):
                 if each is not None:
-                    kept = rearrange(each.float(), "b l h s d -> b s l h d")[batch.aligned]
-                    found.setdefault(name, []).append(kept)
+                    paired = rearrange(each.float(), "b l h s d -> b s l h d")[batch.aligned]
+                    found.setdefault(name, []).append(paired)
         model.train(was_training)
         joined = {name: torch.cat(batches) for name, batches in found.items()}
         query = Pair(joined["tq"], joined["sq"]) if queries else None

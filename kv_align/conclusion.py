@@ -25,7 +25,7 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: Le
     Left
         If the run is asked to leave; all of this is then done again.
     """
-    validation = built.evaluator.validate(built.distiller, built.teacher)
+    validation = built.evaluator.validate(built.distiller, built.validation_teacher)
     asked.leave_if_asked()
     answers = built.evaluator.exact_match(
         config.evaluation.exact_match_split, config.evaluation.exact_match_examples, asked.leave_if_asked
@@ -61,7 +61,7 @@ def _summary(
         f"target_variance_share_{kind}": (each.target_variance / raw[kind].cpu()).mean().item()
         for kind, each in validation.quality.items()
     }
-    teacher_loss = built.evaluator.reference_loss(built.teacher_reader, as_teacher=True)
+    teacher_loss = built.evaluator.teacher_loss()
     untrained = evaluations[0]
     return {
         "arm": arm_name(config),

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kv_align.align.fit import Phase
 from kv_align.align.layer_map import proportional
@@ -20,14 +19,14 @@ from kv_align.config import EvaluationConfig
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
-from kv_align.devices import device_of
 from kv_align.distill import Counts, Distiller
 from kv_align.exact_match import generate_answers, parse_answer
+from kv_align.losses import token_losses
 from kv_align.models import Reader
 from kv_align.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.progress import progress_bar
 from kv_align.quality import KindQuality, Quality
-from kv_align.teacher import Teacher
+from kv_align.teacher import Keeper, StateSource, Teacher
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class Evaluator:
         The models; the student's is the one being trained.
     autocast
         Makes the context in which models run, the same as in training.
+    kept
+        Says whom to ask for what a teacher gives of the validation split.
     """
 
     def __init__(
@@ -85,21 +86,25 @@ class Evaluator:
         test: PreparedSplit,
         student: Reader,
         teacher: Reader,
-        autocast: Any,
+        autocast: Callable[[], AbstractContextManager[None]],
+        kept: Keeper,
     ) -> None:
         self._config = config
         self._validation, self._test = validation, test
-        self._student, self._teacher = student, teacher
-        self._autocast: type[AbstractContextManager[None]] = autocast
+        self._student, self._autocast = student, autocast
+        self._teacher_layers = proportional(teacher.geometry.num_layers, student.geometry.num_layers, 0)
+        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), "keys_values")
+        self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), "token_losses")
 
     @torch.no_grad()
-    def validate(self, distiller: Distiller, teacher: Teacher) -> Validation:
+    def validate(self, distiller: Distiller, teacher: StateSource) -> Validation:
         """Loss, agreement and per-example outcomes of the student on the validation split."""
+        teacher.fill(self._examples(self._config.validation_examples))
         totals: dict[str, float] = {}
         quality, outcomes, scored = Quality(), [], 0
         phase = Phase(student_learns=True, aligner_learns=True)
         with _evaluating(distiller):
-            batches = list(self._batches(self._validation, self._config.validation_examples))
+            batches = list(self._batches(self._config.validation_examples))
             counts = Counts.of(batches)
             weights = distiller.objective.weights(0, 1)
             for batch in batches:
@@ -116,19 +121,16 @@ class Evaluator:
         return Validation(loss, {k: v for k, v in totals.items() if k != "task_loss"}, quality.result(), outcomes)
 
     @torch.no_grad()
-    def reference_loss(self, reader: Reader, *, as_teacher: bool) -> float:
-        """Cross-entropy in nats per scored token of a model on the validation split as it would read it."""
+    def teacher_loss(self) -> float:
+        """Cross-entropy in nats per scored token of the teacher on the validation split as it reads it."""
+        self._teacher_losses.fill(self._examples(self._config.validation_examples))
         total, scored = 0.0, 0
-        for batch in self._batches(self._validation, self._config.validation_examples):
-            here = batch.to(device_of(reader.model))
-            tokens = here.teacher if as_teacher else here.student
-            mask = (tokens.segments > 1) & (tokens.positions > 0)
+        for batch in self._batches(self._config.validation_examples):
             with self._autocast():
-                logits = reader.model(
-                    input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-                ).logits
-            total += _token_losses(logits, tokens.ids, mask).sum().item()
-            scored += int(mask.sum())
+                losses = self._teacher_losses.read(batch, "token_losses").token_losses
+            assert losses is not None
+            total += losses.sum().item()
+            scored += int(batch.teacher.scored.sum())
         return total / max(1, scored)
 
     def exact_match(
@@ -176,16 +178,16 @@ class Evaluator:
     @torch.no_grad()
     def probe(self) -> ProbeResult:
         """R² of ridge regressions from raw teacher to student states: fitted on half of the examples, measured on half."""
-        layers = proportional(self._teacher.geometry.num_layers, self._student.geometry.num_layers, 0)
-        raw_teacher = Teacher(self._teacher.model, layers, rotated=False)
+        layers = self._teacher_layers
+        self._raw_teacher.fill(self._examples(self._config.probe_examples))
         places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
         warp = SegmentWarp(smoothness=0.0, ratios={})
         halves: dict[str, list[list[Tensor]]] = {kind: [[], []] for kind in ("xk", "yk", "xv", "yv")}
         with _evaluating(self._student.model):
-            for number, batch in enumerate(self._batches(self._validation, self._config.probe_examples)):
+            for number, batch in enumerate(self._batches(self._config.probe_examples)):
                 here = batch.to(self._student.model.device)
                 with self._autocast():
-                    states = raw_teacher.read(here, "keys_values")
+                    states = self._raw_teacher.read(here, "keys_values")
                     with record() as recorder:
                         tokens = here.student
                         self._student.model.base_model(
@@ -213,12 +215,15 @@ class Evaluator:
 
         return ProbeResult(by_layer(found["xk"], found["yk"]), by_layer(found["xv"], found["yv"]))
 
-    def _batches(self, split: PreparedSplit, limit: int) -> Iterator[Batch]:
+    def _examples(self, limit: int) -> range:
+        return range(min(limit, len(self._validation.examples)))
+
+    def _batches(self, limit: int) -> Iterator[Batch]:
         """Matched batches of the first `limit` examples; at least two where there are two examples."""
-        count = min(limit, len(split.examples))
-        size = max(1, min(self._config.batch_size, (count + 1) // 2))
-        for start in range(0, count, size):
-            yield split.collate(list(range(start, min(start + size, count))))
+        examples = self._examples(limit)
+        size = max(1, min(self._config.batch_size, (len(examples) + 1) // 2))
+        for start in examples[::size]:
+            yield self._validation.collate(list(examples[start : start + size]))
 
 
 class _evaluating:  # noqa: N801 - a context manager, read as a statement
@@ -234,14 +239,8 @@ class _evaluating:  # noqa: N801 - a context manager, read as a statement
         self._module.train(self._was_training)
 
 
-def _token_losses(logits: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
-    """Cross-entropy of every token, 0 where it is not scored, [B, T - 1]."""
-    labels = ids.masked_fill(~scored, -100)[:, 1:]
-    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-
-
 def _per_example(logits: Tensor, batch: Batch, split: PreparedSplit) -> list[dict[str, Any]]:
-    losses = _token_losses(logits, batch.student.ids, batch.scored).sum(dim=1).tolist()
+    losses = token_losses(logits, batch.student.ids, batch.scored).sum(dim=1).tolist()
     tokens = batch.scored[:, 1:].sum(dim=1).tolist()
     return [
         {"id": split.examples[place].id, "loss_nats": loss, "tokens": count}

@@ -34,6 +34,7 @@ _NAMES: dict[Signal, tuple[str, ...]] = {
     "relations": ("k", "v", "q"),
     "hidden_states": ("hidden",),
     "logits": ("logits",),
+    "token_losses": ("token_losses",),
 }
 
 

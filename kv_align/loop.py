@@ -32,8 +32,7 @@ from kv_align.progress import progress_bar
 from kv_align.quality import Quality, collapsed, start_variances
 from kv_align.runs import RunDirectory, State, Status, append_row
 from kv_align.steps import data_order, micro_batches
-from kv_align.teacher import Teacher
-from kv_align.teacher_cache import CachedTeacher
+from kv_align.teacher import StateSource
 
 LOGGER = logging.getLogger(__name__)
 _HEARTBEAT_S = 5.0
@@ -98,7 +97,7 @@ class Loop:
         parallel: Parallel,
         processes: Processes,
         distiller: Distiller,
-        teacher: Teacher | CachedTeacher,
+        teacher: StateSource,
         train: PreparedSplit,
         num_steps: int,
         evaluate: Callable[[int], dict[str, Any]],
@@ -121,9 +120,8 @@ class Loop:
         if found is not None:
             self.progress = Progress(**checkpoint.restore(self._accelerator, found))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
-        if isinstance(self._teacher, CachedTeacher):
-            steps = range(self.progress.step, self._num_steps)
-            self._teacher.fill({place for step in steps for place in self._order[step]})
+        steps = range(self.progress.step, self._num_steps)
+        self._teacher.fill({place for step in steps for place in self._order[step]})
         done = self.progress.step if found is not None else -1
         # The last evaluation comes after the last checkpoint, and will be made again.
         self._run.rewind(done, min(done, self._num_steps - 1))

@@ -28,6 +28,14 @@ class Masked(NamedTuple):
     tokens: Int[Tensor, ""]
 
 
+def token_losses(
+    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"], scored: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b t-1"]:
+    """Cross-entropy in nats of each token after the first, 0 where it is not scored."""
+    labels = ids.masked_fill(~scored, -100)[:, 1:]
+    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+
+
 def _over_tokens(per_token_BT: Tensor, mask_BT: Tensor) -> Masked:
     # where, not a product: what stands at padding may be infinite or NaN.
     return Masked(torch.where(mask_BT, per_token_BT, 0.0).sum(), mask_BT.sum())

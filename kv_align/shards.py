@@ -63,7 +63,8 @@ class Shards:
     spans
         The tokens of each example that are kept.
     dtype
-        On disk, of what is not whole numbers; these are kept in 32 bits. Tensors come back as they were computed.
+        On disk, of what is not whole numbers; these are kept in 32 bits. Tensors come back as they were computed; None keeps
+        them so as well.
     compute
         Gives some examples' padded tensors [B, ..., T, D], by name.
     """
@@ -74,7 +75,7 @@ class Shards:
         about: Mapping[str, object],
         names: Sequence[str],
         spans: Sequence[range],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         compute: Callable[[list[int]], Mapping[str, Tensor]],
     ) -> None:
         self._names, self._spans, self._dtype, self._compute = names, spans, dtype, compute
@@ -204,7 +205,7 @@ class Shards:
             write_json(manifest, {"sha256": digest, **manifests[name]})
 
     def _stored(self, native: torch.dtype) -> torch.dtype:
-        return self._dtype if native.is_floating_point else torch.int32
+        return self._dtype or native if native.is_floating_point else torch.int32
 
     def _check_space(self, missing: list[int]) -> None:
         """Refuse a disk that cannot hold all of it, by what one token of the shortest example takes."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kv_align.capture import record
 from kv_align.data.batch import Batch, Tokens
 from kv_align.devices import device_of, put_back
+from kv_align.losses import token_losses
 from kv_align.objectives.objective import Signal, States
 from kv_align.top_logits import TopLogits, TopPredictions, top_predictions
 
@@ -29,6 +32,8 @@ class TeacherStates:
         Whole.
     top_log_probabilities, top_indices
         See `TopPredictions`.
+    token_losses
+        Cross-entropy in nats of each token that is scored as the teacher reads it, 0 elsewhere.
     target
         Keys, values and queries that are in the student's shape already, in the place of raw ones.
     """
@@ -40,6 +45,7 @@ class TeacherStates:
     hidden: Float[Tensor, "b l r e"] | None = None
     top_log_probabilities: Float[Tensor, "b r k1"] | None = None
     top_indices: Int[Tensor, "b r k"] | None = None
+    token_losses: Float[Tensor, "b r 1"] | None = None
     target: States | None = None
 
     @property
@@ -48,6 +54,16 @@ class TeacherStates:
         if self.top_log_probabilities is None or self.top_indices is None:
             return None
         return TopPredictions(self.top_log_probabilities, self.top_indices)
+
+
+class StateSource(Protocol):
+    """Whoever gives a teacher's states of a split: the teacher itself, or files of what it gave."""
+
+    def fill(self, examples: Iterable[int]) -> None:
+        """Make ready what will be read of these examples of the split."""
+
+    def read(self, batch: Batch, signal: Signal) -> TeacherStates:
+        """Give what the signal needs of a batch."""
 
 
 class Teacher:
@@ -70,6 +86,9 @@ class Teacher:
         """Places of layers among those that are read."""
         return [self.layers.index(layer) for layer in layers]
 
+    def fill(self, examples: Iterable[int]) -> None:
+        """Do nothing: it reads a text when it is asked to."""
+
     @torch.no_grad()
     def read(self, batch: Batch, signal: Signal) -> TeacherStates:
         """Run as much of the teacher as the signal needs: nothing, up to the last layer wanted, or all of it."""
@@ -87,6 +106,9 @@ class Teacher:
         inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
         if signal == "logits":
             return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
+        if signal == "token_losses":
+            losses = token_losses(self.model(**inputs, use_cache=False).logits, tokens.ids, tokens.scored)
+            return TeacherStates(token_losses=F.pad(losses, (1, 0))[..., None])
         if isinstance(signal, TopLogits):
             top = top_predictions(self.model(**inputs, use_cache=False).logits, signal)
             return TeacherStates(top_log_probabilities=top.log_probabilities, top_indices=top.indices)
@@ -106,3 +128,7 @@ def above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tenso
     """Hidden states above each of the layers; the library's first are the embeddings."""
     device = hidden_states[0].device  # a spread model's are on several
     return torch.stack([hidden_states[layer + 1].to(device) for layer in layers], dim=1)
+
+
+Keeper = Callable[[Teacher, Signal], StateSource]
+"""Says whom to ask for what a teacher gives of one split."""

@@ -18,6 +18,10 @@ whose runs pass over their texts many times, or that differ in the student's rat
 so for eight seeds targets take 2.7 times the disk of states, and save a structured arm a tenth of its step. Where
 `data.shuffle_teacher` pairs texts anew in every batch, no example has a target of its own: states are kept.
 
+What training reads, calibration included, is kept in `teacher_cache_dtype`. What is measured is kept as it was computed:
+states of the validation texts (of the probe as well) and the teacher's own losses on them. So of the teacher's forward passes
+a run that finds the files there makes none.
+
 From a float32 cache comes, bit for bit, what the teacher gives of a text in the batch in which it was read for the cache. In
 another batch, with another number and length of texts, matrix products sum in another order, so that two batches of a run
 without cache do not agree in the last bits either: results agree to about 1e-5.
@@ -28,6 +32,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -44,47 +49,62 @@ from kv_align.shards import Shards
 from kv_align.teacher import Teacher, TeacherStates
 
 
-def open_cache(
-    config: Config,
-    teacher: Teacher,
-    reader: Reader,
-    train: PreparedSplit,
-    distiller: Distiller,
-    layers: list[int],
-    autocast: Autocast,
-) -> Teacher | CachedTeacher:
-    """Return what training asks for the teacher's states: the teacher itself where `teacher_cache` is off.
+class TeacherCache:
+    """Opens what is kept of a run's teacher on disk; where `teacher_cache` is off, the teacher itself is what is asked.
 
     Parameters
     ----------
     config
         Of the run.
-    teacher, reader
-        Of the layers that are read.
-    train
-        The training split.
-    distiller
-        As it starts.
-    layers
-        The teacher layer of each student layer.
+    reader
+        The teacher.
     autocast
         Makes the context in which models run in training.
     """
-    if config.teacher_cache == "off":
-        return teacher
-    assert config.teacher_cache_dtype is not None
-    folder = Path(config.teacher_cache)
-    if config.teacher_cache == "auto":
-        folder = Path(os.environ.get("KV_ALIGN_TEACHER_CACHE") or Path(HF_HOME) / "kv_align" / "teacher")
-    key = {
-        "teacher": weights_digest(teacher.model),
-        "layers": teacher.layers,
-        "rotated": teacher.rotated,
-        "precision": config.trainer.mixed_precision,
-    }
-    signal = distiller.objective.signal
-    kept: Kept = KeptStates(teacher, train.teacher, reader.pad_id, signal, autocast)
-    if config.teacher_cache_keeps == "targets":
+
+    def __init__(self, config: Config, reader: Reader, autocast: Autocast) -> None:
+        self._config, self._reader, self._autocast = config, reader, autocast
+
+    def states(
+        self, teacher: Teacher, split: PreparedSplit, signal: Signal, *, rounded: bool
+    ) -> Teacher | CachedTeacher:
+        """Return whom to ask for what the teacher gives of a split.
+
+        Parameters
+        ----------
+        teacher
+            Of the layers that are read.
+        split
+            What it reads.
+        signal
+            What is asked of it.
+        rounded
+            Whether `teacher_cache_dtype` says in which precision it is kept; else it is kept as it was computed.
+        """
+        if self._config.teacher_cache == "off":
+            return teacher
+        kept = KeptStates(teacher, split.teacher, self._reader.pad_id, signal, self._autocast)
+        return self._open(teacher, kept, signal, rounded=rounded)
+
+    def training(
+        self, teacher: Teacher, split: PreparedSplit, distiller: Distiller, layers: list[int]
+    ) -> Teacher | CachedTeacher:
+        """Return whom training asks: as `states`, or for targets where `teacher_cache_keeps` says so.
+
+        Parameters
+        ----------
+        teacher
+            Of the layers that are read.
+        split
+            What training reads.
+        distiller
+            As it starts.
+        layers
+            The teacher layer of each student layer.
+        """
+        config, signal = self._config, distiller.objective.signal
+        if config.teacher_cache_keeps != "targets":
+            return self.states(teacher, split, signal, rounded=True)
         assert distiller.aligner is not None
         assert config.time_warp is not None
         about = {
@@ -94,8 +114,26 @@ def open_cache(
         }
         # A copy: whatever wraps the distiller in training may take its parameters apart.
         aligner = copy.deepcopy(distiller.aligner)
-        kept = KeptTargets(teacher, aligner, train, signal, autocast, about)
-    return CachedTeacher(kept, signal, folder, key, getattr(torch, config.teacher_cache_dtype))
+        kept = KeptTargets(teacher, aligner, split, signal, self._autocast, about)
+        return self._open(teacher, kept, signal, rounded=True)
+
+    def _open(self, teacher: Teacher, kept: Kept, signal: Signal, *, rounded: bool) -> CachedTeacher:
+        config, folder = self._config, Path(self._config.teacher_cache)
+        if config.teacher_cache == "auto":
+            folder = Path(os.environ.get("KV_ALIGN_TEACHER_CACHE") or Path(HF_HOME) / "kv_align" / "teacher")
+        assert config.teacher_cache_dtype is not None
+        key = {
+            "teacher": self._digest,
+            "layers": teacher.layers,
+            "rotated": teacher.rotated,
+            "precision": config.trainer.mixed_precision,
+        }
+        dtype = getattr(torch, config.teacher_cache_dtype) if rounded else None
+        return CachedTeacher(kept, signal, folder, key, dtype)
+
+    @cached_property
+    def _digest(self) -> str:
+        return weights_digest(self._reader.model)
 
 
 class CachedTeacher:
@@ -112,10 +150,12 @@ class CachedTeacher:
     key
         What the teacher gives depends on, beside what `kept` says: `{"teacher": digest, "layers": [...], ...}`.
     dtype
-        Precision on disk; what is read comes back in the one in which it was computed.
+        Precision on disk, None for the one in which it was computed; what is read comes back in that.
     """
 
-    def __init__(self, kept: Kept, signal: Signal, folder: Path, key: dict[str, object], dtype: torch.dtype) -> None:
+    def __init__(
+        self, kept: Kept, signal: Signal, folder: Path, key: dict[str, object], dtype: torch.dtype | None
+    ) -> None:
         self._kept, self._signal = kept, signal
         self._shards = Shards(folder, {**key, **kept.about}, kept.names, kept.spans, dtype, kept.compute)
 

@@ -23,13 +23,13 @@ class Pair:
     Attributes
     ----------
     teacher
-        Raw, brought to the student's layers and tokens.
+        Raw, brought to the student's tokens, and to its layers unless layers are yet to be chosen: then all of its own.
     student
         As it starts.
     """
 
-    teacher: Float[Tensor, "n l ht dt"]
-    student: Float[Tensor, "n l hs ds"]
+    teacher: Float[Tensor, "n lt ht dt"]
+    student: Float[Tensor, "n ls hs ds"]
 
     def pooled(self) -> tuple[Float[Tensor, "m ht dt"], Float[Tensor, "m hs ds"]]:
         """Teacher's and student's states of all tokens and layers, in double precision."""

@@ -43,6 +43,14 @@ class Tokens:
     positions: Int[Tensor, "b t"]
     segments: Int[Tensor, "b t"]
 
+    @property
+    def scored(self) -> Bool[Tensor, "b t"]:
+        """True where cross-entropy and perplexity score a token: at reasoning and answer.
+
+        But for a text's first token, which is predicted from nothing: no model can be scored on it.
+        """
+        return (self.segments > Segment.QUESTION) & (self.positions > 0)
+
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device (asynchronously where the memory is pinned)."""
         return Tokens(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
@@ -168,9 +176,7 @@ class Collator:
             teacher = student
         else:
             teacher = pad([self._teacher[i] for i in read_by_teacher], self._teacher_pad_id)
-        scored = (student.segments == Segment.REASONING) | (student.segments == Segment.ANSWER)
-        # A text's first token is predicted from nothing: no model can be scored on it.
-        scored = scored & (student.positions > 0)
+        scored = student.scored
         same_time = torch.equal(student.segments, teacher.segments)
         aligned = student.mask & _teacher_has_segment(student, teacher)
         places = None

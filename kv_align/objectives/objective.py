@@ -19,8 +19,14 @@ from kv_align.capture import Geometry
 from kv_align.losses import Masked
 from kv_align.top_logits import TopLogits, TopPredictions
 
-Signal = Literal["none", "keys_values", "keys_values_queries", "relations", "hidden_states", "logits"] | TopLogits
-"""What an objective needs of the teacher; logits of the tokens that predict a scored one, elsewhere they mean nothing."""
+Signal = (
+    Literal["none", "keys_values", "keys_values_queries", "relations", "hidden_states", "logits", "token_losses"]
+    | TopLogits
+)
+"""What is needed of the teacher; logits of the tokens that predict a scored one, elsewhere they mean nothing.
+
+No objective asks for `token_losses`: these are what the teacher itself is measured by.
+"""
 Decay = Literal["constant", "linear", "cosine"]
 
 

@@ -13,13 +13,15 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from kv_align.build import make_aligner
+from kv_align.build import make_aligner, make_source
 from kv_align.capture import Geometry
 from kv_align.compose import compose_config, compose_raw
 from kv_align.config import PretrainConfig, validate
+from kv_align.data.example import Segment
+from kv_align.data.prepared import prepare_split
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
-from kv_align.models import weights_digest
+from kv_align.models import load_teacher, weights_digest
 from kv_align.optimizer import make_schedule
 from kv_align.runs import RunDirectory, read_rows
 from tests.short_runs import results, short_config
@@ -108,6 +110,30 @@ def test_outcomes_have_a_row_for_every_example(matrix: dict[str, RunDirectory]) 
         assert table.loc[table["split"] == "validation", "loss_nats"].gt(0).all()
         assert table.loc[table["split"] == "test", "correct"].notna().all()
         assert table["id"].tolist() == tables[0]["id"].tolist()
+
+
+def test_losses_are_those_that_transformers_computes_of_one_text_at_a_time(matrix: dict[str, RunDirectory]) -> None:
+    run, config = matrix["v4_0_2 loss=kv"], short_config()
+    reader = load_teacher(config.model, torch.device("cpu"))
+    validation = prepare_split(make_source(config), "validation", config.data, reader, reader, shuffle=False)
+    student, teacher = AutoModelForCausalLM.from_pretrained(run.student), reader.model
+    nats: dict[str, list[float]] = {"student": [], "teacher": []}
+    tokens = []
+    for text in validation.student:
+        assert text.segments.count(Segment.QUESTION) > 3
+        labels = torch.tensor([text.ids]).masked_fill(torch.tensor([text.segments]) <= Segment.QUESTION, -100)
+        tokens.append(int((labels != -100).sum()))
+        for name, model in (("student", student), ("teacher", teacher)):
+            with torch.no_grad():
+                mean = model(input_ids=torch.tensor([text.ids]), labels=labels).loss.item()
+            nats[name].append(mean * tokens[-1])
+    table = pd.read_parquet(run.outcomes_file).query("split == 'validation'").set_index("id").loc[validation.ids]
+    assert table["tokens"].tolist() == tokens
+    assert table["loss_nats"].tolist() == pytest.approx(nats["student"], rel=1e-4)
+    summary = json.loads(run.summary_file.read_text())
+    assert summary["validation_loss"] == pytest.approx(sum(nats["student"]) / sum(tokens), rel=1e-5)
+    # So small that it is a difference of nearly equal numbers.
+    assert summary["teacher_validation_loss"] == pytest.approx(sum(nats["teacher"]) / sum(tokens), abs=1e-5)
 
 
 def test_perplexity_is_that_of_the_per_example_losses(matrix: dict[str, RunDirectory]) -> None:

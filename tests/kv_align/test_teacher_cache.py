@@ -34,7 +34,7 @@ from kv_align.runs import RunDirectory, read_rows
 from kv_align.teacher import Teacher
 from kv_align.teacher_cache import CachedTeacher
 from kv_align.top_logits import TopLogits
-from tests.short_runs import short_config, without_timing
+from tests.short_runs import results, short_config, without_timing
 
 EXAMPLES = 20
 MEASURED = 1  # a text that is read to know what the others take on disk
@@ -43,6 +43,7 @@ STATES: dict[Signal, tuple[str, ...]] = {
     "keys_values": ("k", "v"),
     "keys_values_queries": ("k", "v", "q"),
     "hidden_states": ("hidden",),
+    "token_losses": ("token_losses",),
 }
 LOGITS: dict[Signal, tuple[str, ...]] = {"logits": ("logits",), TOP: ("top_log_probabilities", "top_indices")}
 NAMES = STATES | LOGITS
@@ -375,6 +376,50 @@ def test_a_whole_run_with_it_ends_where_one_without_does(tmp_path: Path) -> None
         rows = read_rows(run.metrics_file) + read_rows(run.evaluations_file)
         ends[kind] = [without_timing(row) for row in rows]
     assert_alike(ends["cached"], ends["off"], 1e-3)
+
+
+WITHOUT_A_TEACHER = RUNS | {
+    "an informed start": ("loss=kv+struct", "init=procrustes", "layer_map=cka", "model.student_start=pretrained"),
+    "relations": ("loss=relations", "aligner=none"),
+    "paired anew": ("data.shuffle_teacher=true",),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_A_TEACHER)
+def test_a_run_that_finds_it_filled_never_runs_the_teacher(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*WITHOUT_A_TEACHER[kind], f"teacher_cache={tmp_path / 'cache'}")
+    forwards, read = [], Teacher.read_tokens
+
+    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+        forwards.append(signal)
+        return read(self, tokens, signal)
+
+    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    found = []
+    for number in range(2):
+        run = RunDirectory(tmp_path / str(number))
+        forwards.clear()
+        assert do_run(short_config(*overrides), run.path) == "finished"
+        found.append(results(run))
+    assert forwards == []
+    assert found[0] == found[1]
+
+
+def test_what_is_evaluated_is_not_rounded(tmp_path: Path) -> None:
+    built = Assembly(short_config(f"teacher_cache={tmp_path / 'cache'}"), RunDirectory(tmp_path), tmp_path)
+    rounded = {}
+    for kind, split, source in (
+        ("train", built.train, built.loop._teacher),
+        ("validation", built.validation, built.validation_teacher),
+    ):
+        # A shard is read in one batch here, its texts by their length.
+        by_length = sorted(range(8), key=lambda example: len(split.teacher[example].ids))
+        batch = split.collate(by_length)
+        found, expected = source.read(batch, "keys_values").k, built.teacher.read(batch, "keys_values").k
+        rounded[kind] = not torch.equal(found, expected.masked_fill(~batch.teacher.mask[:, None, None, :, None], 0))
+    assert rounded == {"train": True, "validation": False}
 
 
 def test_whether_there_is_a_cache_is_of_a_runs_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
