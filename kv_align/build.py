@@ -21,7 +21,7 @@ from kv_align.align.placement import LayerMixture, Placement
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.calibration import Calibrator
 from kv_align.capture import Geometry
-from kv_align.config import Choice, Config
+from kv_align.config import Config
 from kv_align.data.example import DataSource
 from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Distiller
@@ -29,6 +29,7 @@ from kv_align.errors import ConfigError
 from kv_align.models import Reader
 from kv_align.objectives.objective import Objective, Pairing
 from kv_align.options import parameters_of
+from kv_align.schema import Choice
 from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of, uses_keys_values
 from kv_align.teacher import Keeper, Teacher

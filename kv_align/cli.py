@@ -22,11 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kv_align.compose import compose_config, compose_raw, default_run_name, expand_sweep
-from kv_align.config import Config, PretrainConfig, config_directory, content_hash, validate
+from kv_align.config import Config, PretrainConfig, content_hash
 from kv_align.effective import effective
 from kv_align.errors import ConfigError
 from kv_align.progress import progress_bar
 from kv_align.runs import EXIT_CODES, RunDirectory, State
+from kv_align.schema import config_directory, validate
 
 Task = Callable[[Config, Path], State]
 _SHOWN_BY_HYDRA = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")

@@ -21,9 +21,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from kv_align.config import Config, config_directory, content_hash
+from kv_align.config import Config, content_hash
 from kv_align.effective import effective
 from kv_align.errors import ConfigError, unknown_key
+from kv_align.schema import config_directory
 
 
 def compose_raw(

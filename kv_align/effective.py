@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kv_align.config import Choice, Config, validate
+from kv_align.config import Config
 from kv_align.errors import refused
 from kv_align.extras import check_extras
 from kv_align.model_card import model_path
@@ -26,6 +26,7 @@ from kv_align.refusals import (
     check_teacher_loading,
     check_trainer,
 )
+from kv_align.schema import Choice, validate
 from kv_align.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
 
 

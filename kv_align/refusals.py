@@ -11,10 +11,11 @@ from typing import Any
 from hydra.utils import get_method, get_object
 
 from kv_align.align.layer_map_learned import Mixture
-from kv_align.config import Choice, Config
+from kv_align.config import Config
 from kv_align.errors import ConfigError, refused
 from kv_align.model_card import ModelCard, model_card, model_path
 from kv_align.options import parameters_of
+from kv_align.schema import Choice
 from kv_align.signals import signal_of, uses_keys_values
 
 

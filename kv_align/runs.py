@@ -85,6 +85,16 @@ class Status:
     job: str
 
 
+class _Inside:
+    """A path inside a run directory, made when it is asked for: one who looks at thousands of runs asks for few."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDirectory, owner: type[RunDirectory]) -> Path:
+        return run.path / self._name
+
+
 class RunDirectory:
     """Reads and writes one run directory; creates nothing until something is written.
 
@@ -94,19 +104,20 @@ class RunDirectory:
         The directory; it need not exist.
     """
 
+    config_file = _Inside("config.yaml")
+    status_file = _Inside("status.json")
+    metrics_file = _Inside("metrics.jsonl")
+    evaluations_file = _Inside("evaluations.jsonl")
+    outcomes_file = _Inside("outcomes.parquet")
+    summary_file = _Inside("summary.json")
+    provenance_file = _Inside("provenance.json")
+    checkpoints = _Inside("checkpoints")
+    student = _Inside("student")
+    student_adapter = _Inside("student_adapter")
+    aligner = _Inside("aligner")
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.status_file = self.path / "status.json"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.evaluations_file = self.path / "evaluations.jsonl"
-        self.outcomes_file = self.path / "outcomes.parquet"
-        self.summary_file = self.path / "summary.json"
-        self.provenance_file = self.path / "provenance.json"
-        self.checkpoints = self.path / "checkpoints"
-        self.student = self.path / "student"
-        self.student_adapter = self.path / "student_adapter"
-        self.aligner = self.path / "aligner"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kv_align.config import Choice, Config
+from kv_align.config import Config
 from kv_align.errors import ConfigError
 from kv_align.options import constant_of
+from kv_align.schema import Choice
 
 # What a loss compares through, by what it needs of the teacher; every other choice has no effect on it.
 _CONCERNED = {

@@ -14,11 +14,12 @@ from itertools import product
 from typing import Any
 
 from kv_align.compose import compose_config, expand_sweep
-from kv_align.config import Config, content_hash, validate
+from kv_align.config import Config, content_hash
 from kv_align.errors import ConfigError, refused
 from kv_align.plans import Plan, PlannedRun
 from kv_align.progress import progress_bar
 from kv_align.provenance import git_state, package_versions
+from kv_align.schema import validate
 from launch.cluster import read_choice
 from launch.sweep import Arm, Sweep, seeds_of
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from kv_align.config import Section, validate
 from kv_align.errors import ConfigError, refused, unknown_key
+from kv_align.schema import Section, validate
 from launch.cluster import PER_ARM, read_choice
 
 

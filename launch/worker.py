@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from kv_align.config import Config, validate
+from kv_align.config import Config
 from kv_align.errors import ConfigError
 from kv_align.plans import PlannedRun, SweepDirectory
 from kv_align.runs import EXIT_CODES, RunDirectory, State
+from kv_align.schema import validate
 from launch.admission import await_writer, has_attempt_left, is_wanted
 from launch.cluster import SlurmCluster
 from launch.journal import Journal

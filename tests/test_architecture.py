@@ -19,7 +19,7 @@ LINES = 300
 # The contracts between the packages, and what is as light as they are.
 CONTRACTS = {"kv_align", "kv_align.runs", "kv_align.plans", "kv_align.errors"}
 FOR_LAUNCH = CONTRACTS | {
-    f"kv_align.{name}" for name in ("config", "compose", "effective", "options", "progress", "provenance")
+    f"kv_align.{name}" for name in ("config", "compose", "effective", "options", "progress", "provenance", "schema")
 }
 
 
@@ -110,9 +110,9 @@ def test_launch_knows_of_the_trainer_nothing_but_in_its_worker() -> None:
         for name in modules()
         if of_package(name, "launch")
         for each in imported(name)
-        if of_package(each, "kv_align") and each not in FOR_LAUNCH
+        if of_package(each, "analysis") or (of_package(each, "kv_align") and each not in FOR_LAUNCH)
     }
-    assert {name for name, _ in beside} <= {"launch.worker"}
+    assert beside == {("launch.worker", "kv_align.experiment")}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -20,12 +20,13 @@ from kv_align.adapters.lora import Lora
 from kv_align.build import make_adapter
 from kv_align.capture import prepare, record
 from kv_align.compose import arm_name, compose_config
-from kv_align.config import Config, content_hash, validate
+from kv_align.config import Config, content_hash
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
 from kv_align.model_card import EMBEDDED
 from kv_align.models import Reader, load_student, weights_digest
 from kv_align.runs import RunDirectory, read_rows
+from kv_align.schema import validate
 from tests.short_runs import results, short_config
 from tests.tiny import make_llama
 

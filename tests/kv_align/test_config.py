@@ -19,7 +19,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from kv_align.compose import arm_name, compose_config, compose_raw, default_run_name
 from kv_align.config import (
     AlignConfig,
-    Choice,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -28,13 +27,12 @@ from kv_align.config import (
     ModelConfig,
     PretrainConfig,
     TrainerConfig,
-    config_directory,
     content_hash,
-    validate,
 )
 from kv_align.effective import effective
 from kv_align.errors import ConfigError
 from kv_align.options import options_of
+from kv_align.schema import Choice, config_directory, validate
 
 GROUPS_WITH_TARGETS = ("adapter", "aligner", "data", "init", "layer_map", "loss", "time_warp")
 GROUPS_WITHOUT = {"model": ModelConfig, "keys": KeysConfig, "trainer": TrainerConfig}

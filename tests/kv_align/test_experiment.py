@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from kv_align.build import make_aligner, make_source
 from kv_align.capture import Geometry
 from kv_align.compose import compose_config, compose_raw
-from kv_align.config import PretrainConfig, validate
+from kv_align.config import PretrainConfig
 from kv_align.data.example import Segment
 from kv_align.data.prepared import prepare_split
 from kv_align.errors import ConfigError
@@ -24,6 +24,7 @@ from kv_align.experiment import run as do_run
 from kv_align.models import load_teacher, weights_digest
 from kv_align.optimizer import make_schedule
 from kv_align.runs import RunDirectory, read_rows
+from kv_align.schema import validate
 from tests.short_runs import results, short_config
 
 ARMS = ("baseline", "v4_0_1", "v4_0_2", "v4_0_3", "roadmap_literal")
