@@ -103,6 +103,7 @@ class Assembly:
             self.teacher_reader,
             self.student_reader,
             self.train,
+            self.accelerator.autocast,
             kept=lambda teacher, wanted: cache.states(teacher, self.train, wanted, rounded=True),
         )
         distiller = distiller.to(device)

@@ -32,7 +32,7 @@ from kv_align.options import parameters_of
 from kv_align.schema import Choice
 from kv_align.seeds import derive_seed
 from kv_align.signals import signal_of, uses_keys_values
-from kv_align.teacher import Keeper, Teacher
+from kv_align.teacher import Autocast, Keeper, Teacher
 
 LOGGER = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def make_distiller(
     teacher: Reader,
     student: Reader,
     train: PreparedSplit,
+    autocast: Autocast,
     kept: Keeper,
 ) -> tuple[Distiller, Teacher, list[int]]:
     """Make all that stands between two models, in the order in which it depends on each other.
@@ -108,6 +109,8 @@ def make_distiller(
     ----------
     config, teacher, student, train
         What to make, of which models, and the texts that it is calibrated on.
+    autocast
+        Makes the context in which models run in training.
     kept
         Says whom to ask for what the teacher gives of these texts.
 
@@ -119,7 +122,7 @@ def make_distiller(
     rotated = config.keys is not None and config.keys.rotated
     queries = signal == "keys_values_queries"
     geometries = (teacher.geometry, student.geometry)
-    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, kept=kept)
+    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, autocast=autocast, kept=kept)
     layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
     reader = Teacher(teacher.model, layers.read, rotated=rotated)
 

@@ -23,7 +23,7 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.models import Reader
 from kv_align.objectives.objective import Signal
 from kv_align.quality import variance
-from kv_align.teacher import Keeper, Teacher
+from kv_align.teacher import Autocast, Keeper, Teacher
 
 
 class Calibrator:
@@ -39,6 +39,8 @@ class Calibrator:
         The training split.
     rotated
         Whether keys and queries are wanted after the rotary embedding.
+    autocast
+        Makes the context in which models run, the same as in training.
     kept
         Says whom to ask for what a teacher gives of the training split.
     """
@@ -51,8 +53,10 @@ class Calibrator:
         train: PreparedSplit,
         *,
         rotated: bool,
+        autocast: Autocast,
         kept: Keeper,
     ) -> None:
+        self._autocast = autocast
         self._evaluation, self._train, self._rotated = evaluation, train, rotated
         self._teacher, self._student, self._kept = teacher, student, kept
 
@@ -61,7 +65,8 @@ class Calibrator:
         found: dict[str, list[Tensor]] = {"k": [], "v": []}
         tokens, kept = [], self._kept(teacher, "keys_values")
         for batch in self._batches():
-            states = kept.read(batch, "keys_values")
+            with self._autocast():
+                states = kept.read(batch, "keys_values")
             assert states.k is not None
             assert states.v is not None
             found["k"].append(variance(states.k, batch.teacher.mask))
@@ -74,7 +79,8 @@ class Calibrator:
         """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer."""
         found, tokens, kept = [], [], self._kept(teacher, "hidden_states")
         for batch in self._batches():
-            states = kept.read(batch, "hidden_states").hidden
+            with self._autocast():
+                states = kept.read(batch, "hidden_states").hidden
             assert states is not None
             found.append(variance(states[:, :, None], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
@@ -93,11 +99,13 @@ class Calibrator:
         model, was_training = self._student.model, self._student.model.training
         model.eval()
         for batch in self._batches():
-            states, tokens = kept.read(batch, signal), batch.student
-            with record() as recorder:
-                model.base_model(
-                    input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-                )
+            tokens = batch.student
+            with self._autocast():
+                states = kept.read(batch, signal)
+                with record() as recorder:
+                    model.base_model(
+                        input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
+                    )
             raw = (states.k, states.v, states.q)
             segments = tokens.segments, batch.teacher.segments
             placed = placement(raw, *segments, batch.same_time, torch.float32, batch.places)

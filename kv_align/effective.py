@@ -116,16 +116,15 @@ def _fitted_to_noise(config: Config) -> list[str]:
 
 
 def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if config.teacher_cache not in ("off", "auto"):
+        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
     if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
-        if config.teacher_cache != "off":
-            notes.append(f"teacher_cache={config.teacher_cache} has no effect on loss={config.loss.name}: left out.")
-        return {"teacher_cache": "off", "teacher_cache_dtype": None, "teacher_cache_keeps": None}
+        # Nothing is rounded: what is measured is kept as it was computed.
+        return {**changes, "teacher_cache_dtype": None, "teacher_cache_keeps": None}
     for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):
         if getattr(config, f"teacher_cache_{key}") is None:
             raise refused(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
-    changes: dict[str, Any] = {}
-    if config.teacher_cache != "auto":
-        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
     fixed = uses_keys_values(config) and config.align is not None and config.align.fit == "frozen"
     if config.teacher_cache_keeps == "targets" and (not fixed or config.data.shuffle_teacher):
         why = (

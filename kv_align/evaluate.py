@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from kv_align.models import Reader
 from kv_align.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.progress import progress_bar
 from kv_align.quality import KindQuality, Quality
-from kv_align.teacher import Keeper, StateSource, Teacher
+from kv_align.teacher import Autocast, Keeper, StateSource, Teacher
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Evaluator:
         test: PreparedSplit,
         student: Reader,
         teacher: Reader,
-        autocast: Callable[[], AbstractContextManager[None]],
+        autocast: Autocast,
         kept: Keeper,
     ) -> None:
         self._config = config
@@ -95,6 +94,10 @@ class Evaluator:
         self._teacher_layers = proportional(teacher.geometry.num_layers, student.geometry.num_layers, 0)
         self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), "keys_values")
         self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), "token_losses")
+
+    def prepare(self) -> None:
+        """Have at hand what the last evaluation asks of the teacher, lest it find a disk full after all of the training."""
+        self._teacher_losses.fill(self._examples(self._config.validation_examples))
 
     @torch.no_grad()
     def validate(self, distiller: Distiller, teacher: StateSource) -> Validation:
@@ -123,7 +126,6 @@ class Evaluator:
     @torch.no_grad()
     def teacher_loss(self) -> float:
         """Cross-entropy in nats per scored token of the teacher on the validation split as it reads it."""
-        self._teacher_losses.fill(self._examples(self._config.validation_examples))
         total, scored = 0.0, 0
         for batch in self._batches(self._config.validation_examples):
             with self._autocast():

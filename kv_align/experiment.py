@@ -117,4 +117,5 @@ def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembl
         new["attempts"] = [*old["attempts"], *new["attempts"]]
     write_json(directory.provenance_file, new)
     built.loop.resume()
+    built.evaluator.prepare()
     return built

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 def write_atomically(file: Path, text: str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    # Process ids are not enough: containers that share a disk have the same.
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

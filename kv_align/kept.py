@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,10 +23,9 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.devices import device_of
 from kv_align.models import weights_digest
 from kv_align.objectives.objective import Signal, States
-from kv_align.teacher import Teacher, TeacherStates
+from kv_align.teacher import Autocast, Teacher, TeacherStates
 from kv_align.top_logits import TopLogits
 
-Autocast = Callable[[], AbstractContextManager[None]]
 _NAMES: dict[Signal, tuple[str, ...]] = {
     "keys_values": ("k", "v"),
     "keys_values_queries": ("k", "v", "q"),
@@ -93,6 +91,8 @@ class KeptStates(Kept):
         self.spans = [_predicting(text) if of_logits else range(len(text.ids)) for text in texts]
         self.about = {
             "texts": _digest(str((text.ids, span)) for text, span in zip(texts, self.spans, strict=True)),
+            # What is scored is told by them.
+            **({"segments": _digest(str(text.segments) for text in texts)} if signal == "token_losses" else {}),
             **({"top_logits": asdict(signal)} if isinstance(signal, TopLogits) else {}),
         }
 

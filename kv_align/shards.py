@@ -37,7 +37,8 @@ from kv_align.runs import file_digest, read_json, write_json
 LOGGER = logging.getLogger(__name__)
 SHARD = 64
 """Examples of one file, and of what is held in memory while it is made."""
-_BATCH = 16
+AT_ONCE = 16
+"""Examples that are computed at once where nothing else is said."""
 _POLL_S = 0.2
 
 
@@ -67,6 +68,8 @@ class Shards:
         them so as well.
     compute
         Gives some examples' padded tensors [B, ..., T, D], by name.
+    at_once
+        It is asked for so many examples at most.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Shards:
         spans: Sequence[range],
         dtype: torch.dtype | None,
         compute: Callable[[list[int]], Mapping[str, Tensor]],
+        at_once: int = AT_ONCE,
     ) -> None:
+        self._at_once = at_once
         self._names, self._spans, self._dtype, self._compute = names, spans, dtype, compute
         self._about = {**about, "dtype": str(dtype), "examples": len(spans), "shard": SHARD}
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
@@ -184,8 +189,8 @@ class Shards:
         manifests: dict[str, dict[str, object]] = {}
         # Texts of like length together: little padding.
         by_length = sorted(examples, key=lambda example: self._spans[example].stop)
-        for start in range(0, len(by_length), _BATCH):
-            for name, example, block in self._blocks(by_length[start : start + _BATCH]):
+        for start in range(0, len(by_length), self._at_once):
+            for name, example, block in self._blocks(by_length[start : start + self._at_once]):
                 shape = _shape_of_token(block)
                 per_token = math.prod(shape)
                 if name not in flat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -130,5 +131,7 @@ def above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tenso
     return torch.stack([hidden_states[layer + 1].to(device) for layer in layers], dim=1)
 
 
+Autocast = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which models run in training."""
 Keeper = Callable[[Teacher, Signal], StateSource]
 """Says whom to ask for what a teacher gives of one split."""

@@ -20,7 +20,7 @@ so for eight seeds targets take 2.7 times the disk of states, and save a structu
 
 What training reads, calibration included, is kept in `teacher_cache_dtype`. What is measured is kept as it was computed:
 states of the validation texts (of the probe as well) and the teacher's own losses on them. So of the teacher's forward passes
-a run that finds the files there makes none.
+a run that finds the files there makes none, and arms whose loss asks nothing of the teacher are measured by the same files.
 
 From a float32 cache comes, bit for bit, what the teacher gives of a text in the batch in which it was read for the cache. In
 another batch, with another number and length of texts, matrix products sum in another order, so that two batches of a run
@@ -30,6 +30,8 @@ without cache do not agree in the last bits either: results agree to about 1e-5.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Iterable
 from functools import cached_property
@@ -42,11 +44,14 @@ from kv_align.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
 from kv_align.distill import Distiller
-from kv_align.kept import Autocast, Kept, KeptStates, KeptTargets
+from kv_align.kept import Kept, KeptStates, KeptTargets
 from kv_align.models import Reader, weights_digest
 from kv_align.objectives.objective import Signal
-from kv_align.shards import Shards
-from kv_align.teacher import Teacher, TeacherStates
+from kv_align.shards import AT_ONCE, Shards
+from kv_align.teacher import Autocast, Teacher, TeacherStates
+
+_NO_MATTER = ("_name_or_path", "transformers_version")
+"""What a model's config says of where it came from."""
 
 
 class TeacherCache:
@@ -81,7 +86,7 @@ class TeacherCache:
         rounded
             Whether `teacher_cache_dtype` says in which precision it is kept; else it is kept as it was computed.
         """
-        if self._config.teacher_cache == "off":
+        if self._config.teacher_cache == "off" or signal == "none":
             return teacher
         kept = KeptStates(teacher, split.teacher, self._reader.pad_id, signal, self._autocast)
         return self._open(teacher, kept, signal, rounded=rounded)
@@ -121,19 +126,27 @@ class TeacherCache:
         config, folder = self._config, Path(self._config.teacher_cache)
         if config.teacher_cache == "auto":
             folder = Path(os.environ.get("KV_ALIGN_TEACHER_CACHE") or Path(HF_HOME) / "kv_align" / "teacher")
-        assert config.teacher_cache_dtype is not None
         key = {
-            "teacher": self._digest,
+            **self._about_teacher,
             "layers": teacher.layers,
             "rotated": teacher.rotated,
             "precision": config.trainer.mixed_precision,
         }
-        dtype = getattr(torch, config.teacher_cache_dtype) if rounded else None
-        return CachedTeacher(kept, signal, folder, key, dtype)
+        dtype = None
+        if rounded:
+            assert config.teacher_cache_dtype is not None
+            dtype = getattr(torch, config.teacher_cache_dtype)
+        # Who lowers it has no memory for more.
+        at_once = min(AT_ONCE, config.evaluation.batch_size)
+        return CachedTeacher(kept, signal, folder, key, dtype, at_once)
 
     @cached_property
-    def _digest(self) -> str:
-        return weights_digest(self._reader.model)
+    def _about_teacher(self) -> dict[str, object]:
+        """Its weights, and what it does with them: rotary base, scale of norms and the like are told by its config alone."""
+        model = self._reader.model
+        settings = {key: value for key, value in model.config.to_dict().items() if key not in _NO_MATTER}
+        told = json.dumps(settings, sort_keys=True, default=str)
+        return {"teacher": weights_digest(model), "settings": hashlib.sha256(told.encode()).hexdigest()}
 
 
 class CachedTeacher:
@@ -151,13 +164,21 @@ class CachedTeacher:
         What the teacher gives depends on, beside what `kept` says: `{"teacher": digest, "layers": [...], ...}`.
     dtype
         Precision on disk, None for the one in which it was computed; what is read comes back in that.
+    at_once
+        Examples that are computed at once.
     """
 
     def __init__(
-        self, kept: Kept, signal: Signal, folder: Path, key: dict[str, object], dtype: torch.dtype | None
+        self,
+        kept: Kept,
+        signal: Signal,
+        folder: Path,
+        key: dict[str, object],
+        dtype: torch.dtype | None,
+        at_once: int = AT_ONCE,
     ) -> None:
         self._kept, self._signal = kept, signal
-        self._shards = Shards(folder, {**key, **kept.about}, kept.names, kept.spans, dtype, kept.compute)
+        self._shards = Shards(folder, {**key, **kept.about}, kept.names, kept.spans, dtype, kept.compute, at_once)
 
     @property
     def folder(self) -> Path:

@@ -1,5 +1,7 @@
 """What is measured before training: variances, paired states and similarities, on real models and by hand."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def parts(*overrides: str) -> tuple[Config, Reader, Reader, PreparedSplit]:
 
 def calibrator(config: Config, teacher: Reader, student: Reader, train: PreparedSplit, size: int) -> Calibrator:
     evaluation = config.evaluation.model_copy(update={"batch_size": size})
-    return Calibrator(evaluation, teacher, student, train, rotated=False, kept=itself)
+    return Calibrator(evaluation, teacher, student, train, rotated=False, autocast=nullcontext, kept=itself)
 
 
 def itself(teacher: Teacher, signal: Signal) -> Teacher:
@@ -116,7 +118,9 @@ def test_planted_layers_are_found(pretrained) -> None:
     config, teacher, _, train = pretrained
     # The teacher as its own student: each layer is most like itself.
     student = load_teacher(config.model, CPU)
-    similarity = Calibrator(config.evaluation, teacher, student, train, rotated=False, kept=itself).similarity(WARP)
+    similarity = Calibrator(
+        config.evaluation, teacher, student, train, rotated=False, autocast=nullcontext, kept=itself
+    ).similarity(WARP)
     assert len(similarity) == len(similarity[0]) == 6
     for layer, row in enumerate(similarity):
         assert row[layer] == pytest.approx(1.0, abs=1e-6)
@@ -128,7 +132,7 @@ def test_a_run_uses_the_layers_that_are_most_alike(pretrained) -> None:
     _, teacher, _, train = pretrained
     config = short_config("layer_map=cka", "model.student_start=pretrained")
     student = load_teacher(config.model, CPU)  # the teacher as its own student: every layer is its own best
-    distiller, _, layers = make_distiller(config, teacher, student, train, itself)
+    distiller, _, layers = make_distiller(config, teacher, student, train, nullcontext, itself)
     assert layers == [0, 1, 2, 3, 4, 5]
     assert distiller.aligner is not None
 
@@ -138,7 +142,7 @@ def test_least_squares_starts_a_run_near_its_target(pretrained) -> None:
     explained = {}
     for init in ("uniform", "least_squares"):
         config = short_config(f"init={init}", "model.student_start=pretrained")
-        distiller, reader, _ = make_distiller(config, teacher, student, train, itself)
+        distiller, reader, _ = make_distiller(config, teacher, student, train, nullcontext, itself)
         states = calibrator(config, teacher, student, train, 8).paired(
             reader, Placement([0, 1, 2], WARP), queries=False
         )
@@ -157,7 +161,7 @@ def test_one_seed_gives_one_informed_start(init, pretrained) -> None:
     _, teacher, student, train = pretrained
     config = short_config(f"init={init}", "loss=kv+struct", "model.student_start=pretrained")
     before = torch.get_rng_state()
-    first, second = (make_distiller(config, teacher, student, train, itself)[0].aligner for _ in range(2))
+    first, second = (make_distiller(config, teacher, student, train, nullcontext, itself)[0].aligner for _ in range(2))
     assert first is not None
     assert second is not None
     for name, value in first.state_dict().items():

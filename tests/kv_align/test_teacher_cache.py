@@ -24,6 +24,7 @@ from kv_align.compose import compose_config
 from kv_align.config import content_hash
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
+from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit, prepare_split
 from kv_align.errors import ConfigError
 from kv_align.experiment import run as do_run
@@ -32,7 +33,7 @@ from kv_align.models import Reader, load_teacher
 from kv_align.objectives.objective import Signal
 from kv_align.runs import RunDirectory, read_rows
 from kv_align.teacher import Teacher
-from kv_align.teacher_cache import CachedTeacher
+from kv_align.teacher_cache import CachedTeacher, TeacherCache
 from kv_align.top_logits import TopLogits
 from tests.short_runs import results, short_config, without_timing
 
@@ -201,6 +202,48 @@ def test_other_content_is_another_folder(reader: Reader, tmp_path: Path) -> None
     assert len(folders) == 9
 
 
+def test_what_is_scored_otherwise_is_another_folder(reader: Reader, tmp_path: Path) -> None:
+    split = split_of(reader)
+    texts = [replace(text, segments=[Segment.REASONING, *text.segments[1:]]) for text in split.teacher]
+    otherwise = replace(split, teacher=texts)
+    for signal, folders in (("token_losses", 2), ("keys_values", 1)):
+        found = {cache(reader, each, tmp_path, signal=signal)[0].folder for each in (split, otherwise)}
+        assert len(found) == folders, signal
+
+
+@pytest.mark.parametrize(("setting", "value"), [("rms_norm_eps", 1e-3), ("_name_or_path", "moved")])
+def test_what_the_teacher_does_with_its_weights_is_of_the_key(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: object
+) -> None:
+    config = compose_config([f"teacher_cache={tmp_path}"])[0]
+
+    def folder() -> Path:
+        states = TeacherCache(config, reader, nullcontext).states(
+            Teacher(reader.model, [0], rotated=False), split_of(reader), "keys_values", rounded=True
+        )
+        assert isinstance(states, CachedTeacher)
+        return states.folder
+
+    before = folder()
+    monkeypatch.setattr(reader.model.config, setting, value)
+    assert (folder() == before) == (setting == "_name_or_path")
+
+
+def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config([f"teacher_cache={tmp_path}", "evaluation.batch_size=3"])[0]
+    teacher, sizes, read = Teacher(reader.model, [0], rotated=False), [], Teacher.read_tokens
+
+    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+        sizes.append(len(tokens.ids))
+        return read(self, tokens, signal)
+
+    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    TeacherCache(config, reader, nullcontext).states(teacher, split_of(reader), "token_losses", rounded=False).fill([0])
+    assert sizes == [MEASURED, 3, 3, 2]
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_what_is_damaged_is_computed_again(
     reader: Reader, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -327,6 +370,18 @@ def rows_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     return rows
 
 
+def counted_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Signal]:
+    """What the teacher is asked for from now on, one entry for each of its forward passes."""
+    forwards, read = [], Teacher.read_tokens
+
+    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+        forwards.append(signal)
+        return read(self, tokens, signal)
+
+    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    return forwards
+
+
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
     """All columns, diagnostics included."""
     for ours, theirs in zip(found, expected, strict=True):
@@ -390,13 +445,7 @@ def test_a_run_that_finds_it_filled_never_runs_the_teacher(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (*WITHOUT_A_TEACHER[kind], f"teacher_cache={tmp_path / 'cache'}")
-    forwards, read = [], Teacher.read_tokens
-
-    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
-        forwards.append(signal)
-        return read(self, tokens, signal)
-
-    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    forwards = counted_forwards(monkeypatch)
     found = []
     for number in range(2):
         run = RunDirectory(tmp_path / str(number))
@@ -420,6 +469,18 @@ def test_what_is_evaluated_is_not_rounded(tmp_path: Path) -> None:
         found, expected = source.read(batch, "keys_values").k, built.teacher.read(batch, "keys_values").k
         rounded[kind] = not torch.equal(found, expected.masked_fill(~batch.teacher.mask[:, None, None, :, None], 0))
     assert rounded == {"train": True, "validation": False}
+
+
+def test_in_bfloat16_starts_are_fitted_to_what_training_reads_with_and_without_it(tmp_path: Path) -> None:
+    overrides = ("trainer.mixed_precision=bf16", "init=procrustes", "model.student_start=pretrained")
+    cached = (f"teacher_cache={tmp_path / 'cache'}", "teacher_cache_dtype=float32")
+    off, on = (
+        Assembly(short_config(*overrides, *each), RunDirectory(tmp_path), tmp_path).loop._distiller
+        for each in ((), cached)
+    )
+    # Half precision sums in another order in another batch, but nothing is measured in another precision.
+    torch.testing.assert_close(on.key_variance, off.key_variance, rtol=2e-5, atol=0)
+    torch.testing.assert_close(on.value_variance, off.value_variance, rtol=2e-5, atol=0)
 
 
 def test_whether_there_is_a_cache_is_of_a_runs_identity_and_where_it_is_is_not(tmp_path: Path) -> None:
@@ -507,10 +568,23 @@ def test_where_targets_cannot_be_kept_states_are(overrides: tuple[str, ...], say
     assert f"teacher_cache_keeps=targets has no effect with {says}: states are kept." in notes
 
 
-def test_a_loss_that_cannot_use_it_is_the_same_run_with_and_without() -> None:
-    with_cache, notes = compose_config(["loss=ce", "teacher_cache=auto"])
-    assert with_cache == compose_config(["loss=ce"])[0]
-    assert any("teacher_cache=auto has no effect on loss=ce" in note for note in notes)
+def test_a_loss_that_asks_nothing_of_the_teacher_is_the_same_run_with_and_without() -> None:
+    with_cache, without = (compose_config(["loss=ce", f"teacher_cache={each}"])[0] for each in ("auto", "off"))
+    assert with_cache.teacher_cache == "auto"
+    assert content_hash(with_cache) == content_hash(without)
+    assert with_cache.model_copy(update={"teacher_cache": "off"}) == without
+
+
+def test_it_is_measured_by_the_files_of_the_other_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached, forwards = f"teacher_cache={tmp_path / 'cache'}", counted_forwards(monkeypatch)
+    ends = {}
+    for name, choices in {"kv": (cached,), "ce": ("loss=ce", cached), "alone": ("loss=ce",)}.items():
+        forwards.clear()
+        run = RunDirectory(tmp_path / name)
+        assert do_run(short_config(*choices), run.path) == "finished"
+        ends[name] = read_rows(run.evaluations_file)
+        assert (forwards == []) == (name == "ce")
+    assert_alike(ends["ce"], ends["alone"], 1e-5)
 
 
 @pytest.mark.parametrize("key", ["dtype", "keeps"])
