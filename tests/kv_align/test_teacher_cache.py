@@ -433,7 +433,8 @@ def test_a_whole_run_with_it_ends_where_one_without_does(tmp_path: Path) -> None
     assert_alike(ends["cached"], ends["off"], 1e-3)
 
 
-WITHOUT_A_TEACHER = RUNS | {
+WITHOUT_A_TEACHER = {
+    **{kind: RUNS[kind] for kind in ("states", "logits", "top", "hidden", "targets")},
     "an informed start": ("loss=kv+struct", "init=procrustes", "layer_map=cka", "model.student_start=pretrained"),
     "relations": ("loss=relations", "aligner=none"),
     "paired anew": ("data.shuffle_teacher=true",),
