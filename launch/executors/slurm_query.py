@@ -13,7 +13,6 @@ from launch.executors.executor import JobState, Phase, SchedulerSilent
 _TIMEOUT_S = 60
 _PHASES: dict[str, Phase] = {
     "PENDING": "pending",
-    "REQUEUED": "pending",
     "REQUEUE_FED": "pending",
     "REQUEUE_HOLD": "held",
     "SPECIAL_EXIT": "held",
@@ -38,6 +37,7 @@ _ENDS = {
     "TIMEOUT": "its job ran into the time limit",
 }
 ENDING = "its job is ending"
+_REQUEUED = JobState("pending", "its job was requeued")
 _QUIET_REASONS = ("None", "Priority", "Resources", "BeginTime", "")
 
 
@@ -79,7 +79,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
     """Return what is known of jobs or array elements, by id.
 
     One call of sacct, and one of squeue for what sacct does not know or calls ended: it may lag behind, or keep the jobs of
-    others to itself. Without accounting, one call of squeue.
+    others to itself. It says for ever that a job was requeued which was cancelled in that moment, so squeue is asked about
+    these as well. Without accounting, one call of squeue.
 
     Parameters
     ----------
@@ -102,13 +103,19 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
     if accounting:
         format_ = ("-X", "-n", "-P", "-o", "JobID,State,Reason")
         known = dict(_read(ask("sacct", "--allusers", *format_, "-j", _bases(wanted))))
-    unclear = {job for job in wanted if job not in known or known[job].phase == "ended" or job in silent}
+    requeued = {job for job, state in known.items() if state == _REQUEUED}
+    ended = {job for job, state in known.items() if state.phase == "ended"}
+    unclear = (wanted - known.keys()) | requeued | (wanted & (ended | set(silent)))
     if not unclear:
         return known
     live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))
     for job in unclear:
         if job in live:
             known[job] = live[job]
+        elif job in requeued:
+            known[job] = JobState(
+                "gone", "accounting says that its job was requeued, but Slurm no longer knows that job"
+            )
         elif job in silent and job in known and known[job].phase == "running":
             known[job] = JobState("gone", "accounting says that its job runs, but Slurm no longer knows that job")
     return known
@@ -132,6 +139,8 @@ def _read(text: str) -> Iterator[tuple[str, JobState]]:
 
 def as_job_state(word: str, reason: str) -> JobState:
     """Return what one of Slurm's states means here."""
+    if word == "REQUEUED":
+        return _REQUEUED
     phase = _PHASES.get(word, "ended")
     if phase == "ended":
         return JobState("ended", _ENDS.get(word, word.lower().replace("_", " ")))

@@ -87,6 +87,7 @@ def test_a_sweep_that_another_machine_supervises_is_shown_and_left_alone(standin
         assert (told.code, told.err.count("\n")) == (2, 1)
         assert "is supervised on elsewhere: run this there" in told.err
     assert is_alive(worker)
+    send(worker, signal.SIGKILL)
 
 
 def test_a_supervisor_that_is_done_can_be_followed_by_one_elsewhere(standin):

@@ -2,7 +2,9 @@
 
 import pytest
 
-from launch.executors.slurm_query import as_job_state, expand, minutes
+from launch.executors import slurm_query
+from launch.executors.executor import JobState
+from launch.executors.slurm_query import as_job_state, expand, job_states, minutes
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_minutes(limit, value):
         ("PENDING", "JobHeldUser", "held", "held in Slurm: JobHeldUser"),
         ("PENDING", "DependencyNeverSatisfied", "held", "held in Slurm: DependencyNeverSatisfied"),
         ("RUNNING", "None", "running", ""),
+        ("REQUEUED", "BeginTime", "pending", "its job was requeued"),
         ("COMPLETING", "None", "running", "its job is ending"),
         ("CANCELLED", "None", "ended", "its job was cancelled in Slurm"),
         ("OUT_OF_MEMORY", "None", "ended", "out of memory"),
@@ -46,3 +49,22 @@ def test_minutes(limit, value):
 def test_states(word, reason, phase, said):
     state = as_job_state(word, reason)
     assert (state.phase, state.reason) == (phase, said)
+
+
+@pytest.mark.parametrize(
+    ("live", "phase", "said"),
+    [
+        ("7_1|PENDING|BeginTime\n", "pending", ""),
+        ("7_1|RUNNING|None\n", "running", ""),
+        ("7_1|CANCELLED|None\n", "ended", "its job was cancelled in Slurm"),
+        ("", "gone", "accounting says that its job was requeued, but Slurm no longer knows that job"),
+    ],
+)
+def test_a_job_that_accounting_calls_requeued_is_asked_about(monkeypatch, live, phase, said):
+    printed = {"sacct": "7_0|RUNNING|None\n7_1|REQUEUED|BeginTime\n8|COMPLETED|None\n", "squeue": live}
+    monkeypatch.setattr(slurm_query, "ask", lambda *command: printed[command[0]])
+    assert job_states(["7_0", "7_1"], accounting=True) == {
+        "7_0": JobState("running", ""),
+        "7_1": JobState(phase, said),
+        "8": JobState("ended", "its job completed without a result"),
+    }
