@@ -110,6 +110,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
         return known
     live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))
     for job in unclear:
+        if job in requeued and job in live and live[job].reason == ENDING:
+            continue  # it ends and comes back, so who wants it gone must still cancel it
         if job in live:
             known[job] = live[job]
         elif job in requeued:

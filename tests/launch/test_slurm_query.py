@@ -55,6 +55,7 @@ def test_states(word, reason, phase, said):
     ("live", "phase", "said"),
     [
         ("7_1|PENDING|BeginTime\n", "pending", ""),
+        ("7_1|COMPLETING|None\n", "pending", "its job was requeued"),
         ("7_1|RUNNING|None\n", "running", ""),
         ("7_1|CANCELLED|None\n", "ended", "its job was cancelled in Slurm"),
         ("", "gone", "accounting says that its job was requeued, but Slurm no longer knows that job"),

@@ -95,6 +95,21 @@ def test_a_requeue_that_is_cancelled_at_once_is_not_waited_for(slurm, sweep_on):
     assert sweep.starts("baseline") == 2
 
 
+def test_a_run_that_is_just_being_requeued_is_cancelled(slurm, sweep_on):
+    words = ("trainer.max_steps=3", "trainer.checkpoint_interval=1", "sweep.losses=[kv]")
+    sweep = sweep_on("seeds=1", *words, behaviour={"step_s": 3.0})
+    sweep.submit()
+    sweep.wait_step("baseline", 1)
+    job = sweep.state("baseline").job
+    assert slurm.call("scontrol", "requeue", job).returncode == 0
+    assert slurm.out("squeue", "-h", "-j", job, "-o", "%T").strip() == "COMPLETING", "its worker takes its time"
+    assert launch("cancel", str(sweep.path), "baseline").code == 0
+    slurm.until("it has left", lambda: slurm.out("squeue", "-h", "-j", job, "-o", "%T").strip() != "COMPLETING")
+    assert slurm.out("squeue", "-h", "-j", job).strip() == ""
+    assert launch("resume", str(sweep.path)).code == 0
+    sound(sweep)
+
+
 def test_cancel_by_launch(slurm, sweep_on):
     sweep = sweep_on("seeds=1", *LONG, "cluster.throttle=2", behaviour=SLOW)
     sweep.submit()
