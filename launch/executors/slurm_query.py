@@ -103,9 +103,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
     if accounting:
         format_ = ("-X", "-n", "-P", "-o", "JobID,State,Reason")
         known = dict(_read(ask("sacct", "--allusers", *format_, "-j", _bases(wanted))))
-    requeued = {job for job, state in known.items() if state == _REQUEUED}
-    ended = {job for job, state in known.items() if state.phase == "ended"}
-    unclear = (wanted - known.keys()) | requeued | (wanted & (ended | set(silent)))
+    requeued = {job for job in wanted if known.get(job) == _REQUEUED}
+    unclear = {job for job in wanted if job not in known or known[job].phase == "ended" or job in silent} | requeued
     if not unclear:
         return known
     live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))

@@ -61,10 +61,10 @@ def test_states(word, reason, phase, said):
     ],
 )
 def test_a_job_that_accounting_calls_requeued_is_asked_about(monkeypatch, live, phase, said):
-    printed = {"sacct": "7_0|RUNNING|None\n7_1|REQUEUED|BeginTime\n8|COMPLETED|None\n", "squeue": live}
+    printed = {"sacct": "7_0|RUNNING|None\n7_1|REQUEUED|BeginTime\n7_2|REQUEUED|None\n", "squeue": live}
     monkeypatch.setattr(slurm_query, "ask", lambda *command: printed[command[0]])
     assert job_states(["7_0", "7_1"], accounting=True) == {
         "7_0": JobState("running", ""),
         "7_1": JobState(phase, said),
-        "8": JobState("ended", "its job completed without a result"),
+        "7_2": JobState("pending", "its job was requeued"),  # of which nothing was asked
     }
