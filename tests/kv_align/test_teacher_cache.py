@@ -78,6 +78,19 @@ class Counted(Teacher):
         return super().read_tokens(tokens, signal)
 
 
+def counted_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts the teacher reads in each of its forward passes from now on."""
+    forwards: list[int] = []
+    read = Teacher.read_tokens
+
+    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+        forwards.append(len(tokens.ids))
+        return read(self, tokens, signal)
+
+    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    return forwards
+
+
 def cache(
     reader: Reader,
     split: PreparedSplit,
@@ -233,13 +246,7 @@ def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_config([f"teacher_cache={tmp_path}", "evaluation.batch_size=3"])[0]
-    teacher, sizes, read = Teacher(reader.model, [0], rotated=False), [], Teacher.read_tokens
-
-    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
-        sizes.append(len(tokens.ids))
-        return read(self, tokens, signal)
-
-    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    teacher, sizes = Teacher(reader.model, [0], rotated=False), counted_forwards(monkeypatch)
     TeacherCache(config, reader, nullcontext).states(teacher, split_of(reader), "token_losses", rounded=False).fill([0])
     assert sizes == [MEASURED, 3, 3, 2]
 
@@ -368,18 +375,6 @@ def rows_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
         loop.progress.step += 1
         rows.append(row)
     return rows
-
-
-def counted_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Signal]:
-    """What the teacher is asked for from now on, one entry for each of its forward passes."""
-    forwards, read = [], Teacher.read_tokens
-
-    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
-        forwards.append(signal)
-        return read(self, tokens, signal)
-
-    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
-    return forwards
 
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float) -> None:
