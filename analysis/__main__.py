@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.report import Report
+    from analysis.report.report import Report
 
 LEVELS = ("minimum", "ideal", "paper")
 BAD_INPUT, NOT_REACHED = 2, 3
@@ -18,7 +18,7 @@ BAD_INPUT, NOT_REACHED = 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 3 the required level was not reached."""
     asked = _parser().parse_args(arguments)
-    from kv_align.errors import ConfigError
+    from kv_align.runs.errors import ConfigError
 
     try:
         return {"collect": _collect, "report": _report, "compare": _compare}[asked.verb](asked)
@@ -48,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(asked: argparse.Namespace) -> int:
-    from analysis.collect import collect
-    from analysis.store import write_csv
+    from analysis.read.collect import collect
+    from analysis.read.store import write_csv
 
     collected = collect(asked.sweep)
     files = write_csv(collected.data, collected.problems)
@@ -60,8 +60,8 @@ def _collect(asked: argparse.Namespace) -> int:
 
 
 def _report(asked: argparse.Namespace) -> int:
-    from analysis.report import write_report
-    from analysis.terminal import print_verdict
+    from analysis.report.report import write_report
+    from analysis.report.terminal import print_verdict
 
     report = write_report(asked.sweep, criteria_file=asked.criteria, baseline=asked.baseline)
     print_verdict(report)
@@ -76,7 +76,7 @@ def _required(report: Report, level: str | None) -> int:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    from analysis.ab_test import write_comparison
+    from analysis.compare.report import write_comparison
 
     print(write_comparison(asked.a, asked.b, asked.output))
     return 0

@@ -23,17 +23,17 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from kv_align.build import make
-from kv_align.cli import pretrain_main
-from kv_align.config import LlamaShape, PretrainConfig
+from kv_align.config.cli import pretrain_main
+from kv_align.config.config import LlamaShape, PretrainConfig
 from kv_align.data.batch import DataOrder, pad
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example
-from kv_align.errors import ConfigError
-from kv_align.exact_match import generate_answers, parse_answer
-from kv_align.progress import progress_bar
-from kv_align.quiet import quiet_libraries
-from kv_align.runs import file_digest, write_json
+from kv_align.evaluation.exact_match import generate_answers, parse_answer
+from kv_align.experiment.build import make
+from kv_align.experiment.quiet import quiet_libraries
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.progress import progress_bar
+from kv_align.runs.run_dir import file_digest, write_json
 
 LOGGER = logging.getLogger(__name__)
 END, PAD = "<|end|>", "<|pad|>"

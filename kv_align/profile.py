@@ -26,16 +26,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kv_align.align.aligner import count_parameters
-from kv_align.align.fit import Phase
-from kv_align.assembly import Assembly
-from kv_align.cli import bad_input_exits
-from kv_align.compose import arm_name, compose_config
-from kv_align.config import Config
+from kv_align.align.schedule import Phase
+from kv_align.config.cli import bad_input_exits
+from kv_align.config.compose import arm_name, compose_config
+from kv_align.config.config import Config
 from kv_align.data.batch import Batch
-from kv_align.distill import Counts
-from kv_align.errors import ConfigError
-from kv_align.quiet import quiet_libraries
-from kv_align.runs import RunDirectory
+from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.quiet import quiet_libraries
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
+from kv_align.training.step import Counts
 
 Result = TypeVar("Result")
 

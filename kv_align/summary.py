@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kv_align.runs import RunDirectory, read_json
+from kv_align.runs.run_dir import RunDirectory, read_json
 
 _ROWS = (
     ("validation_perplexity", "validation perplexity", "{:.3f}"),

@@ -1,21 +1,21 @@
 """The single training entry point: `python -m kv_align.train aligner=structured init=uniform loss=kv+struct seed=3`.
 
 It only reads the command line, so that a wrong one is refused before torch is imported; the run itself, from building to
-evaluation, is `kv_align.experiment.run`.
+evaluation, is `kv_align.experiment.experiment.run`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from kv_align.cli import train_main
-from kv_align.config import Config
-from kv_align.runs import State
+from kv_align.config.cli import train_main
+from kv_align.config.config import Config
+from kv_align.runs.run_dir import State
 
 
 def train(config: Config, directory: Path) -> State:
     """Run one experiment in `directory` and return its end state."""
-    from kv_align.experiment import run
+    from kv_align.experiment.experiment import run
 
     return run(config, directory)
 

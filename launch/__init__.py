@@ -1,5 +1,4 @@
 """Many runs: a sweep is planned, checked, queued on Slurm or on this machine, watched, resumed, cancelled and extended.
 
-Knows `kv_align.config`, `.schema`, `.effective`, `.compose`, `.errors`, `.runs`, `.plans`, `.provenance` and `.progress`;
-only `launch.worker` imports the trainer. Nothing here imports torch.
+Knows `kv_align.config` and `kv_align.runs`; only `launch.worker.worker` imports the trainer. Nothing here imports torch.
 """

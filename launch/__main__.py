@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kv_align.errors import ConfigError
+from kv_align.runs.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,9 +113,9 @@ def _wait(path: Path) -> int:
     """Show the sweep until it is over, and its verdict; the sweep itself goes on without this process."""
     import subprocess
 
-    from kv_align.plans import SweepDirectory
-    from launch.status import Watcher
-    from launch.table import watch
+    from kv_align.runs.sweep_dir import SweepDirectory
+    from launch.status.overview import Watcher
+    from launch.status.table import watch
 
     try:
         over = watch(Watcher(SweepDirectory(path)), _console(), _WATCH_S)
@@ -128,8 +128,8 @@ def _wait(path: Path) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> None:
-    from launch.lookup import open_sweep
-    from launch.matrix import estimate, print_plan
+    from launch.planning.cost import estimate, print_plan
+    from launch.status.lookup import open_sweep
 
     sweep = open_sweep(parsed.sweep)
     plan = sweep.plan()
@@ -140,14 +140,14 @@ def _plan(parsed: argparse.Namespace) -> None:
 
 
 def _status(parsed: argparse.Namespace) -> None:
-    from launch.lookup import open_sweep
-    from launch.status import Watcher, overview
+    from launch.status.lookup import open_sweep
+    from launch.status.overview import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
     if parsed.json:
         print(json.dumps(overview(sweep).as_json(), indent=2))
         return
-    from launch.table import show, watch
+    from launch.status.table import show, watch
 
     if parsed.watch:
         watch(Watcher(sweep), _console(), _WATCH_S)
@@ -156,11 +156,11 @@ def _status(parsed: argparse.Namespace) -> None:
 
 
 def _logs(parsed: argparse.Namespace) -> None:
-    from launch.executors.executor import SchedulerSilent
-    from launch.judgement import WAITING
-    from launch.logs import follow, log_files
-    from launch.lookup import find_runs, open_sweep
-    from launch.status import Watcher, overview
+    from launch.executors.base import SchedulerSilent
+    from launch.status.judgement import WAITING
+    from launch.status.logs import follow, log_files
+    from launch.status.lookup import find_runs, open_sweep
+    from launch.status.overview import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
     found = find_runs(overview(sweep), parsed.run)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kv_align.errors import ConfigError
+from kv_align.runs.errors import ConfigError
 from launch.commands import Request
 
 _SHORT = ("seeds", "losses")

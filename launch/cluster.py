@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import yaml
 
-from kv_align.errors import ConfigError, refused, unknown_key
-from kv_align.options import NonNegativeInt, PositiveFloat, PositiveInt
-from kv_align.schema import Section, config_directory, validate
+from kv_align.config.options import NonNegativeInt, PositiveFloat, PositiveInt
+from kv_align.config.schema import Section, config_directory, validate
+from kv_align.runs.errors import ConfigError, refused, unknown_key
 
 
 class RetryPolicy(Section):

@@ -11,19 +11,19 @@ from typing import Any
 
 from rich.console import Console
 
-from kv_align.errors import ConfigError
-from kv_align.plans import Plan, SweepDirectory
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster import AnyCluster, SlurmCluster, change_cluster, load_cluster
-from launch.executors.executor import Executor, SchedulerSilent, make_executor
-from launch.journal import Journal, Setting
-from launch.judgement import WAITING, counts_in_words, needs
-from launch.lookup import find_runs, open_sweep
-from launch.matrix import estimate, print_plan
-from launch.plan import extend_plan, make_plan
+from launch.executors.base import Executor, SchedulerSilent, make_executor
+from launch.journal.journal import Journal, Setting
+from launch.planning.cost import estimate, print_plan
+from launch.planning.plan import extend_plan, make_plan
+from launch.planning.sweep import load_sweep
 from launch.preflight import check
-from launch.snapshot import code_root, take_snapshot, with_code
-from launch.status import overview
-from launch.sweep import load_sweep
+from launch.status.judgement import WAITING, counts_in_words, needs
+from launch.status.lookup import find_runs, open_sweep
+from launch.status.overview import overview
+from launch.worker.snapshot import code_root, take_snapshot, with_code
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def resume(path: Path, retry: str | None, changes: dict[str, Any], console: Cons
     path
         The sweep directory.
     retry
-        See `launch.judgement.needs`.
+        See `launch.status.judgement.needs`.
     changes
         Keys of the frozen cluster that are different from now on.
     console
@@ -244,6 +244,6 @@ def _refuse_other(
 def _gpus(cluster: AnyCluster) -> int:
     if isinstance(cluster, SlurmCluster):
         return cluster.gpus_per_node * cluster.nodes
-    from launch.executors.local import visible_gpus
+    from launch.executors.local.executor import visible_gpus
 
     return min(1, len(visible_gpus()))

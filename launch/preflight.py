@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kv_align.errors import ConfigError
-from kv_align.plans import Plan, SweepDirectory
-from launch.executors.executor import make_executor
-from launch.journal import NO_LOCKS, Setting, no_locks
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.executors.base import make_executor
+from launch.journal.journal import NO_LOCKS, Setting, no_locks
 
 _EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
 # Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.

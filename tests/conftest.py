@@ -12,15 +12,13 @@ from jaxtyping import install_import_hook
 
 TENSOR_MODULES = [
     "align",
-    "attention_divergence",
-    "attention_form",
-    "capture",
     "data.batch",
-    "distill",
+    "evaluation.probe",
     "losses",
-    "objectives",
-    "probe",
-    "quality",
+    "models.capture.attention",
+    "models.capture.prepare",
+    "training.agreement",
+    "training.step",
 ]
 install_import_hook([f"kv_align.{name}" for name in TENSOR_MODULES], "beartype.beartype")
 

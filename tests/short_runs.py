@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kv_align.compose import compose_config
-from kv_align.config import Config
-from kv_align.runs import TIMING, RunDirectory, read_last_row, read_rows
+from kv_align.config.compose import compose_config
+from kv_align.config.config import Config
+from kv_align.runs.run_dir import TIMING, RunDirectory, read_last_row, read_rows
 
 SHORT = (
     "trainer.max_steps=6",

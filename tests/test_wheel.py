@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import kv_align
-from kv_align.compose import compose_raw
+from kv_align.config.compose import compose_raw
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,9 @@ def python(*arguments: str, installed: Path, folder: Path) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize(("source", "inside"), [("conf", "kv_align/conf"), ("kv_align/embedded", "kv_align/embedded")])
+@pytest.mark.parametrize(
+    ("source", "inside"), [("conf", "kv_align/conf"), ("kv_align/models/embedded", "kv_align/models/embedded")]
+)
 def test_the_wheel_carries_every_file_of_conf_and_of_the_embedded_pair(
     unpacked: Path, source: str, inside: str
 ) -> None:
@@ -100,14 +102,14 @@ def test_the_wheel_composes_in_an_empty_folder(unpacked: Path, tmp_path: Path) -
 
 def test_the_wheel_finds_its_own_conf_and_its_own_models(unpacked: Path, tmp_path: Path) -> None:
     script = (
-        "from kv_align.schema import config_directory\n"
-        "from kv_align.model_card import EMBEDDED, model_card\n"
+        "from kv_align.config.schema import config_directory\n"
+        "from kv_align.config.model_card import EMBEDDED, model_card\n"
         "print(config_directory(), EMBEDDED, model_card(str(EMBEDDED / 'teacher')).has_weights, sep='\\n')"
     )
     done = python("-c", script, installed=unpacked, folder=tmp_path)
     assert done.stdout.splitlines() == [
         str(unpacked / "kv_align" / "conf"),
-        str(unpacked / "kv_align" / "embedded"),
+        str(unpacked / "kv_align" / "models" / "embedded"),
         "True",
     ]
 

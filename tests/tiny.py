@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from kv_align.capture import prepare
+from kv_align.models.capture.prepare import prepare
 
 
 def make_llama(

@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kv_align.experiment import run
-from kv_align.runs import RunDirectory, read_last_row
+from kv_align.experiment.experiment import run
+from kv_align.runs.run_dir import RunDirectory, read_last_row
 from tests.short_runs import short_config
 
 DISTURBED = "disturbed"

@@ -1,1 +1,1 @@
-"""How a teacher's keys, values and queries are brought into the student's shape. One file per variant."""
+"""How a teacher's keys, values and queries are brought into the student's shape: head maps, layer maps, time warp."""

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kv_align.align.heads import HeadMap
-from kv_align.align.placement import LayerMixture, Placement
+from kv_align.align.correspondence import LayerMixture, Placement
+from kv_align.align.head_map import HeadMap
 from kv_align.align.time_warp import SegmentWarp
-from kv_align.seeds import derive_seed
+from kv_align.runs.seeds import derive_seed
 
 
 class Aligner(nn.Module):

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from kv_align.align.heads import Elastic, HeadMap, MapShape, MapStart
+from kv_align.align.head_map import Elastic, HeadMap, MapShape, MapStart
 from kv_align.align.matching import matched_widths
 from kv_align.align.structured import structured_parameters
-from kv_align.options import PositiveFloat
+from kv_align.config.options import PositiveFloat
 
 
 def flatten_heads(states: Float[Tensor, "*b h t d"]) -> Float[Tensor, "*b t hd"]:
@@ -46,7 +46,7 @@ class FlatMap(HeadMap):
     """
 
     uses_init = False
-    # What an option leaves without effect when it is set, see `kv_align.effective`.
+    # What an option leaves without effect when it is set, see `kv_align.config.resolve`.
     overrides = {"match_parameters": "mlp_ratio"}  # noqa: RUF012
 
     def __init__(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from itertools import product
 
-from kv_align.align.calibration import Kind
-from kv_align.align.heads import MapShape
+from kv_align.align.head_map import MapShape
+from kv_align.align.paired_states import Kind
 from kv_align.align.structured import structured_parameters
 
 

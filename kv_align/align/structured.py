@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from kv_align.align.heads import Elastic, HeadMap, MapShape, MapStart
+from kv_align.align.head_map import Elastic, HeadMap, MapShape, MapStart
 
 
 class StructuredMap(HeadMap):

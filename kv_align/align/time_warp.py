@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kv_align.config.options import NonNegativeFloat, PositiveFloat
 from kv_align.data.example import Segment
-from kv_align.options import NonNegativeFloat, PositiveFloat
 
 
 class SegmentWarp:

@@ -1,1 +1,1 @@
-"""Where texts come from (`arithmetic`, `gsm8k`, `text`) and how they become batches (`encode`, `batch`)."""
+"""Where texts come from (`arithmetic`, `gsm8k`, `text`) and how they become batches (`encode`, `batch`, `loader`)."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import random
 
+from kv_align.config.options import PositiveInt
 from kv_align.data.example import DataSource, Example, Split
-from kv_align.options import PositiveInt
 
 # fmt: off
 _NAMES = (

@@ -19,7 +19,7 @@ from torch import Tensor
 from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
 from kv_align.data.match import match_tokens
-from kv_align.errors import ConfigError
+from kv_align.runs.errors import ConfigError
 
 
 @dataclass(frozen=True)

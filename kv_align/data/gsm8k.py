@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kv_align.config.options import PositiveInt
 from kv_align.data.example import DataSource, Example, Split
-from kv_align.options import PositiveInt
 
 # A calculator call such as <<48/2=24>>, which the authors inserted into the human solutions.
 _CALCULATOR = re.compile(r"<<[^>]*>>")

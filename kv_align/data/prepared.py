@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from kv_align.config import DataConfig
+from kv_align.config.config import DataConfig
 from kv_align.data.batch import Collator
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example, Segment, Split
-from kv_align.errors import ConfigError
-from kv_align.models import Reader
+from kv_align.models.load import Reader
+from kv_align.runs.errors import ConfigError
 
 
 @dataclass(frozen=True)

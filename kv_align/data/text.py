@@ -10,8 +10,8 @@ import random
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kv_align.config.options import PositiveInt
 from kv_align.data.example import DataSource, Example, Split
-from kv_align.options import PositiveInt
 
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 

@@ -12,15 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO, cast
 
-from kv_align.plans import Plan, SweepDirectory
-from kv_align.runs import EXIT_CODES, RunDirectory, read_json, write_json
+from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, read_json, write_json
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster import DebugCluster
-from launch.ending import end_attempt
-from launch.executors.executor import Executor, JobState
-from launch.journal import Setting
-from launch.ledger import Place
-from launch.processes import Identity, identify, is_alive, living
-from launch.retry import cause_of
+from launch.executors.base import Executor, JobState
+from launch.journal.ending import end_attempt
+from launch.journal.journal import Setting
+from launch.journal.ledger import Place
+from launch.journal.processes import Identity, identify, is_alive, living
+from launch.journal.retry import cause_of
 
 
 class DebugExecutor(Executor):
@@ -36,7 +36,7 @@ class DebugExecutor(Executor):
 
     def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
-        from launch.worker import execute
+        from launch.worker.worker import execute
 
         me = identify(os.getpid()) or Identity(os.getpid(), "")
         write_json(self._doer, {"host": socket.gethostname(), **asdict(me)})

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.cells import COLUMNS
-from kv_align.plans import Plan, PlannedRun, SweepDirectory, digest
-from kv_align.runs import RunDirectory, Status, append_row, write_json
+from analysis.design.cells import COLUMNS
+from kv_align.runs.run_dir import RunDirectory, Status, append_row, write_json
+from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory, digest
 
 CRITERIA = yaml.safe_load(
     (Path(__file__).parents[2] / "conf" / "criteria" / "default.yaml").read_text(encoding="utf-8")
@@ -204,7 +204,7 @@ def write_outcomes(directory: RunDirectory, planned: PlannedRun, recipe: Recipe)
 
 
 def simulated_cells(recipe: Recipe, rng: np.random.Generator) -> pd.DataFrame:
-    """The table that `analysis.cells.sweep_of` makes, drawn at once and without any file."""
+    """The table that `analysis.design.cells.sweep_of` makes, drawn at once and without any file."""
     names = [(arm, loss, False) for loss in recipe.losses for arm in EXPECTED]
     names += [(arm, "", True) for arm in recipe.controls]
     shared_S = recipe.seed_spread * rng.standard_normal(recipe.seeds)

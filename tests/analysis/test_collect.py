@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.collect import Collected, collect
-from analysis.store import write_csv
-from kv_align.errors import ConfigError
-from kv_align.plans import SweepDirectory
-from kv_align.runs import RunDirectory
+from analysis.read.collect import Collected, collect
+from analysis.read.store import write_csv
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
+from kv_align.runs.sweep_dir import SweepDirectory
 from tests.analysis.synthetic import Recipe, make_plan, write_run, write_sweep
 
 TINY = Recipe(seeds=2, steps=60, losses=("kv",), controls=("none",), examples=6)

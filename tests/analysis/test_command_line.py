@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from analysis.__main__ import main
-from kv_align.plans import SweepDirectory
+from kv_align.runs.sweep_dir import SweepDirectory
 from tests.analysis.synthetic import CRITERIA, SMALL, make_plan, write_sweep
 
 
@@ -83,7 +83,8 @@ def test_asking_for_help_imports_nothing_heavy():
 
 
 def test_a_report_imports_no_torch():
-    code = "import sys, analysis.report, analysis.ab_test, analysis.terminal; print('torch' in sys.modules)"
+    modules = "analysis.report.report, analysis.compare.report, analysis.report.terminal"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

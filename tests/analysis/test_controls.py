@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.cells import Sweep
-from analysis.comparisons import arm_comparisons, primary_comparison
-from analysis.controls import Control, control_notes, control_warnings, controls_to_beat, not_better_than
-from analysis.criteria import parse_criteria
-from analysis.pairing import Grid
-from analysis.report import write_report
+from analysis.design.cells import Sweep
+from analysis.design.criteria import parse_criteria
+from analysis.design.pairing import Grid
+from analysis.report.report import write_report
+from analysis.verdict.controls import Control, control_notes, control_warnings, controls_to_beat, not_better_than
+from analysis.verdict.declared_comparisons import arm_comparisons, primary_comparison
 from tests.analysis.synthetic import CONTROLS, CRITERIA, SMALL, Recipe, config_of, simulated_cells, write_sweep
 
 READ = parse_criteria(CRITERIA, "test")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.curves import area_under_curve, pointwise_band, steps_to_threshold, summarise_steps
+from analysis.stats.curves import area_under_curve, pointwise_band, steps_to_threshold, summarise_steps
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 STEPS = np.array([0, 10, 30, 60, 100])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.divergence import mean_difference_bounds, worst_rank_scores, worst_rank_test
+from analysis.stats.divergence import mean_difference_bounds, worst_rank_scores, worst_rank_test
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 NEVER = np.zeros(8, dtype=bool)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.equivalence import Label, equivalence_test, judge, non_inferiority_test
-from analysis.sign_flip import sign_flip_test
-from analysis.significance import Interval, paired_summary
+from analysis.stats.equivalence import Label, equivalence_test, judge, non_inferiority_test
+from analysis.stats.paired import Interval, paired_summary
+from analysis.stats.sign_flip import sign_flip_test
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 SLEEP = np.array([-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4])

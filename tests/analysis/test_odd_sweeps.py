@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.answer import headline
-from analysis.report import write_report
-from analysis.study import study
-from kv_align.plans import PlannedRun, SweepDirectory, digest
-from kv_align.runs import RunDirectory
+from analysis.report.report import write_report
+from analysis.report.wording import headline
+from analysis.verdict.study import study
+from kv_align.runs.run_dir import RunDirectory
+from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory, digest
 from tests.analysis.synthetic import SMALL, Recipe, config_of, make_plan, write_run, write_sweep
 
 TWO = replace(SMALL, seeds=2)

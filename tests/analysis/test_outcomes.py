@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.outcomes import crossed_mean, mcnemar, wilson_interval
-from analysis.significance import paired_summary
+from analysis.stats.outcomes import crossed_mean, mcnemar, wilson_interval
+from analysis.stats.paired import paired_summary
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 outcomes = arrays(

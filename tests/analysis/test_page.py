@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report.report import write_report
 from tests.analysis.browser import Browser, browser, missing
 from tests.analysis.synthetic import Recipe, write_sweep
 

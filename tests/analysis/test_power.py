@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from analysis.power import minimal_detectable_dz, pairs_needed, t_test_power
+from analysis.stats.power import minimal_detectable_dz, pairs_needed, t_test_power
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

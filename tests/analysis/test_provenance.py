@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 
-from analysis.compare import estimate
-from analysis.criteria import parse_criteria
-from analysis.pairing import Grid
-from analysis.provenance import origin_sentences, origins, pairs_made_differently
-from analysis.report import write_report
-from kv_align.runs import write_json
+from analysis.design.criteria import parse_criteria
+from analysis.design.pairing import Grid
+from analysis.report.report import write_report
+from analysis.verdict.comparison import estimate
+from analysis.verdict.provenance import origin_sentences, origins, pairs_made_differently
+from kv_align.runs.run_dir import write_json
 from tests.analysis.synthetic import CRITERIA, SMALL, make_plan, write_sweep
 
 READ = parse_criteria(CRITERIA, "test")
@@ -47,8 +47,8 @@ def test_pairs_whose_runs_were_made_differently_are_warned_about_at_the_top(tmp_
 
 def test_pairs_that_were_made_alike_are_not(tmp_path):
     sweep = write_sweep(tmp_path / "s", replace(SMALL, seeds=2))
-    from analysis.cells import sweep_of
-    from analysis.collect import collect
+    from analysis.design.cells import sweep_of
+    from analysis.read.collect import collect
 
     collected = collect(sweep.path)
     found = sweep_of(collected, READ)

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from analysis.report import Report, write_report
-from analysis.study import study
-from kv_align.plans import PlannedRun, SweepDirectory
-from kv_align.runs import RunDirectory, write_json
+from analysis.report.report import Report, write_report
+from analysis.verdict.study import study
+from kv_align.runs.run_dir import RunDirectory, write_json
+from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from tests.analysis.synthetic import CRITERIA, HOSTILE, SMALL, Recipe, config_of, make_plan, write_run, write_sweep
 
 GOLDEN = Path(__file__).parent / "golden_report.md"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.sign_flip import max_t_test, pairs_to_reach, sign_flip_floor, sign_flip_test
+from analysis.stats.sign_flip import max_t_test, pairs_to_reach, sign_flip_floor, sign_flip_test
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SLEEP = np.array([-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.significance import Interval, hedges_correction, holm, paired_summary, relative_percent
+from analysis.stats.paired import Interval, hedges_correction, holm, paired_summary, relative_percent
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 # Student (1908), extra hours of sleep under two drugs.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.cells import Sweep
-from analysis.criteria import parse_criteria
-from analysis.verdict import Verdict, decide
+from analysis.design.cells import Sweep
+from analysis.design.criteria import parse_criteria
+from analysis.verdict.verdict import Verdict, decide
 from tests.analysis.synthetic import CRITERIA, Recipe, simulated_cells
 
 SWEEPS = 2000

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cells import Sweep
-from analysis.compare import seeds_needed
-from analysis.comparisons import arm_comparisons, contrast_comparisons, primary_comparison
-from analysis.criteria import Criteria, parse_criteria
-from analysis.deciding import decide_alone, decide_together, under_holm
-from analysis.equivalence import Label
-from analysis.pairing import Grid
-from analysis.verdict import Verdict, decide
+from analysis.design.cells import Sweep
+from analysis.design.criteria import Criteria, parse_criteria
+from analysis.design.pairing import Grid
+from analysis.stats.equivalence import Label
+from analysis.verdict.comparison import seeds_needed
+from analysis.verdict.declared_comparisons import arm_comparisons, contrast_comparisons, primary_comparison
+from analysis.verdict.testing import decide_alone, decide_together, under_holm
+from analysis.verdict.verdict import Verdict, decide
 from tests.analysis.synthetic import CRITERIA, EFFECTS, EXPECTED, Recipe, simulated_cells
 
 READ = parse_criteria(CRITERIA, "test")

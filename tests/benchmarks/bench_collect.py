@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from kv_align.plans import Plan, PlannedRun, SweepDirectory, digest
-from kv_align.runs import RunDirectory, Status
+from kv_align.runs.run_dir import RunDirectory, Status
+from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory, digest
 from tests.analysis.synthetic import CRITERIA, Recipe, config_of, write_outcomes
 
 STEPS = 500
@@ -67,14 +67,14 @@ def write(folder: Path, num_runs: int) -> None:
 
 def ours(folder: Path) -> int:
     """Collect, and load all metrics; returns the rows."""
-    from analysis.collect import collect
+    from analysis.read.collect import collect
 
     return len(collect(folder).table("metrics"))
 
 
 def collect_only(folder: Path) -> int:
     """Collect, as `python -m analysis collect` does before it writes CSV."""
-    from analysis.collect import collect
+    from analysis.read.collect import collect
 
     return len(collect(folder).runs)
 
@@ -102,7 +102,7 @@ def measure(name: str, folder: Path, *, times: int, cold: bool = False) -> float
     """
     code = (
         "import sys, time, json, resource; from pathlib import Path\n"
-        "import pandas, pyarrow.parquet, omegaconf, analysis.collect\n"
+        "import pandas, pyarrow.parquet, omegaconf, analysis.read.collect\n"
         "from tests.benchmarks import bench_collect as bench\n"
         f"before = time.perf_counter(); cpu = time.process_time(); rows = bench.READINGS[{name!r}](Path({str(folder)!r}))\n"
         "print(json.dumps([rows, time.perf_counter() - before, time.process_time() - cpu,"

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from kv_align.align.fit import Phase
-from kv_align.align.layer_map import proportional
-from kv_align.build import make_aligner, make_objective
-from kv_align.capture import prepare, record
-from kv_align.compose import compose_config
+from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.schedule import Phase
+from kv_align.config.compose import compose_config
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
-from kv_align.distill import Counts, Distiller
-from kv_align.kept import KeptStates
-from kv_align.objectives.objective import Pairing
-from kv_align.teacher import Teacher
-from kv_align.teacher_cache import CachedTeacher
+from kv_align.experiment.build import make_aligner, make_objective
+from kv_align.losses.base import Pairing
+from kv_align.models.capture.prepare import prepare, record
+from kv_align.teacher.cache import CachedTeacher
+from kv_align.teacher.entries import KeptStates
+from kv_align.teacher.teacher import Teacher
+from kv_align.training.step import Counts, Distiller
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 _RATE = 1e-5

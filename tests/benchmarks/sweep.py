@@ -14,9 +14,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from kv_align.compose import compose_config
-from kv_align.experiment import run
-from kv_align.quiet import quiet_libraries
+from kv_align.config.compose import compose_config
+from kv_align.experiment.experiment import run
+from kv_align.experiment.quiet import quiet_libraries
 from tests.benchmarks.measure import now_s
 from tests.benchmarks.pairs import Pair, make_model
 

@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from kv_align.adapters.lora import Lora
-from kv_align.build import make_adapter
-from kv_align.capture import prepare, record
-from kv_align.compose import arm_name, compose_config
-from kv_align.config import Config, content_hash
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.model_card import EMBEDDED
-from kv_align.models import Reader, load_student, weights_digest
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.schema import validate
+from kv_align.config.compose import arm_name, compose_config
+from kv_align.config.config import Config, content_hash
+from kv_align.config.model_card import EMBEDDED
+from kv_align.config.schema import validate
+from kv_align.experiment.build import make_adapter
+from kv_align.experiment.experiment import run as do_run
+from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.load import Reader, load_student, weights_digest
+from kv_align.models.lora import Lora
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
 from tests.short_runs import results, short_config
 from tests.tiny import make_llama
 
@@ -208,9 +208,9 @@ def test_a_run_that_goes_on_ends_in_the_same_numbers(finished: RunDirectory, tmp
 
 def test_peft_is_not_imported_where_it_is_not_asked_for() -> None:
     script = (
-        "import sys, torch, kv_align.experiment\n"
-        "from kv_align.compose import compose_config\n"
-        "from kv_align.models import load_student\n"
+        "import sys, torch, kv_align.experiment.experiment\n"
+        "from kv_align.config.compose import compose_config\n"
+        "from kv_align.models.load import load_student\n"
         "config = compose_config(['model.student_start=pretrained'])[0]\n"
         "load_student(config.model, 0, torch.device('cpu'))\n"
         "print([name for name in ('peft', 'bitsandbytes') if name in sys.modules])\n"

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.flat import FlatMap, flatten_heads, unflatten_heads
-from kv_align.align.heads import HeadMap, MapShape, MapStart
-from kv_align.align.init import random, uniform
-from kv_align.align.layer_map import proportional
+from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.init.fixed import random, uniform
+from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.structured import StructuredMap, orthogonal
 from kv_align.align.time_warp import SegmentWarp
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kv_align.attention_form import AttentionForm
-from kv_align.cache_tap import CacheTap
-from kv_align.capture import prepare, record
-from kv_align.rotary import rotary_table
+from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.cache_tap import CacheTap
+from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.capture.rotary import rotary_table
 from tests.families import FAMILIES
 
 IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])

@@ -5,16 +5,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kv_align.align.placement import Placement
+from kv_align.align.correspondence import Placement
 from kv_align.align.time_warp import SegmentWarp, resample
-from kv_align.build import make_distiller, make_source
-from kv_align.calibration import Calibrator
-from kv_align.capture import record
-from kv_align.config import Config
+from kv_align.config.config import Config
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.models import Reader, load_student, load_teacher
-from kv_align.objectives.objective import Signal
-from kv_align.teacher import Teacher
+from kv_align.experiment.build import make_distiller, make_source
+from kv_align.experiment.calibration import Calibrator
+from kv_align.losses.base import Signal
+from kv_align.models.capture.prepare import record
+from kv_align.models.load import Reader, load_student, load_teacher
+from kv_align.teacher.teacher import Teacher
 from tests.short_runs import short_config
 
 CPU = torch.device("cpu")

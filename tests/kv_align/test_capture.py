@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from kv_align.capture import Geometry, Rotation, prepare, record
+from kv_align.models.capture.prepare import Geometry, Rotation, prepare, record
 
 COMMON = {
     "vocab_size": 64,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kv_align.compose import compose_config, compose_raw
-from kv_align.config import content_hash
-from kv_align.runs import RunDirectory, Status, read_json
+from kv_align.config.compose import compose_config, compose_raw
+from kv_align.config.config import content_hash
+from kv_align.runs.run_dir import RunDirectory, Status, read_json
 from tests.short_runs import SHORT
 
 HEAVY = ("torch", "transformers", "pandas", "datasets", "accelerate")
@@ -209,8 +209,8 @@ def test_cfg_job_shows_what_would_be_run(tmp_path: Path, trap: Path) -> None:
 MEAN_OF_HEADS = '''
 from torch import Tensor, nn
 
-from kv_align.align.heads import HeadMap, MapShape, MapStart
-from kv_align.options import PositiveFloat
+from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.config.options import PositiveFloat
 
 
 class MeanOfHeads(HeadMap):

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from kv_align.compose import arm_name, compose_config, compose_raw, default_run_name
-from kv_align.config import (
+from kv_align.config.compose import arm_name, compose_config, compose_raw, default_run_name
+from kv_align.config.config import (
     AlignConfig,
     Config,
     DataConfig,
@@ -29,10 +29,10 @@ from kv_align.config import (
     TrainerConfig,
     content_hash,
 )
-from kv_align.effective import effective
-from kv_align.errors import ConfigError
-from kv_align.options import options_of
-from kv_align.schema import Choice, config_directory, validate
+from kv_align.config.options import options_of
+from kv_align.config.resolve import effective
+from kv_align.config.schema import Choice, config_directory, validate
+from kv_align.runs.errors import ConfigError
 
 GROUPS_WITH_TARGETS = ("adapter", "aligner", "data", "init", "layer_map", "loss", "time_warp")
 GROUPS_WITHOUT = {"model": ModelConfig, "keys": KeysConfig, "trainer": TrainerConfig}

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import kv_align
-from kv_align.capture import prepare
-from kv_align.config import DataConfig
+from kv_align.config.config import DataConfig
+from kv_align.config.model_card import EMBEDDED
 from kv_align.data.arithmetic import Arithmetic, stream_of
 from kv_align.data.batch import Collator, DataOrder, pad
 from kv_align.data.encode import Encoded, encode
@@ -27,9 +26,10 @@ from kv_align.data.example import DataSource, Example, Segment
 from kv_align.data.gsm8k import GSM8K, parse_row
 from kv_align.data.prepared import prepare_split, same_tokenizer
 from kv_align.data.text import PlainText
-from kv_align.errors import ConfigError
-from kv_align.exact_match import parse_answer
-from kv_align.models import Reader
+from kv_align.evaluation.exact_match import parse_answer
+from kv_align.models.capture.prepare import prepare
+from kv_align.models.load import Reader
+from kv_align.runs.errors import ConfigError
 from tests.tiny import make_llama
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -321,7 +321,7 @@ def test_text_refusals(tmp_path):
 @pytest.fixture(scope="module")
 def embedded() -> PreTrainedTokenizerFast:
     """Digits singly, no beginning-of-text token, padding apart from the end of text."""
-    return AutoTokenizer.from_pretrained(Path(kv_align.__file__).parent / "embedded" / "teacher")
+    return AutoTokenizer.from_pretrained(EMBEDDED / "teacher")
 
 
 @pytest.fixture(scope="module")

@@ -9,30 +9,30 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from kv_align.align.aligner import Aligner, map_generator
-from kv_align.align.fit import Phase, phase_at
+from kv_align.align.correspondence import Placement
 from kv_align.align.flat import FlatMap
-from kv_align.align.heads import HeadMap, MapShape, MapStart
-from kv_align.align.init import uniform
-from kv_align.align.layer_map import proportional
-from kv_align.align.placement import Placement
+from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.init.fixed import uniform
+from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.schedule import Phase, phase_at
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp, resample
-from kv_align.attention_form import AttentionForm
-from kv_align.capture import Geometry, prepare, record
-from kv_align.config import AlignConfig, ModelConfig
+from kv_align.config.config import AlignConfig, ModelConfig
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
-from kv_align.distill import Counts, Distiller, StepResult
-from kv_align.models import Reader, load_teacher
-from kv_align.objectives.ce import CrossEntropy
-from kv_align.objectives.hidden import Hidden
-from kv_align.objectives.kv import KeyValue
-from kv_align.objectives.kv_struct import KeyValueStruct
-from kv_align.objectives.logit_kd import LogitDistillation
-from kv_align.objectives.objective import Objective, Pairing
-from kv_align.objectives.relations import Relations
-from kv_align.teacher import Teacher, TeacherStates
+from kv_align.losses.base import Objective, Pairing
+from kv_align.losses.ce import CrossEntropy
+from kv_align.losses.hidden import Hidden
+from kv_align.losses.kv import KeyValue
+from kv_align.losses.kv_struct import KeyValueStruct
+from kv_align.losses.logit_kd import LogitDistillation
+from kv_align.losses.relations import Relations
+from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.prepare import Geometry, prepare, record
+from kv_align.models.load import Reader, load_teacher
+from kv_align.teacher.teacher import Teacher, TeacherStates
+from kv_align.training.step import Counts, Distiller, StepResult
 from tests.tiny import make_llama
 
 JOINT, STUDENT_ALONE, ALIGNER_ALONE = Phase(True, True), Phase(True, False), Phase(False, True)

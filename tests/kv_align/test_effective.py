@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from kv_align.compose import compose_raw
-from kv_align.effective import effective
-from kv_align.errors import ConfigError
-from kv_align.model_card import EMBEDDED, model_card
-from kv_align.signals import signal_of, uses_keys_values
+from kv_align.config.compose import compose_raw
+from kv_align.config.model_card import EMBEDDED, model_card
+from kv_align.config.resolve import effective
+from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.runs.errors import ConfigError
 
 WriteModel = Callable[..., str]
 _numbers = itertools.count()

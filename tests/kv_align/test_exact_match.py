@@ -1,16 +1,15 @@
 """The number after `####`, and that a batch of prompts is answered as each of them alone."""
 
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import kv_align
+from kv_align.config.model_card import EMBEDDED
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.encode import Encoded, encode
-from kv_align.exact_match import Answered, generate_answers, parse_answer
+from kv_align.evaluation.exact_match import Answered, generate_answers, parse_answer
 from tests.tiny import make_llama
 
 
@@ -60,7 +59,7 @@ def test_numbers_are_compared_by_value():
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(Path(kv_align.__file__).parent / "embedded" / "teacher")
+    return AutoTokenizer.from_pretrained(EMBEDDED / "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_an_answer_ends_at_the_end_of_the_text(tokenizer, prompts):
 
 def test_a_tokenizer_without_padding_pads_with_the_end_of_text(tokenizer, prompts):
     model = make_llama(vocab_size=len(tokenizer))
-    without = AutoTokenizer.from_pretrained(Path(kv_align.__file__).parent / "embedded" / "teacher", pad_token=None)
+    without = AutoTokenizer.from_pretrained(EMBEDDED / "teacher", pad_token=None)
     assert without.pad_token_id is None
     first, second = (
         generate_answers(model, each, prompts, batch_size=9, max_new_tokens=6) for each in (tokenizer, without)

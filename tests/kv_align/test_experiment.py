@@ -13,18 +13,18 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from kv_align.build import make_aligner, make_source
-from kv_align.capture import Geometry
-from kv_align.compose import compose_config, compose_raw
-from kv_align.config import PretrainConfig
+from kv_align.config.compose import compose_config, compose_raw
+from kv_align.config.config import PretrainConfig
+from kv_align.config.schema import validate
 from kv_align.data.example import Segment
 from kv_align.data.prepared import prepare_split
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.models import load_teacher, weights_digest
-from kv_align.optimizer import make_schedule
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.schema import validate
+from kv_align.experiment.build import make_aligner, make_source
+from kv_align.experiment.experiment import run as do_run
+from kv_align.models.capture.prepare import Geometry
+from kv_align.models.load import load_teacher, weights_digest
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.training.optimizer import make_schedule
 from tests.short_runs import results, short_config
 
 ARMS = ("baseline", "v4_0_1", "v4_0_2", "v4_0_3", "roadmap_literal")

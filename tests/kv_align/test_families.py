@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from kv_align.attention_form import attention_of
-from kv_align.capture import Geometry, Recorder, prepare, record
 from kv_align.data.batch import Batch, Tokens
-from kv_align.layer_trials import hooks
-from kv_align.teacher import Teacher
+from kv_align.models.capture.attention import attention_of
+from kv_align.models.capture.prepare import Geometry, Recorder, prepare, record
+from kv_align.models.capture.probe_rotary import hooks
+from kv_align.teacher.teacher import Teacher
 from tests.families import FAMILIES, Family, heads_first
 
 IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])

@@ -9,18 +9,18 @@ from transformers import AutoConfig, AutoTokenizer, DynamicCache, T5Config
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from kv_align.align.aligner import Aligner
-from kv_align.align.fit import Phase
-from kv_align.capture import prepare, record
-from kv_align.config import ModelConfig
+from kv_align.align.schedule import Phase
+from kv_align.config.config import ModelConfig
+from kv_align.config.model_card import EMBEDDED
 from kv_align.data.batch import Batch, Tokens
-from kv_align.distill import Counts, Distiller
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.model_card import EMBEDDED
-from kv_align.models import Reader, check_queries, load_student, load_teacher
-from kv_align.objectives.kv_struct import KeyValueStruct
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.teacher import Teacher
+from kv_align.experiment.experiment import run as do_run
+from kv_align.losses.kv_struct import KeyValueStruct
+from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.load import Reader, check_queries, load_student, load_teacher
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.teacher.teacher import Teacher
+from kv_align.training.step import Counts, Distiller
 from tests.families import FAMILIES
 from tests.short_runs import short_config
 

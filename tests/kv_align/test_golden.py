@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kv_align.experiment import run as do_run
-from kv_align.runs import RunDirectory, read_rows
+from kv_align.experiment.experiment import run as do_run
+from kv_align.runs.run_dir import RunDirectory, read_rows
 from tests.short_runs import short_config
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden.json").read_text())

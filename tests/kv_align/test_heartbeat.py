@@ -4,8 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from kv_align.heartbeat import heartbeat
-from kv_align.runs import RunDirectory
+from kv_align.runs.heartbeat import heartbeat
+from kv_align.runs.run_dir import RunDirectory
 
 
 def test_the_last_sign_of_life_of_a_running_run_is_the_later_of_both(tmp_path: Path) -> None:

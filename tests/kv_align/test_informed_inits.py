@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kv_align.align.aligner import Aligner, map_generator
-from kv_align.align.calibration import Calibration, Pair
 from kv_align.align.cka import cka_matrix
-from kv_align.align.heads import HeadInit, HeadStart, MapShape, MapStart
-from kv_align.align.init import shares, uniform
-from kv_align.align.init_cka_hungarian import cka_hungarian
-from kv_align.align.init_identity import identity
-from kv_align.align.init_least_squares import least_squares
-from kv_align.align.init_orthogonal import orthogonal
-from kv_align.align.init_procrustes import procrustes
+from kv_align.align.head_map import HeadInit, HeadStart, MapShape, MapStart
+from kv_align.align.init.cka_hungarian import cka_hungarian
+from kv_align.align.init.fixed import shares, uniform
+from kv_align.align.init.identity import identity
+from kv_align.align.init.least_squares import least_squares
+from kv_align.align.init.orthogonal import orthogonal
+from kv_align.align.init.procrustes import procrustes
+from kv_align.align.paired_states import Calibration, Pair
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.aligner import map_generator
-from kv_align.align.heads import Given, MapShape, MapStart
-from kv_align.align.init import random, shares, uniform
+from kv_align.align.head_map import Given, MapShape, MapStart
+from kv_align.align.init.fixed import random, shares, uniform
 from kv_align.align.structured import StructuredMap
-from kv_align.seeds import derive_seed
+from kv_align.runs.seeds import derive_seed
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 heads = st.integers(1, 12)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.aligner import Aligner
-from kv_align.align.layer_map import proportional
-from kv_align.align.layer_map_cka import cka
-from kv_align.align.layer_map_learned import Mixture, learned
-from kv_align.align.placement import LayerMixture, Placement
+from kv_align.align.correspondence import LayerMixture, Placement
+from kv_align.align.layer_map.cka import cka
+from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.layer_map.learned import Mixture, learned
 from kv_align.align.time_warp import SegmentWarp
-from kv_align.build import choose_layers
-from kv_align.capture import Geometry
-from kv_align.compose import compose_config
-from kv_align.errors import ConfigError
+from kv_align.config.compose import compose_config
+from kv_align.experiment.build import choose_layers
+from kv_align.models.capture.prepare import Geometry
+from kv_align.runs.errors import ConfigError
 from tests.kv_align.test_align_battery import ARMS, arm_id, draw, make_aligner, same_segments, teacher_states
 
 quick = settings(deadline=None, max_examples=150, derandomize=True, database=None)

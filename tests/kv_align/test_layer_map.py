@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kv_align.align import layer_map
-from kv_align.align.layer_map import explicit, last, proportional, random, reverse
+from kv_align.align.layer_map import fixed as layer_map
+from kv_align.align.layer_map.fixed import explicit, last, proportional, random, reverse
 
 Map = Callable[[int, int, int], list[int]]
 LAYERS, SEEDS = st.integers(1, 130), st.integers(0, 2**32)

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kv_align.attention_divergence import attention_divergence
-from kv_align.attention_form import AttentionForm
-from kv_align.losses import (
+from kv_align.losses.attention_divergence import attention_divergence
+from kv_align.losses.base import scheduled
+from kv_align.losses.functional import (
     Masked,
     causal_cross_entropy,
     cosine_distance,
     logit_divergence,
     scaled_mse,
 )
-from kv_align.objectives.objective import scheduled
+from kv_align.models.capture.attention import AttentionForm
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
@@ -338,7 +338,7 @@ def test_attention_in_chunks_is_attention(forms, chunk):
 
 @pytest.mark.parametrize("at_once", [1, 14, 10**6])
 def test_cross_entropy_some_rows_at_a_time_is_the_cross_entropy(at_once, monkeypatch):
-    monkeypatch.setattr("kv_align.losses.AT_ONCE", at_once)
+    monkeypatch.setattr("kv_align.losses.functional.AT_ONCE", at_once)
     fast, loop, make = LOSSES["cross-entropy"]
     expected, expected_gradients = value_and_gradients(loop, make(), SCORED)
     found, gradients = value_and_gradients(fast, [part.detach().float().requires_grad_() for part in make()], SCORED)

@@ -7,13 +7,13 @@ import pytest
 
 from kv_align.align.aligner import count_parameters, map_generator
 from kv_align.align.flat import FlatMap
-from kv_align.align.heads import MapShape, MapStart
-from kv_align.align.init import uniform
+from kv_align.align.head_map import MapShape, MapStart
+from kv_align.align.init.fixed import uniform
 from kv_align.align.matching import flat_parameters, matched_widths
 from kv_align.align.structured import StructuredMap, structured_parameters
-from kv_align.build import make_aligner
-from kv_align.capture import Geometry
-from kv_align.compose import compose_config
+from kv_align.config.compose import compose_config
+from kv_align.experiment.build import make_aligner
+from kv_align.models.capture.prepare import Geometry
 
 # Layers, query heads, KV heads, key width, value width of teacher and student.
 PAIRS = {
@@ -85,7 +85,7 @@ def test_the_built_aligners_have_these_numbers_and_both_are_logged(
     widths, layers = matched_widths(shapes), PAIRS[pair][1].num_layers
     structured = built(pair, loss, "aligner=structured")
     assert structured == layers * sum(structured_parameters(shape) for shape in shapes.values())
-    with caplog.at_level(logging.INFO, logger="kv_align.build"):
+    with caplog.at_level(logging.INFO, logger="kv_align.experiment.build"):
         matched = built(pair, loss, "aligner=flat", "aligner.match_parameters=structured")
     assert matched == layers * sum(flat_parameters(shapes[kind], widths[kind]) for kind in shapes)
     assert caplog.messages == [f"aligner=flat: {matched} parameters, matched to {structured}"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kv_align.runs import RunDirectory
+from kv_align.runs.run_dir import RunDirectory
 from tests.short_runs import command
 
 QUICK = ("trainer.max_steps=2", "trainer.warmup_steps=1", "evaluation.exact_match_examples=0", "experiment=none")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from kv_align import options
-from kv_align.options import (
+from kv_align.config import options
+from kv_align.config.options import (
     LayerList,
     NonNegativeFloat,
     NonNegativeInt,
@@ -50,12 +50,12 @@ def test_the_options_of_the_flat_aligner_are_its_keyword_only_parameters() -> No
 
 
 def test_the_options_of_a_layer_map_are_those_of_a_function() -> None:
-    assert options_of("kv_align.align.layer_map.explicit") == {"layers": Option(LayerList, required=True)}
+    assert options_of("kv_align.align.layer_map.fixed.explicit") == {"layers": Option(LayerList, required=True)}
 
 
 def test_a_target_without_keyword_only_parameters_has_no_options() -> None:
-    assert options_of("kv_align.align.layer_map.proportional") == {}
-    assert options_of("kv_align.objectives.ce.CrossEntropy") == {}
+    assert options_of("kv_align.align.layer_map.fixed.proportional") == {}
+    assert options_of("kv_align.losses.ce.CrossEntropy") == {}
 
 
 def test_a_default_makes_an_option_optional() -> None:
@@ -82,8 +82,8 @@ def test_parameters_are_the_positional_ones_of_a_function_or_of_a_class_without_
     assert parameters_of(f"{name}.function") == ("given", "calibration")
     assert parameters_of(f"{name}.With") == ("pairing",)
     assert parameters_of(f"{name}.Without") == ()
-    assert "calibration" in parameters_of("kv_align.align.init_procrustes.procrustes")
-    assert "calibration" not in parameters_of("kv_align.align.init.uniform")
+    assert "calibration" in parameters_of("kv_align.align.init.procrustes.procrustes")
+    assert "calibration" not in parameters_of("kv_align.align.init.fixed.uniform")
 
 
 def test_options_are_read_without_importing_the_module(write_module: WriteModule) -> None:
@@ -169,10 +169,10 @@ def test_an_option_whose_type_cannot_be_read_is_refused(write_module: WriteModul
     [
         ("kv_align.align.flat.FlatMap", "uses_init", False),
         ("kv_align.align.structured.StructuredMap", "uses_init", True),
-        ("kv_align.objectives.ce.CrossEntropy", "signal", "none"),
-        ("kv_align.objectives.kv.KeyValue", "signal", "keys_values"),
-        ("kv_align.objectives.kv_struct.KeyValueStruct", "signal", "keys_values_queries"),
-        ("kv_align.objectives.logit_kd.LogitDistillation", "signal", "logits"),
+        ("kv_align.losses.ce.CrossEntropy", "signal", "none"),
+        ("kv_align.losses.kv.KeyValue", "signal", "keys_values"),
+        ("kv_align.losses.kv_struct.KeyValueStruct", "signal", "keys_values_queries"),
+        ("kv_align.losses.logit_kd.LogitDistillation", "signal", "logits"),
     ],
 )
 def test_what_a_class_declares_is_read_from_its_body(target: str, name: str, value: object) -> None:

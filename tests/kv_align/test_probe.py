@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kv_align.probe import ProbeResult, ridge_r2, tokens_by_layer
+from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 

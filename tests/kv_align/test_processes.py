@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from kv_align.data.batch import Batch, Tokens
-from kv_align.experiment import run as do_run
-from kv_align.processes import Processes
-from kv_align.runs import RunDirectory, read_rows
+from kv_align.experiment.experiment import run as do_run
+from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.training.distributed.processes import Processes
 from tests.short_runs import SHORT, results, short_config, wait_for_step, without_timing
 from tests.two_processes import DISTURBED, by_two
 

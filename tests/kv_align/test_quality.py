@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kv_align.distill import StepResult
-from kv_align.objectives.objective import Comparison, States
-from kv_align.quality import GradientReach, KindQuality, Quality, collapsed, start_variances, variance
+from kv_align.losses.base import Comparison, States
+from kv_align.training.agreement import GradientReach, KindQuality, Quality, collapsed, start_variances, variance
+from kv_align.training.step import StepResult
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 

@@ -36,8 +36,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from kv_align.capture import prepare
-from kv_align.errors import ConfigError
+from kv_align.models.capture.prepare import prepare
+from kv_align.runs.errors import ConfigError
 from tests.families import EXPERTS, SHAPE
 
 LINEAR = {

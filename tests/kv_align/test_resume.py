@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kv_align import checkpoint
-from kv_align.experiment import run as do_run
-from kv_align.runs import EXIT_CODES, RunDirectory, read_rows
+from kv_align.experiment.experiment import run as do_run
+from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, read_rows
+from kv_align.training import checkpoint
 from tests.short_runs import SHORT, command, results, short_config, wait_for_step
 
 OVERRIDES = ("loss=kv+struct", "seed=5", "model.student_start=scratch")
@@ -19,8 +19,8 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 from kv_align import checkpoint
-from kv_align.compose import compose_config
-from kv_align.experiment import run
+from kv_align.config.compose import compose_config
+from kv_align.experiment.experiment import run
 
 digest, calls = checkpoint.file_digest, []
 def digest_and_die(file):

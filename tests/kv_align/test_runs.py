@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_align.config import content_hash
-from kv_align.errors import ConfigError
-from kv_align.runs import (
+from kv_align.config.config import content_hash
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import (
     EXIT_CODES,
     RunDirectory,
     State,
@@ -175,16 +175,16 @@ def test_an_earlier_attempt_is_the_status_it_left(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, time
-from kv_align.runs import RunDirectory
+from kv_align.runs.run_dir import RunDirectory
 with RunDirectory(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(600)
 """
 TAKE = """
 import sys
-from kv_align.config import content_hash
-from kv_align.errors import ConfigError
-from kv_align.runs import RunDirectory
+from kv_align.config.config import content_hash
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
 try:
     with RunDirectory(sys.argv[1]).lock():
         print("taken")
@@ -328,14 +328,14 @@ def test_rewinding_to_before_the_start_empties_the_files_and_makes_none(tmp_path
 DIE_BEFORE_THE_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from kv_align import runs
+from kv_align.runs import files as runs
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 runs.write_atomically(Path(sys.argv[1]), "new" * 100_000)
 """
 WRITE_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
-from kv_align.runs import write_atomically
+from kv_align.runs.run_dir import write_atomically
 for letter in itertools.cycle("ab"):
     write_atomically(Path(sys.argv[1]), letter * 200_000)
     print(letter, flush=True)

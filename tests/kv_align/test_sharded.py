@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.runs import RunDirectory, read_rows
+from kv_align.experiment.experiment import run as do_run
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
 from tests.short_runs import results, short_config, weight_files, without_timing
 from tests.two_processes import DISTURBED, by_two
 

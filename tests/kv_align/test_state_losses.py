@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kv_align.capture import Geometry
-from kv_align.compose import compose_config
-from kv_align.errors import ConfigError
-from kv_align.losses import Masked
-from kv_align.objectives.hidden import Hidden
-from kv_align.objectives.objective import Comparison, Pairing, States
-from kv_align.objectives.relations import Relations
+from kv_align.config.compose import compose_config
+from kv_align.losses.base import Comparison, Pairing, States
+from kv_align.losses.functional import Masked
+from kv_align.losses.hidden import Hidden
+from kv_align.losses.relations import Relations
+from kv_align.models.capture.prepare import Geometry
+from kv_align.runs.errors import ConfigError
 from tests.kv_align.test_distill import BATCH, make_rig, make_student
 
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()

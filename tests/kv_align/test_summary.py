@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kv_align.runs import RunDirectory, write_json
+from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.summary import print_comparison, print_summary
 
 

@@ -17,24 +17,24 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from kv_align import shards
 from kv_align.align.aligner import Aligner
-from kv_align.assembly import Assembly
-from kv_align.compose import compose_config
-from kv_align.config import content_hash
+from kv_align.config.compose import compose_config
+from kv_align.config.config import content_hash
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.kept import KeptStates
-from kv_align.models import Reader, load_teacher
-from kv_align.objectives.objective import Signal
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.teacher import Teacher
-from kv_align.teacher_cache import CachedTeacher, TeacherCache
-from kv_align.top_logits import TopLogits
+from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.experiment import run as do_run
+from kv_align.losses.base import Signal
+from kv_align.losses.top_k import TopLogits
+from kv_align.models.load import Reader, load_teacher
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.teacher import shards
+from kv_align.teacher.cache import CachedTeacher, TeacherCache
+from kv_align.teacher.entries import KeptStates
+from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config, without_timing
 
 EXAMPLES = 20
@@ -280,8 +280,8 @@ from pathlib import Path
 from kv_align import shards
 shards.SHARD = 8
 from tests.kv_align.test_teacher_cache import EXAMPLES, cache, split_of
-from kv_align.compose import compose_config
-from kv_align.models import load_teacher
+from kv_align.config.compose import compose_config
+from kv_align.models.load import load_teacher
 import torch
 reader = load_teacher(compose_config([])[0].model, torch.device("cpu"))
 cached, teacher = cache(reader, split_of(reader), Path(sys.argv[1]))

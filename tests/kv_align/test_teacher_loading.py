@@ -21,18 +21,18 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from kv_align.capture import record
-from kv_align.compose import compose_config
-from kv_align.config import Config, ModelConfig, content_hash
+from kv_align.config.compose import compose_config
+from kv_align.config.config import Config, ModelConfig, content_hash
+from kv_align.config.model_card import EMBEDDED
+from kv_align.config.schema import validate
 from kv_align.data.batch import Tokens
-from kv_align.devices import device_of
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.model_card import EMBEDDED
-from kv_align.models import Reader, load_teacher, weights_digest
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.schema import validate
-from kv_align.teacher import Teacher
+from kv_align.experiment.experiment import run as do_run
+from kv_align.models.capture.prepare import record
+from kv_align.models.devices import device_of
+from kv_align.models.load import Reader, load_teacher, weights_digest
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config
 
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kv_align.capture import Geometry
-from kv_align.config import content_hash
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.losses import Masked, logit_divergence
-from kv_align.objectives.logit_kd import LogitDistillation
-from kv_align.objectives.objective import Pairing
-from kv_align.runs import RunDirectory, read_rows
-from kv_align.top_logits import TopLogits, TopPredictions, top_divergence, top_predictions
+from kv_align.config.config import content_hash
+from kv_align.experiment.experiment import run as do_run
+from kv_align.losses.base import Pairing
+from kv_align.losses.functional import Masked, logit_divergence
+from kv_align.losses.logit_kd import LogitDistillation
+from kv_align.losses.top_k import TopLogits, TopPredictions, top_divergence, top_predictions
+from kv_align.models.capture.prepare import Geometry
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
 from tests.short_runs import short_config
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -179,7 +179,7 @@ def test_some_rows_at_a_time_are_all_of_them(at_once: int, monkeypatch: pytest.M
         return loss.item(), torch.autograd.grad(3 * loss, asked)[0]
 
     whole = value_and_gradient()
-    monkeypatch.setattr("kv_align.top_logits.AT_ONCE", at_once)
+    monkeypatch.setattr("kv_align.losses.top_k.AT_ONCE", at_once)
     found = value_and_gradient()
     assert found[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(found[1], whole[1], atol=1e-6, rtol=1e-5)

@@ -9,17 +9,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from kv_align.align.time_warp import SegmentWarp
-from kv_align.assembly import Assembly
-from kv_align.config import ModelConfig
+from kv_align.config.config import ModelConfig
+from kv_align.config.model_card import EMBEDDED
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import Example, Segment
-from kv_align.errors import ConfigError
-from kv_align.experiment import run as do_run
-from kv_align.model_card import EMBEDDED
-from kv_align.models import load_teacher
-from kv_align.runs import RunDirectory, read_rows
+from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.experiment import run as do_run
+from kv_align.models.load import load_teacher
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_rows
 from tests.short_runs import short_config
 from tests.tiny import make_llama
 
@@ -270,12 +270,12 @@ def test_a_run_with_two_tokenizers_ends_and_generates_with_the_students(
     def watched(self, student, teacher, places=None):
         assert places is not None, "a warp by proportion"
         names = {frame.filename.rpartition("/")[2] for frame in traceback.extract_stack()}
-        callers.update(names & {"distill.py", "calibration.py", "evaluate.py"})
+        callers.update(names & {"step.py", "calibration.py", "evaluate.py"})
         return matrix(self, student, teacher, places)
 
     monkeypatch.setattr(SegmentWarp, "matrix", watched)
     assert do_run(config, tmp_path / "run") == "finished"
-    assert callers == {"distill.py", "evaluate.py", *(["calibration.py"] if len(choices) > 1 else [])}
+    assert callers == {"step.py", "evaluate.py", *(["calibration.py"] if len(choices) > 1 else [])}
     run = RunDirectory(tmp_path / "run")
     rows = read_rows(run.metrics_file)
     parts = ("key_loss", "attention_loss") if len(choices) > 1 else ("relation_loss",)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kv_align.plans import PlannedRun, SweepDirectory
+from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.__main__ import main
-from launch.judgement import RunState
-from launch.processes import Identity, send
-from launch.status import overview
+from launch.journal.processes import Identity, send
+from launch.status.judgement import RunState
+from launch.status.overview import overview
 
 HERE = Path(__file__).parent
 CONF = HERE / "conf"
@@ -131,7 +131,7 @@ class Sweep:
                 command = (folder / "cmdline").read_bytes().decode().split("\0")
             except OSError:
                 continue
-            if "launch.supervisor" in command and str(self.path) in command:
+            if "launch.executors.local.supervisor" in command and str(self.path) in command:
                 return int(folder.name)
         return None
 

@@ -10,10 +10,10 @@ def test_no_verb_imports_torch_and_help_imports_next_to_nothing():
     for module, loaded in (
         ("__main__", []),
         ("commands", ["hydra", "rich"]),
-        ("worker", []),
-        ("supervisor", []),
-        ("status", []),
-        ("lookup", []),
+        ("worker.worker", []),
+        ("executors.local.supervisor", []),
+        ("status.overview", []),
+        ("status.lookup", []),
     ):
         told = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True)
         assert told.stdout.strip() == str(loaded), module

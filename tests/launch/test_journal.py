@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kv_align.errors import ConfigError
-from kv_align.plans import SweepDirectory
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster import load_cluster
-from launch.journal import Journal, Setting
+from launch.journal.journal import Journal, Setting
 from launch.rows import append, read
 
 
@@ -41,7 +41,7 @@ def test_a_torn_line_costs_only_itself(tmp_path):
 
 def test_the_lock_excludes_and_dies_with_its_holder(tmp_path):
     code = (
-        "import sys, time; from kv_align.plans import SweepDirectory; from launch.journal import Journal\n"
+        "import sys, time; from kv_align.runs.sweep_dir import SweepDirectory; from launch.journal.journal import Journal\n"
         "with Journal(SweepDirectory(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -104,7 +104,7 @@ def test_a_sweep_that_cannot_be_written_and_a_file_system_without_locks(tmp_path
     def no_flock(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("launch.journal.fcntl.flock", no_flock)
+    monkeypatch.setattr("launch.journal.journal.fcntl.flock", no_flock)
     with pytest.raises(ConfigError, match="its file system has no locks"), _lock(tmp_path):
         pass
 

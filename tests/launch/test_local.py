@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from launch.processes import is_alive, send
+from launch.journal.processes import is_alive, send
 from tests.launch.sweeps import CONF, Sweep, launch, undisturbed
 
 
@@ -207,7 +207,7 @@ def test_a_snapshot_of_the_code_is_what_runs(standin):
     sweep.submit()
     sound(sweep)
     assert json.loads((sweep.path / "launch" / "cluster.json").read_text())["code"] == "code"
-    assert (sweep.path / "code" / "kv_align" / "runs.py").is_file()
+    assert (sweep.path / "code" / "kv_align" / "runs" / "run_dir.py").is_file()
 
 
 def _attempts(sweep: Sweep, start: str) -> list[dict]:

@@ -5,9 +5,9 @@ import os
 import signal
 import time
 
-from kv_align.runs import write_json
-from launch.journal import Journal
-from launch.processes import Identity, is_alive, send
+from kv_align.runs.run_dir import write_json
+from launch.journal.journal import Journal
+from launch.journal.processes import Identity, is_alive, send
 from tests.launch.sweeps import launch, undisturbed
 
 

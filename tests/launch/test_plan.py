@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from kv_align.compose import compose_config
-from kv_align.config import content_hash
-from launch.matrix import smallest_p
-from launch.plan import extend_plan, make_plan
-from launch.sweep import load_sweep
+from kv_align.config.compose import compose_config
+from kv_align.config.config import content_hash
+from launch.planning.cost import smallest_p
+from launch.planning.plan import extend_plan, make_plan
+from launch.planning.sweep import load_sweep
 from tests.launch.sweeps import CONF, launch
 
 TINY = str(CONF)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from kv_align.errors import ConfigError
-from kv_align.runs import RunDirectory
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
 from launch import preflight
-from launch.judgement import RunState, select
-from launch.matrix import estimate
+from launch.planning.cost import estimate
+from launch.status.judgement import RunState, select
 from tests.launch.sweeps import CONF, launch
 
 
@@ -35,7 +35,7 @@ def test_any_other_error_of_the_system_is_one_sentence(standin, monkeypatch):
     def broken(path):
         raise OSError(errno.EIO, "Input/output error", "/some/file")
 
-    monkeypatch.setattr("launch.lookup.open_sweep", broken)
+    monkeypatch.setattr("launch.status.lookup.open_sweep", broken)
     told = launch("status", str(sweep.path))
     assert (told.code, told.err) == (
         2,
@@ -51,9 +51,9 @@ def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path
     sweep.directory.run(plan.runs[0]).config_file.unlink()
     assert "CPU-hours" in estimate(plan.runs[1:2], tmp_path, 0)
     assert launch(*sweep.words, "--dry-run").code == 0
-    monkeypatch.setattr("launch.matrix._EARLIER", 0)
+    monkeypatch.setattr("launch.planning.cost._EARLIER", 0)
     moved = type("Sweep", (), {"plan": lambda self: plan, "path": type(tmp_path)("/sweep")})()
-    monkeypatch.setattr("launch.lookup.open_sweep", lambda path: moved)
+    monkeypatch.setattr("launch.status.lookup.open_sweep", lambda path: moved)
     assert launch("plan", "/sweep").code == 0
 
 

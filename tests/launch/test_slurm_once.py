@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from launch import admission, ending
-from launch.journal import Journal
-from launch.worker import execute
+from launch.journal import ending
+from launch.journal.journal import Journal
+from launch.worker import admission
+from launch.worker.worker import execute
 from tests.launch.fake_slurm import age, running_for
 from tests.launch.sweeps import launch
 
@@ -41,7 +42,7 @@ def test_a_job_with_other_runs_to_do_is_not_withdrawn(queued, fake_slurm):
     fake_slurm.says("sacct", "77_0|RUNNING|None\n77_1|RUNNING|None\n")
     fake_slurm.calls()
     before = Journal(sweep.directory).ledger().places
-    from launch.executors.executor import make_executor
+    from launch.executors.base import make_executor
 
     executor = make_executor(sweep.directory, Journal(sweep.directory).setting())
     executor.withdraw({first: before[first]})

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch.executors import slurm_query
-from launch.executors.executor import JobState
-from launch.executors.slurm_query import as_job_state, expand, job_states, minutes
+from launch.executors.base import JobState
+from launch.executors.slurm import query as slurm_query
+from launch.executors.slurm.query import as_job_state, expand, job_states, minutes
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from launch.cluster import load_cluster
-from launch.executors.executor import SchedulerSilent
-from launch.executors.slurm_complaints import complaint
+from launch.executors.base import SchedulerSilent
+from launch.executors.slurm.errors import complaint
 from tests.launch.sweeps import launch
 
 POLICY = (
@@ -74,7 +74,7 @@ def test_a_job_has_to_run_longer_than_it_is_warned(tmp_path):
 
 
 def test_resume_changes_what_jobs_ask_for(queued, fake_slurm):
-    from launch.journal import Journal
+    from launch.journal.journal import Journal
     from launch.rows import read
     from tests.launch.fake_slurm import age
 

@@ -6,12 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from launch.executors.executor import JobState, SchedulerSilent
-from launch.executors.slurm_query import call, job_states
-from launch.journal import Journal
-from launch.judgement import Overview, RunState
-from launch.status import Memory
-from launch.table import watch
+from launch.executors.base import JobState, SchedulerSilent
+from launch.executors.slurm.query import call, job_states
+from launch.journal.journal import Journal
+from launch.status.judgement import Overview, RunState
+from launch.status.overview import Memory
+from launch.status.table import watch
 from tests.launch.fake_slurm import age, running_for
 from tests.launch.sweeps import launch
 
@@ -44,7 +44,7 @@ def test_a_job_that_slurm_does_not_know_is_lost(queued, fake_slurm):
 
 def test_a_command_that_hangs_is_no_answer(fake_slurm, monkeypatch):
     (fake_slurm.folder / "squeue").write_text("#!/bin/bash\nexec sleep 30\n")
-    monkeypatch.setattr("launch.executors.slurm_query._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("launch.executors.slurm.query._TIMEOUT_S", 0.2)
     with pytest.raises(SchedulerSilent, match="timed out"):
         job_states(["1"], accounting=False)
 

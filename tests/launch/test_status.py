@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from kv_align.plans import Plan, SweepDirectory
-from kv_align.runs import RunDirectory, Status, write_json
-from launch.executors.executor import JobState
-from launch.journal import Journal
-from launch.judgement import RunState, judge, needs
-from launch.ledger import Ledger, Place, Submission
-from launch.plan import make_plan
-from launch.status import overview
-from launch.sweep import load_sweep
-from launch.table import show
+from kv_align.runs.run_dir import RunDirectory, Status, write_json
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.executors.base import JobState
+from launch.journal.journal import Journal
+from launch.journal.ledger import Ledger, Place, Submission
+from launch.planning.plan import make_plan
+from launch.planning.sweep import load_sweep
+from launch.status.judgement import RunState, judge, needs
+from launch.status.overview import overview
+from launch.status.table import show
 from tests.launch.sweeps import CONF, launch
 
 NOW = time.time()

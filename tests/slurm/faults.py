@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.journal import Journal
+from launch.journal.journal import Journal
 from tests.launch.sweeps import Sweep, launch, undisturbed
 from tests.slurm.real_slurm import RealSlurm
 

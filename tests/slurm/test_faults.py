@@ -216,7 +216,7 @@ def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch
         calls.append(command[0])
         return real(command, *rest, **options)
 
-    monkeypatch.setattr("launch.executors.slurm_query.subprocess.run", counting)
+    monkeypatch.setattr("launch.executors.slurm.query.subprocess.run", counting)
     assert sweep.counts() == {"running": 3}
     assert calls == ["sacct" if accounting else "squeue"]
 
@@ -231,7 +231,7 @@ def test_status_asks_squeue_once_for_what_accounting_leaves_unclear(slurm, sweep
         calls.append(command[0])
         return real(command, *rest, **options)
 
-    monkeypatch.setattr("launch.executors.slurm_query.subprocess.run", counting)
+    monkeypatch.setattr("launch.executors.slurm.query.subprocess.run", counting)
     assert sweep.counts() == {"done": 2, "failed": 1}
     assert calls == ["sacct", "squeue"], "it is called failed when both say that its job has ended"
 

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from kv_align.runs import TIMING, read_rows
+from kv_align.runs.run_dir import TIMING, read_rows
 from tests.launch.sweeps import PATIENCE, Sweep, launch
 from tests.slurm.conftest import SMALL
 

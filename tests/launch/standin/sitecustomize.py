@@ -7,7 +7,7 @@ from pathlib import Path
 
 class _Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "kv_align.experiment":
+        if name != "kv_align.experiment.experiment":
             return None
         return importlib.util.spec_from_file_location(name, Path(__file__).with_name("standin_experiment.py"))
 

@@ -1,4 +1,4 @@
-"""A trainer without torch that keeps the contract of `kv_align.runs`: its weights are a chain of hashes over the steps.
+"""A trainer without torch that keeps the contract of a run directory: its weights are a chain of hashes over the steps.
 
 What it does wrong is told by `standin.json` in the sweep's folder: `step_s`, and by run id (or its start) `raise_at`,
 `out_of_memory_at`, `diverge_at`, `hang_at` and `allocate_at`, a step each; `once` limits each of them to the first attempt.
@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from kv_align.compose import arm_name
-from kv_align.config import content_hash
-from kv_align.runs import RunDirectory, append_row, file_digest, read_json, write_json
+from kv_align.config.compose import arm_name
+from kv_align.config.config import content_hash
+from kv_align.runs.run_dir import RunDirectory, append_row, file_digest, read_json, write_json
 
 
 def run(config, path):
@@ -125,4 +125,4 @@ def _wrong(settings, name, step, attempt):
 
 
 if __name__ == "__main__":
-    sys.exit("imported in the place of kv_align.experiment")
+    sys.exit("imported in the place of kv_align.experiment.experiment")

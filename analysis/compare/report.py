@@ -1,0 +1,216 @@
+"""`python -m analysis compare A B`: two runs, or two arms, in one Markdown file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare.sections import audit, configuration, mean_of, quality
+from analysis.compare.sides import Side, read_side
+from analysis.design.cells import COLUMNS, FINISHED, cell_of
+from analysis.design.criteria import Criteria, default_criteria_file, load_criteria
+from analysis.design.pairing import Grid
+from analysis.design.training import areas, curves
+from analysis.report.document import Block, Document, Figure, Heading, Paragraph, Table, to_markdown
+from analysis.report.figures import Curve, CurvePanel
+from analysis.report.figures import curves as draw_curves
+from analysis.report.style import INK, PALETTE, figure_style, write_figure
+from analysis.report.wording import test_phrase
+from analysis.stats.curves import pointwise_band
+from analysis.stats.paired import relative_percent
+from analysis.verdict.comparison import Comparison, estimate
+from analysis.verdict.testing import decide_alone
+from analysis.words import count, number, percent, percent_interval, share
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import write_atomically
+
+EARLY_STEPS = 500
+"""Loss curves are shown over the first steps up to here."""
+ROWS = 12
+"""Steps in a table; the figure shows all."""
+
+
+def write_comparison(a: str, b: str, output: Path) -> Path:
+    """Compare two sides and write the result.
+
+    Parameters
+    ----------
+    a, b
+        Run folders, SWEEP:ARM or SWEEP:ARM:LOSS; differences are `a` minus `b`.
+    output
+        The Markdown file; its figure is written beside it under the same name.
+
+    Returns
+    -------
+    The Markdown file.
+
+    Raises
+    ------
+    ConfigError
+        If a side is neither a run nor an arm, both are the same, or the output's folder does not exist.
+    """
+    if Path(a).resolve() == Path(b).resolve():
+        raise ConfigError(f"A and B are both {a}: name two different runs or arms.")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output={output} is not allowed: there is no folder {output.parent}; create it.")
+    criteria, _ = load_criteria(default_criteria_file())
+    sides = (read_side("A", a, criteria), read_side("B", b, criteria))
+    comparison = _compare(sides, criteria)
+    blocks: list[Block] = [
+        *_result(sides, comparison, criteria),
+        *_curves(sides, comparison, criteria, output),
+        *_validation(sides),
+        *quality(sides),
+        *configuration(sides),
+        *audit(sides, comparison),
+    ]
+    document = Document(f"{sides[0].name} against {sides[1].name}", tuple(blocks))
+    write_atomically(output, to_markdown(document, "."))
+    return output
+
+
+def _compare(sides: tuple[Side, Side], criteria: Criteria) -> Comparison:
+    metrics = pd.concat([side.metrics for side in sides])
+    runs = [record["run"] for side in sides for record in side.records]
+    found = areas(metrics, runs, criteria.training_window).by_run
+    cells = [
+        {
+            "arm": letter,
+            "group": "",
+            "control": False,
+            "seed": int(record["seed"]),
+            **cell_of({**record, "training_area": found.get(record["run"])}),
+        }
+        for letter, side in zip("AB", sides, strict=True)
+        for record in side.records
+        if record.get("seed") is not None and record["seed"] == record["seed"]
+    ]
+    grid = Grid(pd.DataFrame(cells, columns=list(COLUMNS)))
+    return decide_alone(estimate(grid, "contrast", "A − B", ("A", ""), ("B", ""), "", criteria), criteria)
+
+
+def _result(sides: tuple[Side, Side], comparison: Comparison, criteria: Criteria) -> list[Block]:
+    a, b = sides
+    summary = comparison.summary
+    if summary is not None:
+        change = relative_percent(summary.mean)
+        said = (
+            f"A ({a.name}) has {percent(abs(change), signed=False)} {'lower' if change < 0 else 'higher'} "
+            f"validation perplexity than B ({b.name}), paired over {count(summary.num_pairs, 'seed')}"
+        )
+        if summary.interval is not None:
+            low, high = (relative_percent(end) for end in summary.interval)
+            interval = f"{share(criteria.confidence)} interval {percent_interval(low, high)}"
+            said += f" ({interval}; {test_phrase(comparison, criteria)})"
+        said += "."
+    else:
+        said = _unpaired(sides)
+    blocks: list[Block] = [Paragraph(said, "Result.")]
+    if len(comparison.pairs.seeds) < 2:
+        blocks.append(
+            Paragraph(
+                "One seed cannot show that A and B differ: another seed may turn the order, and how much seeds "
+                "differ is not known from one. There is no p value and no interval; run both with 8 seeds or more.",
+                "What this cannot show.",
+                "warning",
+            )
+        )
+    else:
+        blocks.append(
+            Paragraph(
+                "This comparison was not declared before the runs and is exploratory: other pairs of arms may "
+                "have been looked at too, and this p value knows nothing of them.",
+                "What this cannot show.",
+                "warning",
+            )
+        )
+    return blocks
+
+
+def _unpaired(sides: tuple[Side, Side]) -> str:
+    values = [mean_of(side, "validation_loss") for side in sides]
+    if values[0] is None or values[1] is None:
+        return "There is no validation loss at the end of both, so their ends cannot be compared."
+    change = relative_percent(values[0] - values[1])
+    return (
+        f"A ({sides[0].name}) ended {percent(abs(change), signed=False)} {'lower' if change < 0 else 'higher'} in "
+        f"validation perplexity than B ({sides[1].name}); the two are not paired (see the audit below), so the "
+        f"difference holds their seeds' difference too."
+    )
+
+
+def _curves(sides: tuple[Side, Side], comparison: Comparison, criteria: Criteria, output: Path) -> list[Block]:
+    drawn, tables = [], []
+    for letter, side, colour in zip("AB", sides, (PALETTE[1], INK), strict=True):
+        found = curves(side.metrics, _runs(side), "task_loss", until=EARLY_STEPS)
+        if found is None or len(found.steps) < 2:
+            return [Heading(2, "Training loss"), Paragraph(f"{letter} logged no training loss that can be drawn.")]
+        drawn.append(Curve(letter, colour, found.steps, pointwise_band(found.values, confidence=criteria.confidence)))
+        tables.append(found)
+    common = np.intersect1d(tables[0].steps, tables[1].steps)
+    if len(common) < 2:
+        return [
+            Heading(2, "Training loss"),
+            Paragraph("A and B logged at different steps, so no step can be compared."),
+        ]
+    mean_a, mean_b = (each.values[:, np.isin(each.steps, common)].mean(axis=0) for each in tables)
+    difference = Curve("A − B", PALETTE[1], common, pointwise_band((mean_a - mean_b)[None, :]))
+    last = common[-1]
+    with figure_style():
+        figure = draw_curves(
+            {f"first {last:g} steps": CurvePanel(drawn, [difference])},
+            ylabel="training loss\n(nats per token)",
+            difference_label="difference\n(nats per token)",
+        )
+        caption = (
+            f"Training loss (cross-entropy) over the first {last:g} steps: A and B (ink) above, their difference below."
+        )
+        block = Figure(output.stem, caption, write_figure(figure, output.stem, output.parent))
+    shown = common[np.unique(np.linspace(0, len(common) - 1, ROWS).round().astype(int))]
+    rows = tuple(
+        (
+            f"{step:g}",
+            number(float(mean_a[common == step][0]), 4),
+            number(float(mean_b[common == step][0]), 4),
+            number(float((mean_a - mean_b)[common == step][0]), 3, signed=True),
+        )
+        for step in shown
+    )
+    early = float(np.trapezoid(mean_a - mean_b, common) / (common[-1] - common[0]))
+    text = (
+        f"Averaged over these steps A is {number(abs(early), 3)} nats per token {'below' if early < 0 else 'above'} B."
+    )
+    columns = ("step", "A", "B", "A − B")
+    return [
+        Heading(2, "Training loss"),
+        block,
+        Table(columns, rows, "Training loss, nats per token, mean over runs.", frozenset(columns)),
+        Paragraph(text),
+    ]
+
+
+def _validation(sides: tuple[Side, Side]) -> list[Block]:
+    found = [curves(side.evaluations, _runs(side), "validation_loss") for side in sides]
+    a, b = found
+    if a is None or b is None or len(np.intersect1d(a.steps, b.steps)) == 0:
+        return [Heading(2, "Validation at equal steps"), Paragraph("There is no step at which both were evaluated.")]
+    common = np.intersect1d(a.steps, b.steps)
+    losses = [each.values[:, np.isin(each.steps, common)].mean(axis=0) for each in (a, b)]
+    rows = tuple(
+        (f"{step:g}", number(float(np.exp(x)), 4), number(float(np.exp(y)), 4), percent(relative_percent(float(x - y))))
+        for step, x, y in zip(common, *losses, strict=True)
+    )
+    columns = ("step", "A", "B", "A against B")
+    return [
+        Heading(2, "Validation at equal steps"),
+        Table(columns, rows, "Validation perplexity (geometric mean over runs).", frozenset(columns)),
+    ]
+
+
+def _runs(side: Side) -> list[str]:
+    """Its finished runs; a single run whatever became of it."""
+    if len(side.records) == 1:
+        return [side.records[0]["run"]]
+    return [record["run"] for record in side.records if record["state"] == FINISHED]

@@ -1,0 +1,147 @@
+"""The success criteria as they were declared: read, checked, hashed. `analysis.verdict.verdict` says what they mean."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import kv_align
+from kv_align.runs.errors import ConfigError, first_error, unknown_key
+from kv_align.runs.sweep_dir import digest
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+PositivePercent = Annotated[float, Field(gt=0, lt=100)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Primary(_Section):
+    """The one test that decides: an arm minus the baseline, within a loss."""
+
+    arm: str
+    baseline: str
+    loss: str
+    metric: Literal["validation_loss"]
+    step: Literal["last"] | Annotated[int, Field(ge=0)]
+
+
+class Minimum(_Section):
+    """Harm that is tolerated, in percent of perplexity."""
+
+    tolerated_percent: PositivePercent
+
+
+class Ideal(_Section):
+    """Improvement that is asked for, in percent of perplexity, and the control to beat."""
+
+    improvement_percent: PositivePercent
+    strong_percent: PositivePercent
+    better_than: str
+
+
+class Contrast(_Section):
+    """Two arms that differ in one thing."""
+
+    arm: str
+    against: str
+
+
+class Criteria(_Section):
+    """Success criteria; their words are in `conf/criteria/default.yaml`."""
+
+    name: str
+    primary: Primary
+    alpha: Share
+    confidence: Share
+    power: Share
+    seeds: Annotated[int, Field(ge=1)]
+    looks: Annotated[int, Field(ge=1)]
+    coverage: Annotated[float, Field(gt=0, le=1)]
+    minimum: Minimum
+    ideal: Ideal
+    collapse_share: Share
+    secondary: Literal["exact_match"] | None
+    training_window: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+    threshold_share: Share
+    contrasts: dict[str, Contrast]
+
+    @property
+    def tolerated_nats(self) -> float:
+        """Harm that is tolerated: ln 1.01 for 1 %."""
+        return math.log1p(self.minimum.tolerated_percent / 100)
+
+    @property
+    def improvement_nats(self) -> float:
+        """Improvement that is asked for, above 0: -ln 0.97 for 3 %."""
+        return -math.log1p(-self.ideal.improvement_percent / 100)
+
+    @property
+    def strong_nats(self) -> float:
+        """Improvement that is called strong, above 0."""
+        return -math.log1p(-self.ideal.strong_percent / 100)
+
+
+def parse_criteria(raw: Any, source: str) -> Criteria:
+    """Check criteria.
+
+    Parameters
+    ----------
+    raw
+        Plain containers.
+    source
+        Where they come from, for the error.
+
+    Raises
+    ------
+    ConfigError
+        For the first unknown or missing key, wrong type or value outside its range.
+    """
+    try:
+        return Criteria.model_validate(raw)
+    except ValidationError as error:
+        finding = error.errors(include_url=False)[0]
+        if finding["type"] == "extra_forbidden":
+            *parents, _ = finding["loc"]
+            known = Criteria.model_fields
+            for parent in parents:
+                section = known[str(parent)].annotation if str(parent) in known else Contrast
+                known = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else known
+            raise unknown_key(".".join(map(str, finding["loc"])), known, source) from None
+        raise first_error(error, f"{source}:") from None
+
+
+def load_criteria(file: Path) -> tuple[Criteria, dict[str, Any]]:
+    """Read a criteria file; returns the criteria and the plain containers that the hash is taken of.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or something in it is not allowed.
+    """
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise ConfigError(
+            f"--criteria={file} cannot be read: name a YAML file such as conf/criteria/default.yaml."
+        ) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"--criteria={file} holds no criteria: name a YAML file such as conf/criteria/default.yaml.")
+    return parse_criteria(raw, str(file)), raw
+
+
+def default_criteria_file() -> Path:
+    """Return `conf/criteria/default.yaml`: beside the packages in a checkout, inside kv_align in an installed wheel."""
+    package = Path(kv_align.__file__).parent
+    inside = package / "conf"
+    return (inside if inside.is_dir() else package.parent / "conf") / "criteria" / "default.yaml"
+
+
+def criteria_hash(raw: dict[str, Any]) -> str:
+    """SHA-256 (hex) of criteria, the same as the plan's of the same ones."""
+    return digest(raw)

@@ -1,0 +1,1 @@
+"""From folders of runs to data frames, fast, and what is wrong with them."""

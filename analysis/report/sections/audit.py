@@ -1,0 +1,197 @@
+"""Section of the report: coverage, pairing, problems, provenance, cost."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.design.cells import DIVERGED, FINISHED, states
+from analysis.design.cost import FLOPS_NOTE
+from analysis.report.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.stats.paired import relative_percent
+from analysis.verdict.provenance import origin_sentences, origins
+from analysis.verdict.study import Study
+from analysis.words import amount, count, listed, number, percent_interval, seconds, share
+
+SHOWN_PROBLEMS = 60
+
+
+def audit_section(study: Study) -> list[Block]:
+    """5. Coverage, pairing audit, lost runs with bounds, problems, provenance, looks, cost."""
+    return [
+        Heading(2, "Coverage and audit"),
+        *_coverage(study),
+        *_pairing(study),
+        *_problems(study),
+        *_provenance(study),
+        *_cost(study),
+    ]
+
+
+def texts(table: pd.DataFrame, *columns: str) -> list[tuple[str, ...]]:
+    """Rows of some columns as texts."""
+    return list(zip(*(table[name].astype(str) for name in columns), strict=True))
+
+
+def _coverage(study: Study) -> list[Block]:
+    sweep = study.sweep
+    found = states(sweep.cells)
+    ended = found[FINISHED] + found[DIVERGED]
+    others = [f"{many} {state}" for state, many in found.items() if state not in (FINISHED, DIVERGED)]
+    said = f"{ended} of {count(len(sweep.cells), 'expected run')} ended"
+    if found[DIVERGED]:
+        said += f", {found[DIVERGED]} of them diverged"
+    said += f"; {listed(others)}." if others else "."
+    if not sweep.planned:
+        said += " Without a plan, every arm found times every seed found is what is expected."
+    columns = ("arm", "loss", "expected", "finished", "diverged", "not ended")
+    rows = []
+    for arm, group, control in sweep.arms:
+        cells = sweep.cells[(sweep.cells["arm"] == arm) & (sweep.cells["group"] == group)]
+        own = states(cells)
+        finished, diverged = own[FINISHED], own[DIVERGED]
+        rows.append(
+            (
+                arm,
+                "control" if control else group,
+                str(len(cells)),
+                str(finished),
+                str(diverged) if diverged else "",
+                str(len(cells) - finished - diverged) if finished + diverged < len(cells) else "",
+            )
+        )
+    blocks: list[Block] = [Paragraph(said), Table(columns, tuple(rows), "", frozenset(columns[2:]))]
+    lost = sweep.cells[sweep.cells["state"] != FINISHED]
+    if len(lost):
+        shown = lost.head(SHOWN_PROBLEMS)
+        table = Table(
+            ("arm", "loss", "seed", "state", "reason"),
+            tuple(
+                (arm, group or "control", str(seed), state, reason)
+                for arm, group, seed, state, reason in texts(shown, "arm", "group", "seed", "state", "reason")
+            ),
+            "Runs without a result. A diverged run is an outcome, the worst one; any other is a missing pair."
+            + (f" {len(lost) - len(shown)} more are in runs.csv." if len(lost) > len(shown) else ""),
+            frozenset({"seed"}),
+        )
+        blocks.append(table)
+    return [*blocks, *_collapses(study), *_bounds(study)]
+
+
+def _collapses(study: Study) -> list[Block]:
+    """Name every run in which a target's or the student's variance collapsed, whatever its cosine says."""
+    cells = study.sweep.cells
+    shares = cells["variance_share_min"].astype(float)
+    found = cells[shares < study.criteria.collapse_share]
+    if found.empty:
+        return []
+    names = [f"{arm}, {group or 'control'}, seed {seed}" for arm, group, seed in texts(found, "arm", "group", "seed")]
+    rest = f" and {len(names) - SHOWN_PROBLEMS} more" if len(names) > SHOWN_PROBLEMS else ""
+    said = (
+        f"A target's or student's variance fell below {share(study.criteria.collapse_share)} of its start in "
+        f"{count(len(names), 'run')}: {'; '.join(names[:SHOWN_PROBLEMS])}{rest}. Their cosine says nothing."
+    )
+    return [Paragraph(said, "Collapse.", "warning")]
+
+
+def _bounds(study: Study) -> list[Block]:
+    rows = [
+        (
+            each.arm[0],
+            each.group,
+            str(len(each.pairs.unpaired)),
+            str(int((~each.pairs.finished).sum())),
+            percent_interval(*(relative_percent(end) for end in each.bounds)),
+        )
+        for each in study.arms
+        if each.bounds is not None
+    ]
+    if not rows:
+        return []
+    caption = (
+        "Best and worst case of the mean over all planned pairs: an unobserved run is taken to lie between the "
+        "best run of the sweep and its worst run or the untrained student."
+    )
+    return [
+        Table(
+            ("arm", "loss", "missing pairs", "diverged pairs", "best and worst case"),
+            tuple(rows),
+            caption,
+            frozenset({"missing pairs", "diverged pairs", "best and worst case"}),
+        )
+    ]
+
+
+def _pairing(study: Study) -> list[Block]:
+    refused = list(
+        dict.fromkeys(
+            (f"{each.arm[0]} and {each.against[0]}, loss {each.group}, seed {pair.seed}: {pair.reason}")
+            for each in (*study.arms, *study.contrasts)
+            for pair in each.pairs.unpaired
+            if pair.refused
+        )
+    )
+    made = sum(len(each.pairs.seeds) for each in study.arms)
+    said = (
+        f"{count(made, 'pair')} of arm and baseline passed the audit: recorded data order and student start are "
+        f"the same in both runs (SHA-256). The aligner's start differs by arm and is not compared."
+    )
+    if not refused:
+        return [Heading(3, "Pairing"), Paragraph(said)]
+    return [
+        Heading(3, "Pairing"),
+        Paragraph(f"{said} {count(len(refused), 'pair was', 'pairs were')} refused:", tone="warning"),
+        Bullets(tuple(refused[:SHOWN_PROBLEMS])),
+    ]
+
+
+def _problems(study: Study) -> list[Block]:
+    problems = study.collected.broken
+    if problems.empty:
+        return [Heading(3, "Damaged, foreign and duplicated folders"), Paragraph("None were found.")]
+    shown = problems.head(SHOWN_PROBLEMS)
+    rest = len(problems) - len(shown)
+    return [
+        Heading(3, "Damaged, foreign and duplicated folders"),
+        Table(
+            ("folder", "kind", "what"),
+            tuple(texts(shown, "run", "kind", "detail")),
+            f"{rest} more are in problems.csv." if rest else "",
+        ),
+    ]
+
+
+def _provenance(study: Study) -> list[Block]:
+    items, mixed = origin_sentences(origins(study.collected.runs, study.sweep.cells["run"]))
+    looks = study.looks
+    look = (
+        f"This is look {looks.number} at the results"
+        + ("" if looks.is_new else ", rendered again")
+        + f"; the primary test was made on {count(looks.tests, 'set')} of runs, {study.criteria.looks} declared."
+    )
+    return [Heading(3, "Provenance"), Bullets((*items, look), "warning" if mixed else "plain")]
+
+
+def _cost(study: Study) -> list[Block]:
+    devices = set(study.collected.runs["device"].dropna()) - {""}
+    unit = "device-hours" if len(devices) != 1 else "CPU-hours" if devices == {"cpu"} else "GPU-hours"
+    rows = [
+        (
+            each.arm,
+            each.group or "control",
+            number(each.hours, 3),
+            seconds(each.step_s),
+            amount(each.tokens),
+            amount(each.student),
+            amount(each.aligner),
+            amount(each.flops),
+        )
+        for each in study.cost
+    ]
+    total = sum(each.hours or 0.0 for each in study.cost)
+    columns = ("arm", "loss", unit, "per step", "tokens", "student", "aligner", "FLOPs")
+    teacher = next((each.teacher for each in study.cost if each.teacher is not None), None)
+    caption = (
+        f"{number(total, 3)} {unit} in optimizer steps over all runs, also those that did not finish. Tokens and FLOPs "
+        f"are of one run; student and aligner are trained parameters, the teacher has {amount(teacher)}. {FLOPS_NOTE}"
+    )
+    return [Heading(3, "Cost"), Table(columns, tuple(rows), caption, frozenset(columns[2:]))]

@@ -1,0 +1,227 @@
+"""Section of the report: expected against found, for every arm and control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from analysis.report import figures
+from analysis.report.document import Block, Figure, Heading, Paragraph, Table
+from analysis.report.style import colours
+from analysis.report.wording import (
+    family_sentence,
+    label,
+)
+from analysis.stats.paired import relative_percent
+from analysis.verdict.comparison import Comparison
+from analysis.verdict.controls import Control, not_better_than
+from analysis.verdict.study import Study
+from analysis.words import declared_percent, listed, number, p_number, percent, percent_interval, share
+
+OUT_OF_REACH = "out of reach"
+"""Stands for a p value that could not have been below alpha, whatever the runs had given."""
+
+Draw = Callable[[str, str, Callable[[], Drawing]], Figure]
+"""Draws a figure in the report's style, writes it, and returns its block: (name, caption, how to draw it)."""
+
+
+def found_section(study: Study, draw: Draw) -> list[Block]:
+    """2. Expected against found."""
+    sweep, criteria = study.sweep, study.criteria
+    control = criteria.ideal.better_than
+    blocks: list[Block] = [Heading(2, "Expected against found")]
+    if not study.arms:
+        return [*blocks, Paragraph("There is nothing to compare: the sweep holds one arm only.")]
+    palette = arm_colours(study)
+    panels = {
+        f"loss {group}": [
+            _forest_row(each, palette) for each in study.arms if each.group == group and each.pairs.num_planned
+        ]
+        for group in sweep.groups
+    }
+    caption = (
+        f"Perplexity on the validation split against {sweep.baseline}, paired by seed: mean, "
+        f"{share(criteria.confidence)} t interval (bar), every seed (ticks) and what was expected (open diamond)."
+    )
+    blocks.append(draw("differences", caption, lambda: figures.forest(panels, sweep.baseline)))
+    interval, beside = f"{share(criteria.confidence)} interval", f"against {control}"
+    columns = ("arm", "perplexity", "expected", "found", interval, "p", "Hedges g", "wins", beside, "verdict")
+    for group in sweep.groups:
+        members = [each for each in study.arms if each.group == group]
+        rows = [_baseline_row(study, group), *(_row(each, study) for each in members)]
+        role = (
+            "The primary comparison stands out; the others are exploratory."
+            if any(each.role == "primary" for each in members)
+            else "All of this table is exploratory."
+        )
+        caption = " ".join(
+            each
+            for each in (
+                f"Change of perplexity against {sweep.baseline} with the same loss; negative is better.",
+                family_sentence(members),
+                role,
+                _label_words(study) if group == sweep.groups[0] else "",
+                "Expected improvements are written as lower perplexity; Hedges g is paired (dz with the exact "
+                "small-sample correction).",
+            )
+            if each
+        )
+        strong = frozenset(place for place, each in enumerate(members, 1) if each.role == "primary")
+        blocks += [Heading(3, f"Loss {group}"), Table(columns, tuple(rows), caption, frozenset(columns[1:-1]), strong)]
+    return [*blocks, *_controls(study), draw(*_seed_lines(study, palette))]
+
+
+def _label_words(study: Study) -> str:
+    margin = declared_percent(study.criteria.minimum.tolerated_percent)
+    return (
+        f"Better by > {declared_percent(study.criteria.ideal.improvement_percent)}: the whole interval is; not worse by "
+        f"{margin}: the interval excludes that harm; equivalent ±{margin}: two one-sided tests; detects: the smallest "
+        f"difference found with {share(study.criteria.power)} power."
+    )
+
+
+def arm_colours(study: Study) -> dict[str, str]:
+    """One colour for each arm, the same in every figure."""
+    return colours(list(dict.fromkeys(arm for arm, _, _ in study.sweep.arms)), study.sweep.baseline)
+
+
+def _forest_row(comparison: Comparison, palette: dict[str, str]) -> figures.ForestRow:
+    summary, expected = comparison.summary, comparison.expected_percent
+    differences = comparison.pairs.differences[comparison.pairs.finished]
+    interval = None
+    if summary is not None and summary.interval is not None:
+        interval = type(summary.interval)(*(relative_percent(end) for end in summary.interval))
+    return figures.ForestRow(
+        comparison.arm[0],
+        palette[comparison.arm[0]],
+        None if summary is None else relative_percent(summary.mean),
+        interval,
+        None if expected is None else -expected,
+        tuple(relative_percent(each) for each in differences),
+    )
+
+
+def _seed_lines(study: Study, palette: dict[str, str]) -> tuple[str, str, Callable[[], Drawing]]:
+    primary = study.verdict.primary
+    group = primary.group if primary is not None else study.sweep.groups[0]
+    members = [each for each in study.arms if each.group == group]
+    seeds = sorted({seed for each in members for seed in each.pairs.seeds})
+    percent_SA = np.full((len(seeds), len(members)), np.nan)
+    for column, each in enumerate(members):
+        for seed, difference in zip(each.pairs.seeds, each.pairs.differences, strict=True):
+            percent_SA[seeds.index(seed), column] = 100 * np.expm1(difference)
+    arms = [each.arm[0] for each in members]
+    caption = f"Paired differences to {study.sweep.baseline} with loss {group}: one line per seed."
+    return "seeds", caption, lambda: figures.seed_lines(arms, percent_SA, seeds, palette, study.sweep.baseline)
+
+
+def _baseline_row(study: Study, group: str) -> tuple[str, ...]:
+    baseline = study.sweep.baseline
+    return (
+        baseline,
+        _perplexity(study, baseline, group),
+        "–",
+        "reference",
+        "–",
+        "–",
+        "–",
+        "–",
+        _against(study, baseline, group),
+        "",
+    )
+
+
+def _row(comparison: Comparison, study: Study) -> tuple[str, ...]:
+    arm, group = comparison.arm[0], comparison.group
+    expected = comparison.expected_percent
+    name = f"{arm} (control)" if comparison.role == "control" else arm
+    verdict = label(comparison, study.criteria)
+    short = [] if comparison.role == "control" else not_better_than(study.controls, arm, group)
+    return (
+        name,
+        _perplexity(study, arm, group),
+        "–" if expected is None else percent(-expected),
+        *number_cells(comparison, study.criteria.alpha),
+        _against(study, arm, group),
+        f"{verdict}; not better than {listed(short)}" if short else verdict,
+    )
+
+
+def number_cells(comparison: Comparison, alpha: float) -> tuple[str, str, str, str, str]:
+    """Cells for found, interval, p, Hedges g, wins."""
+    summary = comparison.summary
+    if summary is None:
+        return ("–", "–", "–", "–", f"0/{comparison.pairs.num_planned}")
+    conditional = "*" if comparison.conditional else ""
+    return (
+        percent(relative_percent(summary.mean)) + conditional,
+        "–" if summary.interval is None else interval_cell(summary.interval) + conditional,
+        p_cell(comparison.adjusted_p, comparison.floor, alpha),
+        number(summary.hedges_g, 2, signed=True),
+        comparison.wins,
+    )
+
+
+def p_cell(value: float | None, floor: float | None, alpha: float) -> str:
+    """A p value for a table: one that could not have been below alpha is no result and is not printed."""
+    if value is None:
+        return "–"
+    return p_number(value) if floor is None or floor < alpha else OUT_OF_REACH
+
+
+def interval_cell(interval: tuple[float, float]) -> str:
+    """An interval of log perplexity as change of perplexity."""
+    return percent_interval(*(relative_percent(end) for end in interval))
+
+
+def _perplexity(study: Study, arm: str, group: str) -> str:
+    own = study.sweep.group_of(arm, group)
+    cells = study.sweep.cells
+    losses = cells.loc[(cells["arm"] == arm) & (cells["group"] == own), "validation_loss"].dropna()
+    return "–" if losses.empty else number(float(np.exp(losses.astype(float).mean())), 4)
+
+
+def _against(study: Study, arm: str, group: str) -> str:
+    """The arm against the declared control."""
+    for control in study.controls:
+        found = control.against.get((arm, group))
+        if control.kind == "declared" and found is not None and found.summary is not None:
+            return percent(relative_percent(found.summary.mean)) + ("*" if found.conditional else "")
+    return "–"
+
+
+def _controls(study: Study) -> list[Block]:
+    """Every arm against every control that it has to beat."""
+    rows = [
+        (arm, group, *(_against_control(each, arm, group) for each in study.controls))
+        for group in study.sweep.groups
+        for arm, own, control in study.sweep.arms
+        if own == group and not control
+    ]
+    if not study.controls:
+        return []
+    titles = tuple(f"against {control.name}" for control in study.controls)
+    marked = (
+        " * conditional on both runs of a pair having finished." if any("*" in "".join(row) for row in rows) else ""
+    )
+    caption = (
+        f"Change of perplexity against each control, with {share(study.criteria.confidence)} t interval, paired by seed; "
+        f"negative is better. What the method claims is what helps only where an arm is better than all of them. "
+        f"Estimates, not tested.{marked}"
+    )
+    return [
+        Heading(3, "Against the controls"),
+        Table(("arm", "loss", *titles), tuple(rows), caption, frozenset(titles)),
+    ]
+
+
+def _against_control(control: Control, arm: str, group: str) -> str:
+    found = control.against.get((arm, group))
+    if found is None or found.summary is None:
+        return "–"
+    said = percent(relative_percent(found.summary.mean))
+    if found.summary.interval is not None:
+        said += f" ({interval_cell(found.summary.interval)})"
+    return said + ("*" if found.conditional else "")

@@ -1,0 +1,43 @@
+"""Section of the report: the methods, in a paragraph that can be pasted into a paper."""
+
+from __future__ import annotations
+
+from analysis.report.document import Block, Heading, Paragraph
+from analysis.verdict.study import Study
+from analysis.words import count, declared_percent, share
+
+
+def methods_section(study: Study) -> list[Block]:
+    """6. Methods, to be pasted into a paper."""
+    criteria, sweep = study.criteria, study.sweep
+    seeds = sweep.cells["seed"].nunique()
+    unit = (
+        "The unit of replication is the seed, which fixes data order and student start in every arm; arms are "
+        "paired by seed, after checking that both recorded hashes match. The outcome is the paired difference in "
+        f"log perplexity (nats per scored token of the validation split, at {_step(study)}), reported as change "
+        f"of perplexity."
+    )
+    primary = criteria.primary
+    declared = "not declared before the runs" if study.verdict.exploratory else "declared before the runs"
+    test = (
+        f"The primary comparison, {declared}, is {primary.arm} against {primary.baseline} with loss "
+        f"{primary.loss}, tested two-sided at {criteria.alpha:g} by an exact sign-flip test over {seeds} seeds "
+        "(Monte Carlo above 20); where a run of a pair diverged a worst-rank sign-flip test decides. Intervals are t "
+        f"intervals of {share(criteria.confidence)} coverage. The other arms and the controls of a loss are tested by a "
+        "step-down max-T sign-flip test (Westfall and Young 1993), contrasts and factor effects under Holm. Exact match "
+        "is tested only if the primary comparison passes. Non-inferiority is claimed when the interval excludes "
+        f"{declared_percent(criteria.minimum.tolerated_percent, signed=True)}, equivalence by two one-sided tests within "
+        "that margin."
+    )
+    looks = (
+        f"{count(study.looks.tests, 'look')} with the primary test "
+        f"{'was' if study.looks.tests == 1 else 'were'} made, {criteria.looks} declared. "
+        f"Criteria {criteria.name}, SHA-256 {study.criteria_hash}"
+        + (f"; plan SHA-256 {study.plan_hash}." if study.plan_hash else "; there was no frozen plan.")
+    )
+    return [Heading(2, "Methods"), Paragraph(f"{unit} {test} {looks}")]
+
+
+def _step(study: Study) -> str:
+    step = study.criteria.primary.step
+    return "the last step" if step == "last" else f"step {step}"

@@ -1,0 +1,1 @@
+"""From paired differences to declared levels and words."""

@@ -1,0 +1,164 @@
+"""Arms against the controls that they have to beat, if what the method claims is what helps.
+
+A better result than the baseline's can have other reasons than a teacher's keys and values, carried over by an aligner
+that learned to carry them: the control without a teacher, the aligner that never learns, and the teacher that is shown
+another example each take away one part of that claim. These are estimates, and not tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analysis.design.cells import Sweep
+from analysis.design.criteria import Criteria
+from analysis.design.pairing import Grid
+from analysis.stats.paired import relative_percent
+from analysis.verdict.comparison import Comparison, estimate
+from analysis.words import listed, percent, percent_interval
+
+Kind = Literal["declared", "frozen", "shuffled"]
+Standing = Literal["better", "not shown", "not better"]
+
+_WHY = {
+    "declared": "That control does as well, so this is no success of the method.",
+    "frozen": "The aligner of that control never learns, so the learned alignment is not what helps.",
+    "shuffled": "That control is shown the keys and values of another example, so what the teacher holds of an example "
+    "is not what helps.",
+}
+_NOT_SHOWN = {
+    "declared": "So nothing here shows that the method helps beside that.",
+    "frozen": "The aligner of that control never learns, so nothing here shows that a learned alignment helps.",
+    "shuffled": "So nothing here shows that what the teacher holds of an example helps.",
+}
+_WHY_NONE = "Training without the teacher's keys and values does as well, so this is no success of the method."
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A control, and every arm against it.
+
+    Attributes
+    ----------
+    name
+        The control's arm.
+    kind
+        `declared`: the criteria ask that it be beaten. `frozen`: its aligner never learns. `shuffled`: its teacher is
+        shown another example.
+    why
+        What it means not to be better than this control, in a sentence.
+    against
+        By (arm, loss): the arm minus the control, in nats per token.
+    """
+
+    name: str
+    kind: Kind
+    why: str
+    against: dict[tuple[str, str], Comparison]
+
+    def standing(self, arm: str, group: str) -> Standing | None:
+        """Whether an arm is better than the control, its interval excluding zero; None where there is no pair."""
+        found = self.against.get((arm, group))
+        if found is None or found.summary is None:
+            return None
+        if found.summary.mean >= 0:
+            return "not better"
+        interval = None if found.conditional else found.summary.interval
+        return "better" if interval is not None and interval.high < 0 else "not shown"
+
+
+def controls_to_beat(grid: Grid, sweep: Sweep, criteria: Criteria) -> list[Control]:
+    """Compare every arm, the baseline too, with every control that the sweep has of those that have to be beaten."""
+    found: list[Control] = []
+    for name, own, _ in sweep.arms:
+        config = sweep.configs.get((name, own), {})
+        kind = _kind(name, config, criteria)
+        if kind is None or name in {each.name for each in found}:
+            continue
+        teaches_nothing = kind == "declared" and bool(config) and config.get("align") is None
+        against = {}
+        for arm, group, control in sweep.arms:
+            # A control is compared with the declared one only, as every other arm within each loss.
+            for within in sweep.groups if control and kind == "declared" else [] if control else [group]:
+                opposite = sweep.group_of(name, within)
+                if arm != name and opposite is not None:
+                    against[arm, within] = estimate(
+                        grid, "contrast", f"against {name}", (arm, group), (name, opposite), within, criteria
+                    )
+        found.append(Control(name, kind, _WHY_NONE if teaches_nothing else _WHY[kind], against))
+    return sorted(found, key=lambda each: each.kind != "declared")
+
+
+def control_warnings(controls: list[Control], arms: list[Comparison]) -> list[str]:
+    """Say of every control which arms are not better than it.
+
+    Parameters
+    ----------
+    controls
+        Of `controls_to_beat`.
+    arms
+        The arms against the baseline; to be no better than the declared control is worth a warning only where an arm
+        is better than the baseline.
+    """
+    said = []
+    for control in controls:
+        short = [
+            _numbers(each, control)
+            for each in arms
+            if each.role != "control"
+            and control.standing(each.arm[0], each.group) == "not better"
+            and (control.kind != "declared" or (each.summary is not None and each.summary.mean < 0))
+        ]
+        if short:
+            start = f"Better than {arms[0].against[0]} but not" if control.kind == "declared" else "Not better than"
+            said.append(f"{start} {control.name}: {listed(short)}. {control.why}")
+    return said
+
+
+def control_notes(controls: list[Control], primary: Comparison) -> list[str]:
+    """Say which controls the primary arm seems to be better than without that being shown."""
+    arm, group = primary.arm[0], primary.group
+    return [
+        f"{arm} is not shown to be better than {control.name} ({_uncertain(control.against[arm, group])}). "
+        f"{_NOT_SHOWN[control.kind]}"
+        for control in controls
+        if control.standing(arm, group) == "not shown"
+    ]
+
+
+def not_better_than(controls: list[Control], arm: str, group: str) -> list[str]:
+    """Names of the controls that an arm is not better than, for its row in a table."""
+    return [control.name for control in controls if control.standing(arm, group) == "not better"]
+
+
+def _kind(name: str, config: dict[str, Any], criteria: Criteria) -> Kind | None:
+    if name == criteria.ideal.better_than:
+        return "declared"
+    if (config.get("align") or {}).get("fit") == "frozen":
+        return "frozen"
+    return "shuffled" if (config.get("data") or {}).get("shuffle_teacher") else None
+
+
+def _numbers(comparison: Comparison, control: Control) -> str:
+    """`v4_0_2 with loss kv (+0.3 %)`; with its difference to the baseline before it where that makes the point."""
+    inside = percent(_change(control.against[comparison.arm[0], comparison.group]))
+    if control.kind == "declared":
+        own = percent(_change(comparison))
+        inside = f"{own} against {comparison.against[0]}, {inside} against {control.name}"
+    return f"{comparison.arm[0]} with loss {comparison.group} ({inside})"
+
+
+def _uncertain(against: Comparison) -> str:
+    """`−0.4 %, interval −1.2 to +0.4 %`."""
+    assert against.summary is not None
+    interval, change = against.summary.interval, percent(_change(against))
+    if against.conditional:
+        return f"{change} where no run diverged"
+    if interval is None:
+        return f"{change}, no interval"
+    return f"{change}, interval {percent_interval(*(relative_percent(end) for end in interval))}"
+
+
+def _change(comparison: Comparison) -> float:
+    assert comparison.summary is not None
+    return relative_percent(comparison.summary.mean)

@@ -1,0 +1,189 @@
+"""Effects of single choices and their interactions, where the design allows: found by comparing configurations.
+
+Two cells of a sweep that differ in one factor and in nothing else are a matched pair; a factor's effect is, per seed,
+the mean difference over all its matched pairs. Two matched pairs that differ from each other in one other factor give
+an interaction: the difference of the differences. What a design does not contain, such as the fourth cell of
+init x share_dim_proj, is not estimated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from analysis.design.cells import Sweep
+from analysis.design.criteria import Criteria
+from analysis.design.expected import config_leaves
+from analysis.design.pairing import Grid
+from analysis.stats.checks import FloatArray
+from analysis.stats.paired import PairedSummary, holm, paired_summary
+from analysis.stats.sign_flip import sign_flip_floor, sign_flip_test
+
+FACTORS = {
+    "init": ("init.",),
+    "share_dim_proj": ("aligner.share_dim_proj",),
+    "loss": ("loss.",),
+    "keys": ("keys.",),
+    "layer map": ("layer_map.",),
+}
+"""By factor, the configuration keys in which its levels differ. The aligner's is the declared contrast of that name,
+since a structured aligner cannot differ from a flat one in a single key."""
+
+Cell = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """An effect or an interaction on validation loss, in nats per token; negative is better.
+
+    Attributes
+    ----------
+    name
+        `loss: kv to kv+struct`, or `aligner x loss`.
+    interaction
+        Whether it is one.
+    num_matched
+        Matched pairs, or pairs of pairs, that it is the mean of.
+    differences
+        (n,) one per seed in which all of them are complete.
+    summary
+        Of the differences; None with no seed.
+    p_value, adjusted_p
+        Exact sign-flip p, and under Holm over all main effects, or all interactions; None where nothing was tested.
+    floor
+        Smallest adjusted p that was possible.
+    """
+
+    name: str
+    interaction: bool
+    num_matched: int
+    differences: FloatArray
+    summary: PairedSummary | None
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    floor: float | None = None
+
+
+def effects(grid: Grid, sweep: Sweep, criteria: Criteria, *, test: bool) -> list[Effect]:
+    """Estimate all main effects and two-factor interactions that the design allows.
+
+    Parameters
+    ----------
+    test
+        Whether tests may be made.
+    """
+    controls = {(arm, group) for arm, group, control in sweep.arms if control}
+    flat = {cell: _levels(config) for cell, config in sweep.configs.items() if config and cell not in controls}
+    pairs = dict(_matched_pairs(flat, sweep, criteria))
+    found = [_effect(grid, name, matched, criteria) for name, matched in pairs.items()]
+    for first, (name, matched) in enumerate(pairs.items()):
+        for other in list(pairs)[first + 1 :]:
+            crossed = list(_crossed(matched, pairs[other]))
+            if crossed:
+                found.append(_interaction(grid, f"{name.split(':')[0]} × {other.split(':')[0]}", crossed, criteria))
+    if not test:
+        return found
+    # Two families: which factors matter, and which depend on each other.
+    return [
+        *_tested([each for each in found if not each.interaction]),
+        *_tested([each for each in found if each.interaction]),
+    ]
+
+
+def _levels(config: dict[str, Any]) -> dict[str, str]:
+    """All that can change a number, as text by key."""
+    return {key: json.dumps(value) for key, value in config_leaves(config)}
+
+
+def _matched_pairs(
+    flat: dict[Cell, dict[str, str]], sweep: Sweep, criteria: Criteria
+) -> Iterator[tuple[str, list[tuple[Cell, Cell]]]]:
+    """Yield (name, [(cell at the first level, cell at the second), ...])."""
+    aligner = criteria.contrasts.get("aligner")
+    if aligner is not None:
+        matched = []
+        for group in sweep.groups:
+            own, other = sweep.group_of(aligner.arm, group), sweep.group_of(aligner.against, group)
+            if own is not None and other is not None:
+                matched.append(((aligner.against, other), (aligner.arm, own)))
+        if matched:
+            yield f"aligner: {aligner.against} to {aligner.arm}", matched
+    cells = list(flat)
+    found: dict[str, list[tuple[Cell, Cell]]] = {}
+    for place, a in enumerate(cells):
+        for b in cells[place + 1 :]:
+            differing = [key for key in flat[a].keys() | flat[b].keys() if flat[a].get(key) != flat[b].get(key)]
+            for factor, prefixes in FACTORS.items():
+                if differing and all(key.startswith(prefixes) for key in differing):
+                    name = f"{factor}: {_level(flat[a], factor)} to {_level(flat[b], factor)}"
+                    backward = f"{factor}: {_level(flat[b], factor)} to {_level(flat[a], factor)}"
+                    if backward in found:
+                        found[backward].append((b, a))
+                    else:
+                        found.setdefault(name, []).append((a, b))
+    yield from found.items()
+
+
+def _level(leaves: dict[str, str], factor: str) -> str:
+    prefix = FACTORS[factor][0]
+    key = prefix if prefix in leaves else f"{prefix}name"
+    return leaves.get(key, '"none"').strip('"')
+
+
+def _crossed(
+    first: list[tuple[Cell, Cell]], other: list[tuple[Cell, Cell]]
+) -> Iterator[tuple[tuple[Cell, Cell], tuple[Cell, Cell]]]:
+    """Matched pairs of one factor of which both ends are matched by the other factor."""
+    across = set(other)
+    for a, b in first:
+        for c, d in first:
+            if (a, c) in across and (b, d) in across:
+                yield (a, b), (c, d)
+
+
+def _by_seed(grid: Grid, matched: tuple[Cell, Cell]) -> dict[int, float]:
+    pairs = grid.pair(matched[1], matched[0], "validation_loss")
+    finished = zip(pairs.seeds, pairs.differences, pairs.finished, strict=True)
+    return {seed: float(difference) for seed, difference, both in finished if both}
+
+
+def _effect(grid: Grid, name: str, matched: list[tuple[Cell, Cell]], criteria: Criteria) -> Effect:
+    return _summarised(name, False, [_by_seed(grid, each) for each in matched], criteria)
+
+
+def _interaction(
+    grid: Grid, name: str, crossed: list[tuple[tuple[Cell, Cell], tuple[Cell, Cell]]], criteria: Criteria
+) -> Effect:
+    differences = []
+    for low, high in crossed:
+        before, after = _by_seed(grid, low), _by_seed(grid, high)
+        differences.append({seed: after[seed] - before[seed] for seed in before.keys() & after.keys()})
+    return _summarised(name, True, differences, criteria)
+
+
+def _summarised(name: str, interaction: bool, each: list[dict[int, float]], criteria: Criteria) -> Effect:
+    seeds = sorted(set.intersection(*(set(found) for found in each)))
+    differences_S = np.array([np.mean([found[seed] for found in each]) for seed in seeds], dtype=np.float64)
+    summary = paired_summary(differences_S, confidence=criteria.confidence) if seeds else None
+    return Effect(name, interaction, len(each), differences_S, summary)
+
+
+def _tested(found: list[Effect]) -> list[Effect]:
+    testable = [each for each in found if each.differences.size >= 2]
+    rng = np.random.default_rng(0)
+    p_values = [sign_flip_test(each.differences, rng=rng).p_value for each in testable]
+    adjusted = holm(p_values)
+    done = {
+        id(each): replace(
+            each,
+            p_value=p_value,
+            adjusted_p=float(own),
+            floor=min(1.0, len(testable) * sign_flip_floor(each.differences.size)),
+        )
+        for each, p_value, own in zip(testable, p_values, adjusted, strict=True)
+    }
+    return [done.get(id(each), each) for each in found]

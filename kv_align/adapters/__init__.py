@@ -1,1 +1,0 @@
-"""What trains a few new parameters of a student in the place of its own."""

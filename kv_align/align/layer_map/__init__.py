@@ -1,0 +1,1 @@
+"""Which teacher layers a student layer is compared with."""

@@ -1,0 +1,188 @@
+"""Combinations of choices that cannot be, each with its sentence. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_method, get_object
+
+from kv_align.align.layer_map.learned import Mixture
+from kv_align.config.config import Config
+from kv_align.config.model_card import ModelCard, model_card, model_path
+from kv_align.config.options import parameters_of
+from kv_align.config.schema import Choice
+from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.runs.errors import ConfigError, refused
+
+
+def check_loss_against_aligner(config: Config) -> None:
+    """Refuse a loss that needs an aligner without one."""
+    if uses_keys_values(config) and not config.aligner.target:
+        raise ConfigError(
+            f"loss={config.loss.name} is not allowed with aligner={config.aligner.name}: there would be no projected keys "
+            "and values to compare with; use aligner=flat or structured, or loss=ce or logit_kd."
+        )
+
+
+def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
+    """Refuse models that are not there, and return what their files say (None for names on the hub)."""
+    cards = {}
+    for role in ("teacher", "student"):
+        name = getattr(config.model, role)
+        try:
+            cards[role] = card = model_card(model_path(name, role))
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"model.{role}={name} is not allowed: its config.json cannot be read ({error}); "
+                "save the model again with save_pretrained."
+            ) from None
+        needed = role == "teacher" or config.model.student_start == "pretrained"
+        if card is not None and needed and not card.has_weights:
+            raise ConfigError(
+                f"model.{role}={name} is not allowed: that folder holds no safetensors weights; "
+                "save the model with save_pretrained and name its folder."
+            )
+    return cards["teacher"], cards["student"]
+
+
+def check_adapter(config: Config) -> None:
+    """Refuse to adapt what has learned nothing."""
+    if config.adapter.target and config.model.student_start == "scratch":
+        raise ConfigError(
+            f"adapter={config.adapter.name} is not allowed with model.student_start=scratch: the weights that it would "
+            "freeze have learned nothing; use model.student_start=pretrained or adapter=none."
+        )
+
+
+def check_teacher_loading(config: Config) -> None:
+    """Refuse a device map of what are no devices, and to quantise what stays in memory or on the disk."""
+    devices = config.model.teacher_device_map
+    if not isinstance(devices, dict):
+        return
+    key = "model.teacher_device_map"
+    for module, device in devices.items():
+        if isinstance(device, str) and not re.fullmatch(r"disk|[a-z]+(:\d+)?", device):
+            raise refused(f"{key}[{module!r}]", device, "the number of a GPU, cpu, disk, or a device such as cuda:0")
+    if not devices:
+        raise refused(key, devices, "auto, a mapping of at least one module to a device, or null")
+    kinds = set(devices.values())
+    if config.model.teacher_quantization is not None and kinds != {"cpu"} and kinds & {"cpu", "disk"}:
+        raise ConfigError(
+            f"model.teacher_quantization={config.model.teacher_quantization} is not allowed with a {key} that names cpu or "
+            "disk: bitsandbytes leaves such parts as they are; name GPUs alone, or use model.teacher_quantization=null."
+        )
+
+
+def check_data(config: Config) -> None:
+    """Refuse data that is not there or that cannot be read so."""
+    if config.data.rationale == "short" and config.data.rationale_every is None:
+        raise refused("data.rationale_every", None, "a whole number with data.rationale=short")
+    if config.data.rationale != "full" and not get_object(config.data.target).has_reasoning:
+        raise refused(
+            "data.rationale", config.data.rationale, f"full with data={config.data.name}, whose texts have no steps"
+        )
+    path = config.data.options.get("path")
+    if path and not Path(path).expanduser().exists():
+        raise ConfigError(f"data.path={path} is not allowed: there is no such file or folder; correct the path.")
+    try:
+        get_object(config.data.target)(**absolute_data(config).options)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"data={config.data.name} is not allowed: {error}.") from None
+
+
+def absolute_data(config: Config) -> Any:
+    """Return the data's section with an absolute path."""
+    path = config.data.options.get("path")
+    if not path:
+        return config.data
+    options = {**config.data.model_dump(by_alias=True), "path": str(Path(path).expanduser().resolve())}
+    return type(config.data).model_validate(options)
+
+
+def check_trainer(config: Config) -> None:
+    """Refuse numbers of the trainer that exclude each other."""
+    trainer = config.trainer
+    micro = trainer.micro_batch_size
+    if micro is not None and trainer.batch_size % micro:
+        raise refused("trainer.micro_batch_size", micro, f"a divisor of trainer.batch_size={trainer.batch_size}")
+    if config.data.shuffle_teacher and (micro or trainer.batch_size) < 2:
+        raise refused("data.shuffle_teacher", True, "false where a micro-batch holds a single example")
+    if trainer.max_steps is None and trainer.epochs is None:
+        raise refused("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
+    if trainer.aligner_lr is None and config.align is not None and config.align.fit != "frozen":
+        raise refused("trainer.aligner_lr", None, f"a number above 0 with align.fit={config.align.fit}")
+    if trainer.aligner_lr is None and signal_of(config.loss) == "hidden_states":
+        raise refused(
+            "trainer.aligner_lr", None, f"a number above 0 with loss={config.loss.name}, which learns a projection"
+        )
+    if trainer.max_steps is not None and trainer.warmup_steps >= trainer.max_steps:
+        raise refused("trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}")
+    if config.align is not None and config.align.fit == "fit_then_freeze":
+        if config.align.fit_steps is None:
+            raise refused("align.fit_steps", None, "a whole number with align.fit=fit_then_freeze")
+        if trainer.max_steps is not None and config.align.fit_steps >= trainer.max_steps:
+            raise refused("align.fit_steps", config.align.fit_steps, f"below trainer.max_steps={trainer.max_steps}")
+    if config.align is not None and config.align.fit == "alternate" and config.align.period is None:
+        raise refused("align.period", None, "a whole number with align.fit=alternate")
+    package = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}[trainer.tracker]
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"trainer.tracker={package} is not allowed: the package {package} is not installed; "
+            "install kv-align[trackers] or use trainer.tracker=none."
+        )
+
+
+def check_layer_map(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:
+    """Refuse a layer map that cannot serve the pair or the loss."""
+    if config.layer_map is None:
+        return
+    if _learns_layers(config.layer_map) and (config.align is None or config.align.fit == "frozen"):
+        why = f"loss={config.loss.name}, which has no aligner" if config.align is None else "align.fit=frozen"
+        raise ConfigError(
+            f"layer_map={config.layer_map.name} is not allowed with {why}: it is trained with the aligner; "
+            "use layer_map=proportional."
+        )
+    if teacher is None or student is None or "similarity" in parameters_of(config.layer_map.target):
+        return
+    if not (teacher.num_layers and student.num_layers):  # their files do not say it; known when they are loaded
+        return
+    try:
+        get_method(config.layer_map.target)(
+            teacher.num_layers, student.num_layers, config.seed, **config.layer_map.options
+        )
+    except ValueError as error:
+        raise ConfigError(f"layer_map={config.layer_map.name} is not allowed: {error}.") from None
+
+
+def _learns_layers(layer_map: Choice) -> bool:
+    return get_method(layer_map.target).__annotations__.get("return") in (Mixture, Mixture.__name__)
+
+
+def check_layers_of_loss(config: Config, student: ModelCard | None) -> None:
+    """Refuse layers that the student does not have."""
+    layers = config.loss.options.get("layers")
+    if layers and student is not None and student.num_layers and max(layers) >= student.num_layers:
+        raise refused("loss.layers", layers, f"student layers, which are 0 to {student.num_layers - 1}")
+
+
+def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:
+    """Refuse to compare logits of different tokens."""
+    if signal_of(config.loss) != "logits":
+        return
+    if config.data.rationale != "full":
+        raise refused(
+            "data.rationale", config.data.rationale, f"full with loss={config.loss.name}, which compares token by token"
+        )
+    if teacher is not None and student is not None and teacher.tokenizer_digest != student.tokenizer_digest:
+        raise ConfigError(
+            f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is another "
+            f"than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
+        )
+    known = [card.vocabulary for card in (teacher, student) if card is not None and card.vocabulary]
+    top_k = config.loss.options.get("top_k")
+    if top_k is not None and known and top_k > min(known):
+        raise refused("loss.top_k", top_k, f"at most {min(known)}, the tokens that the two models have, or null")

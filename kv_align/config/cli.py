@@ -1,0 +1,167 @@
+"""The command lines: everything is checked before anything starts, and every end has its exit code.
+
+Hydra runs the jobs (`--multirun`, launchers, `--help`, `--cfg`, ... are its own); this module composes and validates each
+of them first, prints one sentence and leaves with 2 if one is wrong. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kv_align.config.compose import compose_config, compose_raw, default_run_name, expand_sweep
+from kv_align.config.config import Config, PretrainConfig, content_hash
+from kv_align.config.resolve import effective
+from kv_align.config.schema import config_directory, validate
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.progress import progress_bar
+from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
+
+Task = Callable[[Config, Path], State]
+_SHOWN_BY_HYDRA = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
+
+
+def train_main(task: Task) -> None:
+    """Run `task` for the command line, once or, with `--multirun`, for each combination; leaves the process.
+
+    Exit codes are `kv_align.runs.run_dir.EXIT_CODES`, and 2 for bad input.
+    """
+    arguments = _arguments()
+    end: list[State] = []
+
+    def job(composed: DictConfig) -> str:
+        try:
+            return run(composed)
+        except ConfigError:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the other runs go on, and Hydra leaves with 1 in the end
+            with bad_input_exits():  # in here: Hydra would show it as a traceback and leave with 1
+                raise
+
+    def run(composed: DictConfig) -> str:
+        raw = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(raw, dict)
+        config, _ = effective({str(key): value for key, value in raw.items()})
+        if config.run_name is None:
+            config = config.model_copy(update={"run_name": default_run_name(config)})
+        state = task(config, Path(HydraConfig.get().runtime.output_dir))
+        end.append(state)
+        if state == "interrupted":  # the whole sweep was asked to leave, not only this run of it
+            sys.exit(EXIT_CODES[state])
+        if state in ("failed", "diverged") and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise RuntimeError(f"the run {state}; its status.json says why")
+        return state
+
+    if arguments is not None:
+        with bad_input_exits():
+            names = _check(arguments)
+        sys.argv += names
+    with bad_input_exits():
+        hydra.main(config_path=str(config_directory()), config_name="train", version_base="1.3")(job)()
+    sys.exit(EXIT_CODES[end[0]] if len(end) == 1 else 0)
+
+
+def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
+    """Run the pretraining recipe for the command line's overrides; leaves the process."""
+    parser = argparse.ArgumentParser(prog="python -m kv_align.pretrain", description=pretrain_main.__doc__)
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of conf/pretrain.yaml, such as data=gsm8k")
+    parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
+    arguments = parser.parse_args()
+    with bad_input_exits():
+        raw = compose_raw(arguments.overrides, config_name="pretrain", config_dir=arguments.config_dir)
+        config = validate(PretrainConfig, raw)
+        path = config.data.options.get("path")
+        if path and not Path(path).expanduser().exists():
+            raise ConfigError(f"data.path={path} is not allowed: there is no such file or folder; correct the path.")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        task(config)
+
+
+class bad_input_exits:  # noqa: N801 - a context manager, read as a statement
+    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2."""
+
+    def __enter__(self) -> None:
+        """Do nothing yet."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Leave if the body raised a `ConfigError`."""
+        if isinstance(error, ConfigError):
+            print(f"kv-align: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+class FailVisibly(Callback):  # type: ignore[misc]
+    """Hydra callback: inside a scheduler's job, a run that raised makes the job fail too.
+
+    Without it the submitit launcher stores the exception as a result and the scheduler says COMPLETED.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Leave the process with exit code 1 if the job failed under submitit."""
+        if job_return.status == JobStatus.FAILED and "SUBMITIT_EXECUTOR" in os.environ:
+            print(f"kv-align: the run failed: {job_return._return_value}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _arguments() -> argparse.Namespace | None:
+    """Hydra's own arguments; None where it will only show something."""
+    from hydra._internal.utils import get_args_parser
+
+    arguments = get_args_parser().parse_args()
+    if arguments.config_name not in (None, "train") or arguments.config_path is not None:
+        return None
+    return None if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA) else arguments
+
+
+def _check(arguments: argparse.Namespace) -> list[str]:
+    """Validate every run of the command line; returns overrides to add to it (the run's name)."""
+    overrides, config_dir = arguments.overrides, arguments.config_dir
+    own = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    if not arguments.multirun:
+        config, notes = compose_config(own, config_dir=config_dir)
+        _check_output_dir(config)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        name = config.run_name or default_run_name(config)
+        if not any("hydra.run.dir=" in override for override in overrides):
+            # Before Hydra writes its own files there.
+            directory = RunDirectory(Path(config.output_dir) / name)
+            directory.earlier_attempt(content_hash(config))
+            directory.refuse_to_redo()
+        quoted = name.replace("\\", r"\\").replace("'", r"\'")
+        return [f"run_name='{quoted}'"] if config.run_name is None else []
+    runs = expand_sweep(own)
+    # A seed is right or wrong whatever stands beside it, and composing takes a tenth of a second.
+    by_choices = {tuple(each for each in run if not each.startswith("seed=")): run for run in runs}
+    by_seed = {tuple(each for each in run if each.startswith("seed=")): run for run in runs}
+    distinct = {tuple(run): run for run in (*by_choices.values(), *by_seed.values())}
+    seen: set[str] = set()
+    with progress_bar("checking", len(distinct)) as advance:
+        for run in distinct.values():
+            config, notes = compose_config(run, config_dir=config_dir)
+            _check_output_dir(config)
+            for note in notes:
+                if note not in seen:
+                    print(f"note: {note}", file=sys.stderr)
+                seen.add(note)
+            advance(1)
+    return []
+
+
+def _check_output_dir(config: Config) -> None:
+    path = Path(config.output_dir)
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"output_dir={path} is not allowed: {existing} is a file; name a folder.")

@@ -1,0 +1,175 @@
+"""From a command line to configurations: Hydra composes, and what it finds wrong becomes one sentence.
+
+Everything here happens before a run starts, so that nothing is queued and nothing written when an override is wrong.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+from kv_align.config.config import Config, content_hash
+from kv_align.config.resolve import effective
+from kv_align.config.schema import config_directory
+from kv_align.runs.errors import ConfigError, unknown_key
+
+
+def compose_raw(
+    overrides: Sequence[str], *, config_name: str = "train", config_dir: str | None = None
+) -> dict[str, Any]:
+    """Compose a configuration and resolve its interpolations.
+
+    Parameters
+    ----------
+    overrides
+        Hydra's override grammar, one value each.
+    config_name
+        The primary configuration.
+    config_dir
+        A folder of the user's whose groups are laid over `conf/`.
+
+    Raises
+    ------
+    ConfigError
+        For an override that cannot be parsed, a choice or a key that does not exist, or a value that is missing.
+    """
+    with _hydra(config_dir) as search:
+        _refuse_null_groups(overrides)
+        try:
+            composed = compose(config_name, overrides=[*search, *overrides])
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise explain(error) from None
+    return _to_container(composed)
+
+
+def compose_config(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[Config, list[str]]:
+    """Compose one run and make it canonical; see `effective` for what is returned and raised."""
+    return effective(compose_raw(overrides, config_dir=config_dir))
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Expand Hydra's sweep grammar (`seed=0,1,2 aligner=flat,structured`) into one list of overrides per run.
+
+    Raises
+    ------
+    ConfigError
+        For an override that cannot be parsed.
+    """
+    axes = []
+    with _hydra(None):  # a glob over a group's choices asks it which there are
+        for override in _parse(overrides):
+            key = override.input_line.split("=", 1)[0] if override.input_line else override.key_or_group
+            if override.is_sweep_override():
+                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                axes.append([str(override.input_line)])
+    runs: list[list[str]] = [[]]
+    for axis in axes:
+        runs = [[*run, choice] for run in runs for choice in axis]
+    return runs
+
+
+def default_run_name(config: Config) -> str:
+    """Return a folder name that says the choices and identifies the run: the same command gives the same name."""
+    return f"{arm_name(config)}-{config.loss.name}-seed{config.seed}-{content_hash(config)[:8]}"
+
+
+def arm_name(config: Config) -> str:
+    """Return what a run is tabulated under: its declared arm, else its aligner and what tells it from others."""
+    if config.arm is not None:
+        return config.arm
+    adapter = [config.adapter.name] if config.adapter.target else []
+    if not config.aligner.target:
+        return "-".join([config.loss.name, *adapter])
+    marks = [config.aligner.name]
+    if config.aligner.options.get("share_dim_proj") is False:
+        marks.append("per_head")
+    if config.init is not None:
+        marks.append(config.init.name)
+    return "-".join(marks + adapter)
+
+
+def explain(error: Exception) -> ConfigError:
+    """Return what Hydra or OmegaConf found as one sentence."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if not group:
+            return ConfigError(f"--config-name={choice} is not allowed: there is no such file in conf/; use train.")
+        options = ", ".join(error.options or ())
+        return ConfigError(f"{group}={choice} is not allowed: {group} must be one of {options}; choose one of these.")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{error.override} is not an override: overrides are written key=value, group=choice, +key=value or ~key; "
+            "correct it (and quote it for the shell)."
+        )
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        parent = cause.parent_node
+        if isinstance(cause, MissingMandatoryValue):
+            return ConfigError(f"{cause.full_key} is missing: give it a value with {cause.full_key}=VALUE.")
+        if isinstance(cause, InterpolationResolutionError):
+            what = str(cause).splitlines()[0].rstrip(".")
+            return ConfigError(f"{cause.full_key} cannot be resolved: {what}; correct what stands in its ${{}}.")
+        if isinstance(parent, DictConfig):
+            where = cause.full_key.rpartition(".")[0] or "the configuration"
+            return unknown_key(cause.full_key, map(str, parent), where)
+    first_line = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
+    return ConfigError(f"The configuration cannot be composed: {first_line}; correct that override.")
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse with the configuration that `_hydra` has made current."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    try:
+        return list(parser.parse_overrides(overrides=list(overrides)))
+    except OverrideParseException as error:
+        raise explain(error) from None
+
+
+def _refuse_null_groups(overrides: Sequence[str]) -> None:
+    """Hydra itself ends in a bare ValueError."""
+    for override in _parse(overrides):
+        choices = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        if choices and not override.is_delete() and override.value() is None:
+            group = override.key_or_group
+            raise ConfigError(
+                f"{group}=null is not allowed: {group} must be one of {', '.join(choices)}; choose one of these."
+            )
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[list[str]]:
+    """Make `conf/` the configuration, whatever Hydra was doing before; yields overrides that add the user's folder."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir={config_dir} is not allowed: there is no such folder; correct the path.")
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            yield [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _to_container(composed: DictConfig) -> dict[str, Any]:
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(f"{missing[0]} is missing: give it a value with {missing[0]}=VALUE.")
+        raw = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explain(error) from None
+    return {str(key): value for key, value in raw.items()} if isinstance(raw, dict) else {}

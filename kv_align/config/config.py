@@ -1,0 +1,176 @@
+"""The typed schema of `conf/`: what a run is asked to do, before anything of it is built. Imports no torch.
+
+A `Config` is made once, by `kv_align.config.schema.validate`, from what Hydra composed; no `DictConfig` travels further. Its
+sections and choices are plain frozen data. What choices mean together is in `kv_align.config.resolve`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kv_align.config.schema import Choice, Section
+
+# Excluded from the content hash: these change where a run is written, how it is shown and how fast it goes, or are mere
+# labels, but no number of the result.
+_NOT_HASHED = {
+    "": {"output_dir", "run_name", "arm", "teacher_cache"},
+    "model": {"teacher_device_map"},
+    "trainer": {"parallel", "num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
+    "*": {"name"},
+}
+
+
+class ModelConfig(Section):
+    """Teacher and student: `embedded`, a folder, or a name on the hub."""
+
+    name: str
+    teacher: str
+    student: str
+    student_start: Literal["scratch", "pretrained"]
+    teacher_dtype: Literal["auto", "float32", "bfloat16"]
+    gradient_checkpointing: bool
+    remote_code: list[str]
+    # These have defaults, as what is new: plans and runs that were frozen before they were there go on.
+    teacher_device_map: (
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, NonNegativeInt | str] | None
+    ) = None
+    teacher_quantization: Literal["int8", "nf4"] | None = None
+
+
+class DataConfig(Choice):
+    """A data source and how its texts are read."""
+
+    max_length: PositiveInt
+    rationale: Literal["full", "short", "none"]
+    rationale_every: PositiveInt | None
+    shuffle_teacher: bool
+
+
+class KeysConfig(Section):
+    """Whether keys are compared before or after the rotary embedding."""
+
+    name: str
+    rotated: bool
+
+
+class AlignConfig(Section):
+    """Who learns when from the alignment loss."""
+
+    fit: Literal["joint", "fit_then_freeze", "alternate", "frozen"]
+    fit_steps: PositiveInt | None
+    period: PositiveInt | None
+
+
+class TrainerConfig(Section):
+    """The optimisation, the same in every arm; `batch_size` is that of an optimizer step over all processes."""
+
+    name: str
+    epochs: PositiveFloat | None
+    max_steps: PositiveInt | None
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None
+    lr: PositiveFloat
+    aligner_lr: PositiveFloat | None
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    clip_norm: PositiveFloat
+    mixed_precision: Literal["no", "bf16"]
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # a plan that was frozen before there was a choice has none
+    log_interval: PositiveInt
+    checkpoint_interval: PositiveInt
+    keep_checkpoints: PositiveInt
+    num_workers: NonNegativeInt
+    tracker: Literal["none", "tensorboard", "wandb"]
+
+
+class EvaluationConfig(Section):
+    """What is measured, on which examples, and when: the same in every arm."""
+
+    interval: PositiveInt
+    batch_size: PositiveInt
+    validation_examples: PositiveInt
+    exact_match_split: Literal["validation", "test"]
+    exact_match_examples: NonNegativeInt
+    exact_match_at_intervals: NonNegativeInt
+    max_new_tokens: PositiveInt
+    probe_examples: Annotated[int, Ge(2)]
+    probe_ridge: PositiveFloat
+    calibration_examples: PositiveInt
+
+
+class Config(Section):
+    """Everything one run is told. A choice that has no effect on it is None (see `kv_align.config.resolve`)."""
+
+    arm: str | None
+    seed: NonNegativeInt
+    output_dir: str
+    run_name: str | None
+    model: ModelConfig
+    data: DataConfig
+    aligner: Choice
+    init: Choice | None
+    loss: Choice
+    layer_map: Choice | None
+    time_warp: Choice | None
+    keys: KeysConfig | None
+    align: AlignConfig | None
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    teacher_cache: str
+    teacher_cache_dtype: Literal["bfloat16", "float32"] | None
+    teacher_cache_keeps: Literal["states", "targets"] | None = None
+    adapter: Choice = Choice(name="none")
+
+
+class LlamaShape(Section):
+    """A Llama to pretrain, and for how long."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    steps: PositiveInt
+
+
+class PretrainConfig(Section):
+    """The recipe of a teacher and a student start (`kv_align.pretrain`)."""
+
+    seed: NonNegativeInt
+    output_dir: str
+    data: DataConfig
+    vocabulary_size: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
+    warmup_steps: NonNegativeInt
+    evaluation_examples: PositiveInt
+    teacher: LlamaShape
+    student: LlamaShape
+
+
+def content_hash(config: Config) -> str:
+    """SHA-256 (hex) over everything that can change a number of the run: its identity."""
+    raw = config.model_dump(by_alias=True)
+    if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
+        del raw["teacher_cache_dtype"]
+    if raw["model"]["teacher_quantization"] is None:
+        del raw["model"]["teacher_quantization"]
+    if not raw["adapter"]["_target_"]:
+        del raw["adapter"]
+    if raw["teacher_cache_keeps"] != "targets":  # what is rounded
+        del raw["teacher_cache_keeps"]
+    for section, excluded in _NOT_HASHED.items():
+        parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
+        for part in parts:
+            if isinstance(part, dict):
+                for key in excluded:
+                    part.pop(key, None)
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

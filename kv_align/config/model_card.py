@@ -1,0 +1,73 @@
+"""What a model's own files say about it, without loading it and without importing torch.
+
+Only local folders (and the embedded pair) can be asked here; a name on the hub answers None until it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kv_align.runs.errors import ConfigError
+
+EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Facts from a model folder.
+
+    Attributes
+    ----------
+    num_layers
+        Decoder layers; 0 where the files do not say it.
+    vocabulary
+        Tokens that it gives logits of; 0 where the files do not say it.
+    tokenizer_digest
+        SHA-256 of `tokenizer.json`; None where there is no such file.
+    has_weights
+        Whether there are safetensors weights.
+    """
+
+    num_layers: int
+    vocabulary: int
+    tokenizer_digest: str | None
+    has_weights: bool
+
+
+def model_path(name: str, role: str) -> str:
+    """Return what transformers loads: the embedded model's folder, an absolute folder, or the hub's name as it is.
+
+    Raises
+    ------
+    ConfigError
+        If `name` is written as a folder and there is no model in it.
+    """
+    if name == "embedded":
+        return str(EMBEDDED / role)
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder.resolve())
+    if folder.is_dir() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
+        raise ConfigError(
+            f"model.{role}={name} is not allowed: there is no config.json in that folder; "
+            "name a folder written by save_pretrained, a model on the hub, or embedded."
+        )
+    return name
+
+
+def model_card(path: str) -> ModelCard | None:
+    """Return the facts in a model folder; None for a name on the hub."""
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        return None
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    tokenizer = Path(path) / "tokenizer.json"
+    return ModelCard(
+        num_layers=int(config.get("num_hidden_layers", config.get("n_layer", 0))),
+        vocabulary=int(config.get("vocab_size") or 0),
+        tokenizer_digest=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
+        has_weights=any(Path(path).glob("*.safetensors")),
+    )

@@ -1,0 +1,162 @@
+"""What choices mean together: impossible combinations are refused, choices without effect are taken out.
+
+`effective` is the one way from a composed configuration to the `Config` that a run obeys and that its content hash is
+taken of. Two commands that mean the same run give the same `Config`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kv_align.config.checks import (
+    absolute_data,
+    check_adapter,
+    check_data,
+    check_layer_map,
+    check_layers_of_loss,
+    check_logits,
+    check_loss_against_aligner,
+    check_models,
+    check_teacher_loading,
+    check_trainer,
+)
+from kv_align.config.config import Config
+from kv_align.config.extras import check_extras
+from kv_align.config.model_card import model_path
+from kv_align.config.options import constant_of, options_of, parameters_of
+from kv_align.config.schema import Choice, validate
+from kv_align.config.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
+from kv_align.runs.errors import refused
+
+
+def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
+    """Validate a composed configuration and make it canonical.
+
+    Parameters
+    ----------
+    raw
+        Plain containers, as `OmegaConf.to_container(composed, resolve=True)` gives them.
+
+    Returns
+    -------
+    The configuration, and one line for each choice that was taken out because it has no effect, or that means little.
+
+    Raises
+    ------
+    ConfigError
+        For whatever can be known to be wrong before anything is loaded.
+    """
+    config = validate(Config, raw)
+    check_loss_against_aligner(config)
+    changes, notes = _without_effect(config)
+    config = config.model_copy(update=changes)
+    teacher, student = check_models(config)
+    check_adapter(config)
+    check_teacher_loading(config)
+    check_extras(config)
+    check_data(config)
+    check_trainer(config)
+    check_layer_map(config, teacher, student)
+    check_layers_of_loss(config, student)
+    check_logits(config, teacher, student)
+    absolute = {"teacher": config.model.teacher, "student": config.model.student}
+    absolute = {role: name if name == "embedded" else model_path(name, role) for role, name in absolute.items()}
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update=absolute), "data": absolute_data(config)}
+    )
+    return config, notes + _fitted_to_noise(config)
+
+
+def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    aligned, concerned = uses_keys_values(config), concerned_groups(config)
+    reason = f"loss={config.loss.name}, which " + ("needs no aligner" if concerned else "compares no keys and values")
+    for group in ("layer_map", "time_warp", "keys", "align", "init"):
+        if group not in concerned:
+            changes[group] = None
+    changes |= _cache(config, notes)
+    if not aligned and config.aligner.target:
+        notes.append(f"aligner={config.aligner.name} has no effect on {reason}: left out.")
+        changes["aligner"] = Choice(name="none", target="")
+    if not concerned and config.data.shuffle_teacher:
+        raise refused("data.shuffle_teacher", True, f"false with {reason}")
+    uses_init = aligned and declared("aligner", config.aligner, "uses_init")
+    for group in concerned:
+        if getattr(config, group) is None and (group != "init" or uses_init):
+            needing = f"aligner={config.aligner.name}" if group == "init" else f"loss={config.loss.name}"
+            raise refused(group, None, f"what conf/ has for it, since {needing} needs it")
+    if aligned and config.init is not None and not uses_init:
+        notes.append(f"init={config.init.name} has no effect on aligner={config.aligner.name}: left out.")
+        changes["init"] = None
+    if aligned and config.align is not None:
+        used = {"fit_then_freeze": "fit_steps", "alternate": "period"}.get(config.align.fit)
+        idle = {option: None for option in ("fit_steps", "period") if option != used}
+        changes["align"] = config.align.model_copy(update=idle)
+    changes["loss"] = _without_idle_options(config.loss)
+    if aligned:
+        changes["aligner"] = _without_idle_options(config.aligner)
+    changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
+    if config.data.rationale != "short":
+        changes["data"] = config.data.model_copy(update={"rationale_every": None})
+    return changes, notes
+
+
+def _fitted_to_noise(config: Config) -> list[str]:
+    if config.model.student_start != "scratch":
+        return []
+    asked = ((config.init, "init", "calibration"), (config.layer_map, "layer_map", "similarity"))
+    return [
+        f"{group}={choice.name} is fitted to the states of a student that has learned nothing, so to noise; use "
+        "model.student_start=pretrained."
+        for choice, group, parameter in asked
+        if choice is not None and parameter in parameters_of(choice.target)
+    ]
+
+
+def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if config.teacher_cache not in ("off", "auto"):
+        changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
+    if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
+        # Nothing is rounded: what is measured is kept as it was computed.
+        return {**changes, "teacher_cache_dtype": None, "teacher_cache_keeps": None}
+    for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):
+        if getattr(config, f"teacher_cache_{key}") is None:
+            raise refused(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
+    fixed = uses_keys_values(config) and config.align is not None and config.align.fit == "frozen"
+    if config.teacher_cache_keeps == "targets" and (not fixed or config.data.shuffle_teacher):
+        why = (
+            "data.shuffle_teacher=true, where they depend on the batch" if fixed else "an aligner that learns, or none"
+        )
+        notes.append(f"teacher_cache_keeps=targets has no effect with {why}: states are kept.")
+        changes["teacher_cache_keeps"] = "states"
+    return changes
+
+
+def _without_idle_options(choice: Choice) -> Choice:
+    """Take out options that are not set, so that a new one changes no old run's identity, and what a set one overrides."""
+    known, kept = options_of(choice.target), choice.model_dump(by_alias=True)
+    try:
+        overrides = constant_of(choice.target, "overrides")
+    except ValueError:
+        overrides = {}
+    for option, overridden in overrides.items():
+        if kept.get(option) is not None:
+            kept[overridden] = None
+    return Choice.model_validate(
+        {key: value for key, value in kept.items() if value is not None or key not in known or known[key].required}
+    )
+
+
+def _idle_in_trainer(config: Config) -> dict[str, None]:
+    trainer = config.trainer
+    learns = uses_keys_values(config) and config.align is not None and config.align.fit != "frozen"
+    learns = learns or signal_of(config.loss) == "hidden_states"
+    idle = {
+        "epochs": trainer.max_steps is not None,
+        "aligner_lr": not learns,
+        "micro_batch_size": trainer.micro_batch_size == trainer.batch_size,
+    }
+    return {option: None for option, without_effect in idle.items() if without_effect}

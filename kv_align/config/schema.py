@@ -1,0 +1,113 @@
+"""How what is written in YAML or on a command line becomes typed, frozen data, or one sentence. Imports no torch.
+
+A *section* knows its keys. A *choice* (aligner, loss, init, ...) names its target by `_target_`, and its other keys are
+that target's options, bound to the target's signature by `kv_align.config.options`. Knows nothing of which sections there
+are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from kv_align.config.options import options_of
+from kv_align.runs.errors import ConfigError, first_error, unknown_key
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows exactly which keys it has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+class Choice(Section):
+    """One choice of a group: a label, a target, and the target's options as extra keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, populate_by_name=True)
+
+    name: str
+    target: str = Field(alias="_target_", default="")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The target's keyword arguments."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+ChoiceType = TypeVar("ChoiceType", bound=Choice)
+
+
+def validate(kind: type[SectionType], raw: dict[str, Any]) -> SectionType:
+    """Check a composed configuration against the schema.
+
+    Raises
+    ------
+    ConfigError
+        For the first unknown key, wrong type or value outside its range, as one sentence.
+    """
+    try:
+        section = kind.model_validate(raw)
+    except ValidationError as error:
+        finding = error.errors()[0]
+        if finding["type"] == "extra_forbidden":
+            raise _unknown(kind, finding["loc"]) from None
+        raise first_error(error) from None
+    checked = {key: check_options(key, value) for key, value in section if isinstance(value, Choice)}
+    return section.model_copy(update=checked)
+
+
+def _unknown(kind: type[BaseModel], location: tuple[str | int, ...]) -> ConfigError:
+    *parents, _ = location
+    for parent in parents:
+        annotation = kind.model_fields[str(parent)].annotation
+        members = [annotation, *getattr(annotation, "__args__", ())]
+        kind = next(member for member in members if isinstance(member, type) and issubclass(member, BaseModel))
+    where = ".".join(map(str, parents)) or "the configuration"
+    return unknown_key(".".join(map(str, location)), kind.model_fields, where)
+
+
+def check_options(group: str, choice: ChoiceType) -> ChoiceType:
+    """Bind a choice's options to its target's keyword-only parameters, without importing the target's module.
+
+    Returns
+    -------
+    The choice with its options as the types say (1 as 1.0 where a float is wanted), so that they hash alike.
+
+    Raises
+    ------
+    ConfigError
+        For an option that the target does not have, or one of another type or range.
+    """
+    if not choice.target:
+        known = {}
+    else:
+        try:
+            known = options_of(choice.target)
+        except ValueError as error:
+            raise ConfigError(f"{group}={choice.name}: {error}; correct it in that choice's YAML file.") from None
+    options = choice.options
+    for option, value in options.items():
+        if option not in known:
+            raise unknown_key(f"{group}.{option}", known, f"{group}={choice.name}")
+        try:
+            options[option] = TypeAdapter(known[option].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise first_error(error, f"{group}.{option}") from None
+    missing = [name for name, option in known.items() if option.required and name not in options]
+    if missing:
+        raise ConfigError(
+            f"{group}.{missing[0]} is missing: {group}={choice.name} needs it; add it to the command line."
+        )
+    return choice.model_copy(update=options)
+
+
+def config_directory() -> Path:
+    """Return the folder `conf/`: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"

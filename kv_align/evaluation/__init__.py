@@ -1,0 +1,1 @@
+"""What is measured of a student: validation loss, agreement with the teacher, exact match, and the probe."""

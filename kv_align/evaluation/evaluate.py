@@ -1,0 +1,255 @@
+"""What is measured of a student, on the same examples in every arm: loss and perplexity, exact match, alignment, probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.schedule import Phase
+from kv_align.align.time_warp import SegmentWarp, resample
+from kv_align.config.config import EvaluationConfig
+from kv_align.data.batch import Batch
+from kv_align.data.encode import Encoded
+from kv_align.data.prepared import PreparedSplit
+from kv_align.evaluation.exact_match import generate_answers, parse_answer
+from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
+from kv_align.losses.functional import token_losses
+from kv_align.models.capture.prepare import record
+from kv_align.models.load import Reader
+from kv_align.runs.progress import progress_bar
+from kv_align.teacher.teacher import Autocast, Keeper, StateSource, Teacher
+from kv_align.training.agreement import KindQuality, Quality
+from kv_align.training.step import Counts, Distiller
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A student on the validation split.
+
+    Attributes
+    ----------
+    loss
+        Cross-entropy in nats per scored token.
+    losses
+        The objective's parts and terms, unweighted.
+    quality
+        Agreement by kind; empty where nothing is aligned.
+    outcomes
+        A row for each example: `id`, `loss_nats` (summed over its scored tokens), `tokens`.
+    """
+
+    loss: float
+    losses: dict[str, float]
+    quality: dict[str, KindQuality]
+    outcomes: list[dict[str, Any]]
+
+    def row(self) -> dict[str, Any]:
+        """Columns for the evaluations file."""
+        losses = {f"validation_{name}": value for name, value in self.losses.items() if name != "total_loss"}
+        agreement = {name: value for kind, each in self.quality.items() for name, value in each.row(kind).items()}
+        return {
+            "validation_loss": self.loss,
+            "validation_perplexity": math.exp(min(self.loss, 700)),
+            **losses,
+            **agreement,
+        }
+
+
+class Evaluator:
+    """Holds what stays the same from one evaluation to the next.
+
+    Parameters
+    ----------
+    config
+        Which examples, how many at a time.
+    validation, test
+        The splits.
+    student, teacher
+        The models; the student's is the one being trained.
+    autocast
+        Makes the context in which models run, the same as in training.
+    kept
+        Says whom to ask for what a teacher gives of the validation split.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        validation: PreparedSplit,
+        test: PreparedSplit,
+        student: Reader,
+        teacher: Reader,
+        autocast: Autocast,
+        kept: Keeper,
+    ) -> None:
+        self._config = config
+        self._validation, self._test = validation, test
+        self._student, self._autocast = student, autocast
+        self._teacher_layers = proportional(teacher.geometry.num_layers, student.geometry.num_layers, 0)
+        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), "keys_values")
+        self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), "token_losses")
+
+    def prepare(self) -> None:
+        """Have at hand what the last evaluation asks of the teacher, lest it find a disk full after all of the training."""
+        self._teacher_losses.fill(self._examples(self._config.validation_examples))
+
+    @torch.no_grad()
+    def validate(self, distiller: Distiller, teacher: StateSource) -> Validation:
+        """Loss, agreement and per-example outcomes of the student on the validation split."""
+        teacher.fill(self._examples(self._config.validation_examples))
+        totals: dict[str, float] = {}
+        quality, outcomes, scored = Quality(), [], 0
+        phase = Phase(student_learns=True, aligner_learns=True)
+        with _evaluating(distiller):
+            batches = list(self._batches(self._config.validation_examples))
+            counts = Counts.of(batches)
+            weights = distiller.objective.weights(0, 1)
+            for batch in batches:
+                here = batch.to(self._student.model.device)
+                with self._autocast():
+                    states = teacher.read(here, distiller.objective.signal)
+                    result = distiller(here, states, counts, weights, phase)
+                quality.add(result.comparison)
+                for name, loss in result.losses.items():
+                    totals[name] = totals.get(name, 0.0) + loss.item()
+                outcomes += _per_example(result.comparison.logits, here, self._validation)
+                scored += int(here.scored.sum())
+        loss = sum(row["loss_nats"] for row in outcomes) / max(1, scored)
+        return Validation(loss, {k: v for k, v in totals.items() if k != "task_loss"}, quality.result(), outcomes)
+
+    @torch.no_grad()
+    def teacher_loss(self) -> float:
+        """Cross-entropy in nats per scored token of the teacher on the validation split as it reads it."""
+        total, scored = 0.0, 0
+        for batch in self._batches(self._config.validation_examples):
+            with self._autocast():
+                losses = self._teacher_losses.read(batch, "token_losses").token_losses
+            assert losses is not None
+            total += losses.sum().item()
+            scored += int(batch.teacher.scored.sum())
+        return total / max(1, scored)
+
+    def exact_match(
+        self, split_name: str, limit: int, between: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Generate answers to the first `limit` examples that have one; `between` is called after each batch of them.
+
+        Returns
+        -------
+        A row for each example: `id`, `answered` (the number written, or None), `correct`.
+        """
+        split = self._validation if split_name == "validation" else self._test
+        chosen = [place for place, example in enumerate(split.examples) if example.answer is not None][:limit]
+        if not chosen:
+            return []
+        encoded: list[Encoded] = [split.student[place] for place in chosen]
+        with progress_bar("exact match", len(chosen)) as advance:
+
+            def progress(answered: int) -> None:
+                advance(answered)
+                between()
+
+            answers = generate_answers(
+                self._student.model,
+                self._student.tokenizer,
+                encoded,
+                batch_size=self._config.batch_size,
+                max_new_tokens=self._config.max_new_tokens,
+                progress=progress,
+            )
+        rows = []
+        for place, answered in zip(chosen, answers, strict=True):
+            example = split.examples[place]
+            right = parse_answer(f"#### {example.answer}")
+            number = answered.number
+            rows.append(
+                {
+                    "id": example.id,
+                    "answered": None if number is None else str(number),
+                    "correct": number is not None and number == right,
+                }
+            )
+        return rows
+
+    @torch.no_grad()
+    def probe(self) -> ProbeResult:
+        """R² of ridge regressions from raw teacher to student states: fitted on half of the examples, measured on half."""
+        layers = self._teacher_layers
+        self._raw_teacher.fill(self._examples(self._config.probe_examples))
+        places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
+        warp = SegmentWarp(smoothness=0.0, ratios={})
+        halves: dict[str, list[list[Tensor]]] = {kind: [[], []] for kind in ("xk", "yk", "xv", "yv")}
+        with _evaluating(self._student.model):
+            for number, batch in enumerate(self._batches(self._config.probe_examples)):
+                here = batch.to(self._student.model.device)
+                with self._autocast():
+                    states = self._raw_teacher.read(here, "keys_values")
+                    with record() as recorder:
+                        tokens = here.student
+                        self._student.model.base_model(
+                            input_ids=tokens.ids,
+                            attention_mask=tokens.mask,
+                            position_ids=tokens.positions,
+                            use_cache=False,
+                        )
+                assert states.k is not None
+                assert states.v is not None
+                segments = here.student.segments, here.teacher.segments
+                weights = None if here.same_time else warp.matrix(*segments, here.places)
+                order = [places[layer] for layer in layers]
+                pairs = {"xk": states.k[:, order], "xv": states.v[:, order]}
+                if weights is not None:
+                    pairs = {kind: resample(each, weights) for kind, each in pairs.items()}
+                pairs |= {"yk": recorder.keys(rotated=False), "yv": recorder.values()}
+                for kind, each in pairs.items():
+                    halves[kind][number % 2].append(tokens_by_layer(each, here.aligned))
+        found = {kind: [torch.cat(half, dim=1) for half in both] for kind, both in halves.items()}
+        ridge = self._config.probe_ridge
+
+        def by_layer(x: list[Tensor], y: list[Tensor]) -> list[float]:
+            return [ridge_r2(x[0][at], y[0][at], x[1][at], y[1][at], ridge) for at in range(len(layers))]
+
+        return ProbeResult(by_layer(found["xk"], found["yk"]), by_layer(found["xv"], found["yv"]))
+
+    def _examples(self, limit: int) -> range:
+        return range(min(limit, len(self._validation.examples)))
+
+    def _batches(self, limit: int) -> Iterator[Batch]:
+        """Matched batches of the first `limit` examples; at least two where there are two examples."""
+        examples = self._examples(limit)
+        size = max(1, min(self._config.batch_size, (len(examples) + 1) // 2))
+        for start in examples[::size]:
+            yield self._validation.collate(list(examples[start : start + size]))
+
+
+class _evaluating:  # noqa: N801 - a context manager, read as a statement
+    """Dropout off inside the block, and as before after it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module, self._was_training = module, module.training
+
+    def __enter__(self) -> None:
+        self._module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self._module.train(self._was_training)
+
+
+def _per_example(logits: Tensor, batch: Batch, split: PreparedSplit) -> list[dict[str, Any]]:
+    losses = token_losses(logits, batch.student.ids, batch.scored).sum(dim=1).tolist()
+    tokens = batch.scored[:, 1:].sum(dim=1).tolist()
+    return [
+        {"id": split.examples[place].id, "loss_nats": loss, "tokens": count}
+        for place, loss, count in zip(batch.indices, losses, tokens, strict=True)
+    ]
+
+
+def share_correct(answers: list[dict[str, Any]]) -> float | None:
+    """Return the share of right answers; None where none were asked for."""
+    return sum(row["correct"] for row in answers) / len(answers) if answers else None

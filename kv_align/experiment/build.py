@@ -1,0 +1,260 @@
+"""From a configuration to the objects of a run: each choice's target, called with its options."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from hydra.utils import get_method, get_object
+from transformers import PreTrainedModel
+
+from kv_align.align.aligner import Aligner, count_parameters, map_generator
+from kv_align.align.correspondence import LayerMixture, Placement
+from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.layer_map.learned import Mixture
+from kv_align.align.paired_states import Calibration, Kind
+from kv_align.align.time_warp import SegmentWarp
+from kv_align.config.config import Config
+from kv_align.config.options import parameters_of
+from kv_align.config.schema import Choice
+from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.data.example import DataSource
+from kv_align.data.prepared import PreparedSplit
+from kv_align.experiment.calibration import Calibrator
+from kv_align.losses.base import Objective, Pairing
+from kv_align.models.adapter import Adapter
+from kv_align.models.capture.prepare import Geometry
+from kv_align.models.load import Reader
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.seeds import derive_seed
+from kv_align.teacher.teacher import Autocast, Keeper, Teacher
+from kv_align.training.step import Distiller
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which teacher layers a run looks at.
+
+    Attributes
+    ----------
+    of_student
+        The teacher layer of each student layer, or the one that weighs most at the start of a learned mixture; empty where
+        nothing is compared.
+    read
+        What the teacher must give, in this order.
+    mixture
+        Where a learned mixture of all of `read` starts; None where layers are selected.
+    """
+
+    of_student: list[int]
+    read: list[int]
+    mixture: Mixture | None = None
+
+    def placed(self) -> list[int] | LayerMixture:
+        """What a `Placement` does with the layers that were read; a mixture is a new one at each call."""
+        if self.mixture is not None:
+            return LayerMixture(self.mixture)
+        return [self.read.index(layer) for layer in self.of_student]
+
+
+def make(choice: Choice, *arguments: Any) -> Any:
+    """Call a choice's target with what its group passes, and with its options.
+
+    Raises
+    ------
+    ConfigError
+        If the target refuses an option.
+    """
+    try:
+        return get_object(choice.target)(*arguments, **choice.options)
+    except ValueError as error:
+        raise ConfigError(f"{choice.name}: {error}.") from error
+
+
+def make_source(config: Config) -> DataSource:
+    """Return the data source."""
+    return cast(DataSource, make(config.data))
+
+
+def make_adapter(config: Config) -> Callable[[PreTrainedModel], Adapter] | None:
+    """Return what makes the adapter of a student, from a seed of its own; None where the student itself learns."""
+    if not config.adapter.target:
+        return None
+    return lambda student: cast(Adapter, make(config.adapter, student, derive_seed(config.seed, "student adapter")))
+
+
+def make_time_warp(config: Config) -> SegmentWarp:
+    """Return the resampling of tokens, of a run that compares states."""
+    assert config.time_warp is not None
+    return cast(SegmentWarp, make(config.time_warp))
+
+
+def make_distiller(
+    config: Config,
+    teacher: Reader,
+    student: Reader,
+    train: PreparedSplit,
+    autocast: Autocast,
+    kept: Keeper,
+) -> tuple[Distiller, Teacher, list[int]]:
+    """Make all that stands between two models, in the order in which it depends on each other.
+
+    Parameters
+    ----------
+    config, teacher, student, train
+        What to make, of which models, and the texts that it is calibrated on.
+    autocast
+        Makes the context in which models run in training.
+    kept
+        Says whom to ask for what the teacher gives of these texts.
+
+    Returns
+    -------
+    What learns, what teaches it, and the teacher layer of each student layer (empty where no states are compared).
+    """
+    signal = signal_of(config.loss)
+    rotated = config.keys is not None and config.keys.rotated
+    queries = signal == "keys_values_queries"
+    geometries = (teacher.geometry, student.geometry)
+    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, autocast=autocast, kept=kept)
+    layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
+    reader = Teacher(teacher.model, layers.read, rotated=rotated)
+
+    def placement() -> Placement:
+        return Placement(layers.placed(), make_time_warp(config)).to(student.model.device)
+
+    def pairing() -> Pairing:
+        configs = [each.model.config.get_text_config() for each in (teacher, student)]
+        hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None
+        return Pairing(
+            *geometries,
+            teacher_hidden=configs[0].hidden_size,
+            student_hidden=configs[1].hidden_size,
+            hidden_variance=hidden,
+            generator=map_generator(config.seed, "objective"),
+            vocabulary=min(each.vocab_size for each in configs),
+        )
+
+    objective = make_objective(config, pairing)
+    aligner = make_aligner(
+        config,
+        *geometries,
+        queries=queries,
+        layers=layers,
+        calibration=lambda: calibrator.paired(reader, placement(), queries=queries),
+    )
+    variances = (torch.ones(1), torch.ones(1))
+    if aligner is not None:
+        variances = calibrator.key_value_variance(reader, layers.of_student)
+    distiller = Distiller(
+        student.model,
+        aligner,
+        objective,
+        rotated=rotated,
+        key_variance=variances[0],
+        value_variance=variances[1],
+        placement=placement() if layers.read and aligner is None else None,
+    )
+    return distiller, reader, layers.of_student
+
+
+def make_objective(config: Config, pairing: Callable[[], Pairing] | None = None) -> Objective:
+    """Return the objective, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
+    if "pairing" not in parameters_of(config.loss.target):
+        return cast(Objective, make(config.loss))
+    assert pairing is not None
+    return cast(Objective, make(config.loss, pairing()))
+
+
+def choose_layers(
+    config: Config,
+    teacher: Geometry,
+    student: Geometry,
+    similarity: Callable[[], list[list[float]]] | None = None,
+) -> Layers:
+    """Return the teacher layers of each student layer.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    teacher, student
+        Their shapes.
+    similarity
+        Measures [L_s][L_t] for a map that asks for it (by a parameter `similarity`).
+    """
+    if config.layer_map is None:
+        return Layers([], [])
+    arguments: list[Any] = [teacher.num_layers, student.num_layers, config.seed]
+    if "similarity" in parameters_of(config.layer_map.target):
+        assert similarity is not None
+        arguments.append(similarity())
+    found = make(config.layer_map, *arguments)
+    if isinstance(found, Mixture):
+        return Layers(found.layers, list(range(teacher.num_layers)), found)
+    layers = list(found)
+    return Layers(layers, sorted(set(layers)))
+
+
+def make_aligner(
+    config: Config,
+    teacher: Geometry,
+    student: Geometry,
+    *,
+    queries: bool,
+    layers: Layers | None = None,
+    calibration: Callable[[], Calibration] | None = None,
+) -> Aligner | None:
+    """Return the aligner on the CPU, drawn from the run's seed; None where nothing is aligned.
+
+    Each kind's mix and width map have generators of their own, so that arms which differ in one of them, or in whether
+    queries are aligned, start from the same others.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    teacher, student
+        Their shapes.
+    queries
+        Whether the loss needs queries.
+    layers
+        What `choose_layers` returned; None: it is asked.
+    calibration
+        Reads both models' states for an init that asks for them (by a parameter `calibration`).
+    """
+    if not uses_keys_values(config):
+        return None
+    layers = choose_layers(config, teacher, student) if layers is None else layers
+    init, states = None, None
+    if config.init is not None:
+        init = partial(get_method(config.init.target), **config.init.options)
+        if "calibration" in parameters_of(config.init.target):
+            assert calibration is not None
+            states = calibration()
+    t, s, number = teacher, student, student.num_layers
+    shapes: dict[Kind, MapShape] = {
+        "key": MapShape(number, t.num_key_value_heads, t.key_width, s.num_key_value_heads, s.key_width),
+        "value": MapShape(number, t.num_key_value_heads, t.value_width, s.num_key_value_heads, s.value_width),
+    }
+    if queries:
+        shapes["query"] = MapShape(number, t.num_query_heads, t.key_width, s.num_query_heads, s.key_width)
+    maps: dict[Kind, HeadMap] = {}
+    for kind, shape in shapes.items():
+        mix, width = (map_generator(config.seed, f"aligner {kind} {part}") for part in ("mix", "width"))
+        maps[kind] = make(config.aligner, shape, MapStart(init, mix, width, kind, shapes, states))
+    _log_match(config, list(maps.values()))
+    return Aligner(layers.placed(), make_time_warp(config), maps["key"], maps["value"], maps.get("query"))
+
+
+def _log_match(config: Config, maps: list[HeadMap]) -> None:
+    matched = [each.matched for each in maps if each.matched is not None]
+    if matched:
+        own = sum(count_parameters(each) for each in maps)
+        LOGGER.info("aligner=%s: %d parameters, matched to %d", config.aligner.name, own, sum(matched))

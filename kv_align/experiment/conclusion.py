@@ -1,0 +1,104 @@
+"""The end of a run: the last evaluation, and what stays of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import save_file
+
+from kv_align.config.compose import arm_name
+from kv_align.config.config import Config, content_hash
+from kv_align.evaluation.evaluate import Validation, share_correct
+from kv_align.experiment.assembly import Assembly
+from kv_align.runs.run_dir import RunDirectory, append_row, read_rows, write_json
+from kv_align.training.preemption import LeaveRequest
+
+
+def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: LeaveRequest) -> None:
+    """Evaluate the trained student and write what stays: outcomes, student, aligner, summary.
+
+    Raises
+    ------
+    Left
+        If the run is asked to leave; all of this is then done again.
+    """
+    validation = built.evaluator.validate(built.distiller, built.validation_teacher)
+    asked.leave_if_asked()
+    answers = built.evaluator.exact_match(
+        config.evaluation.exact_match_split, config.evaluation.exact_match_examples, asked.leave_if_asked
+    )
+    asked.leave_if_asked()
+    row = validation.row() | built.evaluator.probe().row()
+    row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
+    append_row(directory.evaluations_file, {"step": built.num_steps, **row})
+    _write_outcomes(directory, config, validation, answers)
+    if built.student_reader.adapter is not None:
+        built.student_reader.adapter.save(directory.student_adapter)
+        built.student_reader.adapter.merge()  # the last use of the student in training's form
+    built.student_reader.model.save_pretrained(directory.student)
+    built.student_reader.tokenizer.save_pretrained(directory.student)
+    if built.aligner is not None:
+        directory.aligner.mkdir(exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in built.aligner.state_dict().items()}
+        save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
+    summary = _summary(config, directory, built, validation, row)
+    write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
+
+
+def _summary(
+    config: Config, directory: RunDirectory, built: Assembly, validation: Validation, row: dict[str, Any]
+) -> dict[str, Any]:
+    metrics, evaluations = read_rows(directory.metrics_file), read_rows(directory.evaluations_file)
+    # Without the steps in which the alignment loss moves the aligner alone.
+    reach = [each["kv_grad_norm"] for each in metrics if each.get("kv_grad_norm")]
+    by_head = {f"cosine_{kind}_by_head": each.cosine.tolist() for kind, each in validation.quality.items()}
+    raw = {"key": built.distiller.key_variance, "value": built.distiller.value_variance}
+    # A small KV loss means little where the target itself is small beside what the teacher has.
+    shares = {
+        f"target_variance_share_{kind}": (each.target_variance / raw[kind].cpu()).mean().item()
+        for kind, each in validation.quality.items()
+    }
+    teacher_loss = built.evaluator.teacher_loss()
+    untrained = evaluations[0]
+    return {
+        "arm": arm_name(config),
+        "loss": config.loss.name,
+        "seed": config.seed,
+        "content_hash": content_hash(config),
+        "settings_hash": content_hash(config.model_copy(update={"seed": 0})),
+        "steps": built.num_steps,
+        "tokens": built.loop.progress.tokens,
+        **row,
+        **by_head,
+        **shares,
+        "kv_grad_norm_median": statistics.median(reach) if reach else None,
+        "kv_grad_norm_last": reach[-1] if reach else None,
+        "collapses": built.loop.progress.collapses,
+        "collapsed_at_end": bool(metrics[-1].get("collapsed", False)),
+        "train_task_loss_last": metrics[-1]["task_loss"],
+        "teacher_validation_loss": teacher_loss,
+        "teacher_validation_perplexity": math.exp(teacher_loss),
+        "untrained_validation_loss": untrained["validation_loss"],
+        "untrained_validation_perplexity": untrained["validation_perplexity"],
+        "step_time_s_median": statistics.median(each["step_time_s"] for each in metrics),
+        "elapsed_s": built.loop.progress.elapsed_s,
+    }
+
+
+def _write_outcomes(
+    directory: RunDirectory, config: Config, validation: Validation, answers: list[dict[str, Any]]
+) -> None:
+    """One row per example and split; columns that were not measured on it are missing."""
+    losses = pd.DataFrame(validation.outcomes).assign(split="validation")
+    if answers:
+        answered = pd.DataFrame(answers).assign(split=config.evaluation.exact_match_split)
+        table = losses.merge(answered, on=["split", "id"], how="outer")
+    else:
+        table = losses.assign(answered=None, correct=None)
+    table = table.astype({"correct": "boolean", "tokens": "Int64", "answered": "string"})
+    table[["split", "id", "loss_nats", "tokens", "answered", "correct"]].to_parquet(
+        directory.outcomes_file, index=False
+    )

@@ -1,0 +1,121 @@
+"""One run, top to bottom: configure, build, fit, evaluate, write."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kv_align.config.compose import arm_name
+from kv_align.config.config import Config, content_hash
+from kv_align.experiment.assembly import Assembly, starting_point
+from kv_align.experiment.conclusion import conclude
+from kv_align.experiment.quiet import quiet_libraries
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.heartbeat import heartbeat
+from kv_align.runs.provenance import attempt_provenance
+from kv_align.runs.run_dir import RunDirectory, State, read_json, write_json
+from kv_align.summary import print_summary
+from kv_align.training.distributed.processes import is_first, own_directory
+from kv_align.training.preemption import LeaveRequest, Left
+
+LOGGER = logging.getLogger(__name__)
+
+
+def run(config: Config, path: Path) -> State:
+    """Do a run in a directory, or go on with it, and return its end state.
+
+    A finished run of the same configuration is left as it is and its summary is shown.
+
+    Raises
+    ------
+    ConfigError
+        For bad input; nothing of an earlier run is touched then.
+    """
+    quiet_libraries()
+    whole, identity = RunDirectory(path), content_hash(config)
+    with ExitStack() as stack:
+        directory = stack.enter_context(own_directory(whole))
+        stack.enter_context(directory.lock())
+        asked = stack.enter_context(LeaveRequest())
+        stack.enter_context(heartbeat(directory.status_file))
+        before = whole.status()
+        if before is not None and before.content_hash == identity and whole.is_complete():
+            LOGGER.info("%s already holds this run, finished: nothing to do", path)
+            _warn_of_other_code(whole)
+            if is_first():
+                print_summary(whole)
+            return "finished"
+        status = directory.begin(
+            config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=0
+        )
+        try:
+            built = build(config, directory, whole.checkpoints)
+            if built.processes.any(asked.to_leave):
+                raise Left(f"asked to leave by {asked.name or 'another process'}; run it again to go on")
+            status = directory.update(replace(status, total_steps=built.num_steps))
+            state, reason = built.loop.fit(status, asked)
+            status = directory.status() or status
+            if state == "running":
+                with built.parallel.up_to_date():
+                    conclude(config, directory, built, asked)
+                state = "finished"
+            directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
+            built.part()
+        except ConfigError as error:
+            directory.update(directory.status() or status, state="failed", reason=str(error))
+            raise
+        except (Left, KeyboardInterrupt) as left:
+            state, reason = "interrupted", str(left) or "interrupted by hand; run it again to go on"
+            directory.update(directory.status() or status, state=state, reason=reason)
+        except Exception as error:
+            LOGGER.error("%s", traceback.format_exc())
+            kind = "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else type(error).__name__
+            directory.update(directory.status() or status, state="failed", reason=f"{kind}: {error}")
+            return "failed"
+    if state == "finished" and is_first():
+        print_summary(directory)
+    elif state != "finished":
+        LOGGER.warning("the run is %s: %s", state, reason)
+    asked.pass_on()
+    return state
+
+
+def _warn_of_other_code(directory: RunDirectory) -> None:
+    """Say so where a finished run was made by other code or packages than there are now."""
+    attempts, now = (read_json(directory.provenance_file) or {}).get("attempts", []), attempt_provenance()
+    differs = [what for what in ("git_commit", "git_diff", "packages") if attempts and attempts[-1][what] != now[what]]
+    if differs:
+        LOGGER.warning("it was made with another %s than now: its numbers are of that", ", ".join(differs))
+
+
+def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
+    """Build a run, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
+    built = Assembly(config, directory, checkpoints)
+    for split in (built.train, built.validation):
+        if split.cut or split.dropped:
+            LOGGER.info(
+                "data.max_length=%d: %d of %d texts cut, %d left out",
+                config.data.max_length,
+                split.cut,
+                len(split.examples) + split.dropped,
+                split.dropped,
+            )
+    new = starting_point(config, built)
+    old = read_json(directory.provenance_file)
+    if old is not None:
+        for what in ("data_order_sha256", "initial_weights_sha256", "teacher_sha256"):
+            if old[what] != new[what]:
+                raise ConfigError(
+                    f"{directory.path} cannot go on: its {what} is no longer what it started from, so code, data or a "
+                    "model has changed since; restore that, or choose another run_name."
+                )
+        new["attempts"] = [*old["attempts"], *new["attempts"]]
+    write_json(directory.provenance_file, new)
+    built.loop.resume()
+    built.evaluator.prepare()
+    return built

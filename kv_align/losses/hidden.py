@@ -1,0 +1,101 @@
+"""`loss=hidden`: the student's hidden states, projected, against the teacher's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kv_align.config.options import LayerList, NonNegativeFloat
+from kv_align.losses.base import Comparison, Objective, Pairing
+from kv_align.losses.functional import Masked, scaled_mse
+from kv_align.losses.relations import chosen_layers
+
+
+class Hidden(Objective):
+    """`lambda_hidden MSE(student hidden states @ projection + bias, teacher hidden states)`.
+
+    As in TinyBERT (Jiao et al., 2020, arXiv:1909.10351): the student is projected to the teacher's width, so that the
+    target is fixed and cannot collapse; with a bias, and one projection per layer. The error of each layer is divided by
+    the variance of the teacher's hidden states there, measured once, since they grow with depth: a projection that gives
+    their mean has a loss near 1.
+
+    Parameters
+    ----------
+    pairing
+        Shapes of the two models, and that variance.
+    lambda_hidden
+        Weight of the term.
+    layers
+        Student layers that are compared, each with its teacher layer; None: all.
+
+    Raises
+    ------
+    ValueError
+        If a layer is not the student's.
+    """
+
+    signal = "hidden_states"
+    counted = "aligned"
+    projection: Projection
+
+    def __init__(self, pairing: Pairing, *, lambda_hidden: NonNegativeFloat, layers: LayerList | None) -> None:
+        assert pairing.hidden_variance is not None
+        number = pairing.student.num_layers
+        self._layers = chosen_layers(layers, number, list(range(number)))
+        self._lambda, self._variance = lambda_hidden, pairing.hidden_variance[self._layers]
+        widths = (pairing.student_hidden, pairing.teacher_hidden)
+        self.projection = Projection(len(self._layers), *widths, pairing.generator)
+
+    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+        """`hidden_loss`."""
+        student, teacher = comparison.student_hidden, comparison.teacher_hidden
+        assert student is not None
+        assert teacher is not None
+        projected = self.projection(student[:, self._layers])
+        error = scaled_mse(
+            projected[:, :, None],
+            teacher[:, self._layers][:, :, None],
+            comparison.aligned,
+            self._variance.to(projected.device),
+        )
+        return {"hidden_loss": error}
+
+    def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`hidden_loss`."""
+        return means
+
+    def weights(self, step: int, num_steps: int) -> dict[str, float]:
+        """Constant."""
+        return {"hidden_loss": self._lambda}
+
+
+class Projection(nn.Module):
+    """A linear map with bias for each layer; starts as `torch.nn.Linear` does.
+
+    Parameters
+    ----------
+    num_layers, width_in, width_out
+        Its shape.
+    generator
+        Draws the start.
+    """
+
+    def __init__(self, num_layers: int, width_in: int, width_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width_in)
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(num_layers, *shape).uniform_(-bound, bound, generator=generator))
+            for shape in ((width_in, width_out), (width_out,))
+        )
+
+    def __call__(self, hidden: Float[Tensor, "b l t i"]) -> Float[Tensor, "b l t e"]:
+        """Project, with torch's hooks."""
+        projected: Tensor = super().__call__(hidden)
+        return projected
+
+    def forward(self, hidden: Float[Tensor, "b l t i"]) -> Float[Tensor, "b l t e"]:
+        """Project each layer's hidden states."""
+        return torch.einsum("blti,lie->blte", hidden, self.weight) + self.bias[:, None]

@@ -1,0 +1,124 @@
+"""`loss=relations`: how tokens relate to each other in the student as in the teacher, without an aligner."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from kv_align.config.options import LayerList, NonNegativeFloat, PositiveInt
+from kv_align.losses.attention_divergence import attention_divergence
+from kv_align.losses.base import Comparison, Objective, Pairing
+from kv_align.losses.functional import Masked
+from kv_align.models.capture.attention import AttentionForm
+
+
+class Relations(Objective):
+    """`lambda_relations (KL of Q-Q + KL of K-K + KL of V-V relations)` (MiniLMv2: Wang et al., 2021, arXiv:2012.15828).
+
+    All heads of a layer are laid side by side and cut anew into the same number of relation heads in teacher and student;
+    the relations of a token are the softmax of its scaled dot products with the others, `KL(teacher || student)`, averaged
+    over tokens, layers and relation heads. So neither head counts nor widths need to agree. As in the attention of a
+    decoder, a token is related to itself and those before it (the paper's encoders relate all to all). States are as
+    `conf/keys` says, before or after the rotary embedding.
+
+    Parameters
+    ----------
+    pairing
+        Shapes of the two models.
+    lambda_relations
+        Weight of the term.
+    relation_heads
+        How many relation heads; must divide the numbers of queries and of keys and values of both models.
+    layers
+        Student layers that are compared, each with its teacher layer; None: the last alone, as in the paper.
+
+    Raises
+    ------
+    ValueError
+        If the heads cannot be cut so, or a layer is not the student's.
+    """
+
+    signal = "relations"
+    counted = "aligned"
+
+    def __init__(
+        self,
+        pairing: Pairing,
+        *,
+        lambda_relations: NonNegativeFloat,
+        relation_heads: PositiveInt,
+        layers: LayerList | None,
+    ) -> None:
+        widths = set()
+        for shape in (pairing.teacher, pairing.student):
+            widths |= {shape.num_query_heads * shape.key_width}
+            widths |= {shape.num_key_value_heads * width for width in (shape.key_width, shape.value_width)}
+        common = math.gcd(*widths)
+        if common % relation_heads:
+            raise ValueError(
+                f"loss.relation_heads={relation_heads} is not allowed: it must divide {common}, the greatest common divisor "
+                "of both models' queries, keys and values; choose another number"
+            )
+        self._lambda, self._heads = lambda_relations, relation_heads
+        self._layers = chosen_layers(layers, pairing.student.num_layers, [pairing.student.num_layers - 1])
+
+    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+        """`query_relation_loss`, `key_relation_loss` and `value_relation_loss`."""
+        student, teacher = comparison.student, comparison.source
+        assert student is not None
+        assert teacher is not None
+        assert student.q is not None
+        assert teacher.q is not None
+        pairs = {"query": (student.q, teacher.q), "key": (student.k, teacher.k), "value": (student.v, teacher.v)}
+        return {f"{kind}_relation_loss": self._divergence(*pair, comparison.aligned) for kind, pair in pairs.items()}
+
+    def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`relation_loss`."""
+        query, key, value = (means[f"{kind}_relation_loss"] for kind in ("query", "key", "value"))
+        return {"relation_loss": query + key + value}
+
+    def weights(self, step: int, num_steps: int) -> dict[str, float]:
+        """Constant."""
+        return {"relation_loss": self._lambda}
+
+    def _divergence(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Masked:
+        ours, theirs = (self._relation_heads(each[:, self._layers]) for each in (student, teacher))
+        # Zeros change no dot product; the divergence wants one width.
+        width = max(ours.shape[-1], theirs.shape[-1])
+        ours, theirs = (F.pad(each, (0, width - each.shape[-1])) for each in (ours, theirs))
+        return attention_divergence(
+            ours,
+            ours,
+            theirs,
+            theirs,
+            mask,
+            forms=(AttentionForm(scaling=1.0),) * len(self._layers),
+            temperature=1.0,
+        )
+
+    def _relation_heads(self, states: Float[Tensor, "b l h t d"]) -> Float[Tensor, "b l r t e"]:
+        """Cut all heads anew, and scale so that dot products are over the root of the relation heads' width."""
+        together = rearrange(states.to(torch.promote_types(states.dtype, torch.float32)), "b l h t d -> b l t (h d)")
+        heads = rearrange(together, "b l t (r e) -> b l r t e", r=self._heads)
+        scaled: Tensor = heads * float(heads.shape[-1]) ** -0.25
+        return scaled
+
+
+def chosen_layers(layers: list[int] | None, num_layers: int, default: list[int]) -> list[int]:
+    """Return the student layers that a loss compares.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not the student's.
+    """
+    if layers is not None and max(layers) >= num_layers:
+        raise ValueError(
+            f"loss.layers={list(layers)} names layer {max(layers)} and the student's are 0 to {num_layers - 1}"
+        )
+    return default if layers is None else list(layers)

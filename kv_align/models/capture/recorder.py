@@ -1,0 +1,193 @@
+"""Keys, values and queries of a model's own forward pass, written down while it runs.
+
+The attention functions registered here write what they are handed to the recorder of the current `record` block, if there
+is one, and then compute what the model would have computed without them. So recording needs no cache, works under
+(non-reentrant) gradient checkpointing, keeps the gradient, and changes no model code. The few decoders that call no
+attention function are listened to in another way: `kv_align.models.capture.cache_tap`.
+
+Knows nothing of which models may be recorded: that is `kv_align.models.capture.prepare`.
+Axes: B batch, L recorded layers, H heads (key/value heads, or query heads), T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.rotary import Rotation
+
+SDPA, EAGER = "kv_align_sdpa", "kv_align_eager"
+_RECORDER: ContextVar[Recorder | None] = ContextVar("kv_align_recorder", default=None)
+
+
+class Enough(Exception):  # noqa: N818 - no error: it ends a forward pass whose rest nobody needs
+    """Raised inside a model when the last layer that is asked for has been recorded."""
+
+
+@dataclass
+class Layer:
+    """What one attention layer was handed: q, k, v [B, H, T, D] after rotation, and how it weighs keys.
+
+    `q` and `form` are None where queries are not seen.
+    """
+
+    q: Tensor | None
+    k: Tensor
+    v: Tensor
+    form: AttentionForm | None
+    rotation: Rotation | None
+
+    @property
+    def k_unrotated(self) -> Tensor:
+        """Keys before the rotary embedding."""
+        return self.k if self.rotation is None else self.rotation.unrotate(self.k)
+
+    @property
+    def q_unrotated(self) -> Tensor:
+        """Queries before the rotary embedding."""
+        assert self.q is not None
+        return self.q if self.rotation is None else self.rotation.unrotate(self.q)
+
+
+@dataclass
+class Recorder:
+    """Collects the layers of one forward pass.
+
+    Attributes
+    ----------
+    wanted
+        Layer numbers to record; None for all.
+    stop_after
+        Ends the forward pass at this layer's attention; None runs to the end.
+    layers
+        What was recorded, by layer number.
+    attend
+        The attention function of each layer as it was called, but for queries, keys and values.
+    rotations
+        Of layers that are about to run.
+    watch
+        What is told when marked tensors are multiplied, see `kv_align.models.capture.cache_tap`.
+    """
+
+    wanted: frozenset[int] | None
+    stop_after: int | None
+    layers: dict[int, Layer] = field(default_factory=dict)
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+    attend: dict[int, Callable[..., tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
+    rotations: dict[nn.Module, Rotation] = field(default_factory=dict)
+    watch: Callable[..., Tensor] | None = None
+
+    def keys(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
+        """Keys of all recorded layers, in the order of their numbers."""
+        return _stacked([layer.k if rotated else layer.k_unrotated for layer in self.ordered()])
+
+    def values(self) -> Float[Tensor, "b l h t d"]:
+        """Values of all recorded layers."""
+        return _stacked([layer.v for layer in self.ordered()])
+
+    def queries(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
+        """Queries of all recorded layers; more heads than keys under grouped queries."""
+        layers = [(layer.q if rotated else layer.q_unrotated) for layer in self.ordered()]
+        return _stacked([q for q in layers if q is not None])
+
+    def ordered(self) -> list[Layer]:
+        """The recorded layers in the order of their numbers."""
+        return [self.layers[number] for number in sorted(self.layers)]
+
+    def wants(self, number: Any) -> bool:
+        """Whether a layer of this number is to be recorded."""
+        return self.wanted is None or number in self.wanted
+
+    def add(self, module: Any, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionForm | None) -> None:
+        """Record a layer, and end the forward pass if it is the last one that is asked for."""
+        number = module.layer_idx
+        self.layers[number] = Layer(q, k, v, form, self.rotations.get(module))
+        self.modules[number] = module
+        if number == self.stop_after:
+            raise Enough
+
+
+def current_recorder() -> Recorder | None:
+    """Return the recorder of the innermost `record` block that is running; None outside of all."""
+    return _RECORDER.get()
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    """Stack layers, which may be on several devices, on the first one's."""
+    return torch.stack([each.to(layers[0].device) for each in layers], dim=1)
+
+
+@contextmanager
+def record(layers: Sequence[int] | None = None, *, stop_after_last: bool = False) -> Iterator[Recorder]:
+    """Record the forward pass (without a cache) that is run inside the block, of a model that was given to `prepare`.
+
+    Parameters
+    ----------
+    layers
+        Layer numbers to record; None for all.
+    stop_after_last
+        Leave the block as soon as the last of `layers` is recorded: what the model would compute above it is not
+        needed. Whatever stands after the forward pass in the block is then not reached.
+    """
+    wanted = None if layers is None else frozenset(layers)
+    recorder = Recorder(wanted, max(wanted) if wanted and stop_after_last else None)
+    token = _RECORDER.set(recorder)
+    try:
+        yield recorder
+    except Enough:
+        pass
+    finally:
+        _RECORDER.reset(token)
+
+
+def _recording(
+    attention: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    recorder, number = _RECORDER.get(), getattr(module, "layer_idx", None)
+    if recorder is not None and number is not None and recorder.wants(number):
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        # A copy: what stands in a parameter of the layer may be gathered only while the layer runs.
+        sinks = None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach().flatten().clone()
+        form = AttentionForm(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks)
+        recorder.attend[number] = partial(attention, module, attention_mask=attention_mask, **kwargs)
+        recorder.add(module, query, key, value, form)
+    return attention(module, query, key, value, attention_mask, **kwargs)
+
+
+def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
+    """Return the attention function that a layer's own modelling file falls back to; None if it has none."""
+    function: Callable[..., tuple[Tensor, Tensor | None]] | None
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return function
+
+
+def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    attention = own_eager_attention(module)
+    assert attention is not None
+    return attention(module, *args, **kwargs)
+
+
+AttentionInterface.register(SDPA, partial(_recording, sdpa_attention_forward))
+AttentionInterface.register(EAGER, partial(_recording, _eager))
+AttentionMaskInterface.register(SDPA, sdpa_mask)
+AttentionMaskInterface.register(EAGER, eager_mask)

@@ -1,0 +1,188 @@
+"""What is kept of the teacher for each example of a split: its own states, its logits, or targets through a frozen aligner.
+
+Each says what it depends on, which tokens it keeps, how it is computed, and what it is to a step when it is read again.
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kv_align.align.aligner import Aligner
+from kv_align.data.batch import Batch, pad
+from kv_align.data.encode import Encoded
+from kv_align.data.example import Segment
+from kv_align.data.prepared import PreparedSplit
+from kv_align.losses.base import Signal, States
+from kv_align.losses.top_k import TopLogits
+from kv_align.models.devices import device_of
+from kv_align.models.load import weights_digest
+from kv_align.teacher.teacher import Autocast, Teacher, TeacherStates
+
+_NAMES: dict[Signal, tuple[str, ...]] = {
+    "keys_values": ("k", "v"),
+    "keys_values_queries": ("k", "v", "q"),
+    "relations": ("k", "v", "q"),
+    "hidden_states": ("hidden",),
+    "logits": ("logits",),
+    "token_losses": ("token_losses",),
+}
+
+
+class Kept(ABC):
+    """What is kept of each example.
+
+    Attributes
+    ----------
+    names
+        Of its tensors [..., T, D].
+    about
+        What they depend on, beside the teacher and how it runs.
+    spans
+        The tokens of each example that are kept.
+    """
+
+    names: tuple[str, ...]
+    about: Mapping[str, object]
+    spans: list[range]
+
+    @abstractmethod
+    def compute(self, examples: list[int]) -> Mapping[str, Tensor]:
+        """Tensors of some examples, padded, [B, ..., T, D]."""
+
+    @abstractmethod
+    def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
+        """Which examples a batch needs, and the padded length of their tokens in it."""
+
+    @abstractmethod
+    def given(self, tensors: Mapping[str, Tensor]) -> TeacherStates:
+        """What the tensors of a batch are to the step."""
+
+
+class KeptStates(Kept):
+    """What the teacher gives, as it gives it; of logits those that predict a scored token.
+
+    Parameters
+    ----------
+    teacher
+        Gives it.
+    texts, pad_id
+        The split as the teacher reads it, and what it is padded with.
+    signal
+        What the objective asks for.
+    autocast
+        Makes the context in which models run in training.
+    """
+
+    def __init__(
+        self, teacher: Teacher, texts: Sequence[Encoded], pad_id: int, signal: Signal, autocast: Autocast
+    ) -> None:
+        self._teacher, self._texts, self._pad_id = teacher, texts, pad_id
+        self._signal, self._autocast = signal, autocast
+        of_logits = isinstance(signal, TopLogits) or signal == "logits"
+        self.names = ("top_log_probabilities", "top_indices") if isinstance(signal, TopLogits) else _NAMES[signal]
+        self.spans = [_predicting(text) if of_logits else range(len(text.ids)) for text in texts]
+        self.about = {
+            "texts": _digest(str((text.ids, span)) for text, span in zip(texts, self.spans, strict=True)),
+            # What is scored is told by them.
+            **({"segments": _digest(str(text.segments) for text in texts)} if signal == "token_losses" else {}),
+            **({"top_logits": asdict(signal)} if isinstance(signal, TopLogits) else {}),
+        }
+
+    def compute(self, examples: list[int]) -> dict[str, Tensor]:
+        """Run the teacher."""
+        tokens = pad([self._texts[example] for example in examples], self._pad_id).to(device_of(self._teacher.model))
+        with self._autocast():
+            states = self._teacher.read_tokens(tokens, self._signal)
+        return {name: getattr(states, name) for name in self.names}
+
+    def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
+        """Those that the teacher reads."""
+        return batch.read_by_teacher or batch.indices, batch.teacher.ids.shape[1]
+
+    def given(self, tensors: Mapping[str, Tensor]) -> TeacherStates:
+        """What the teacher itself would have given."""
+        states: dict[str, Any] = dict(tensors)
+        return TeacherStates(**states)
+
+
+class KeptTargets(Kept):
+    """What a frozen aligner makes of the teacher's states, in the student's shape.
+
+    Parameters
+    ----------
+    teacher, aligner
+        Give it; the aligner is as it is in training.
+    split
+        Unshuffled: what the teacher reads belongs to the example alone.
+    signal
+        What the objective asks for.
+    autocast
+        Makes the context in which models run in training.
+    about
+        What the aligner does beside its weights.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        aligner: Aligner,
+        split: PreparedSplit,
+        signal: Signal,
+        autocast: Autocast,
+        about: Mapping[str, object],
+    ) -> None:
+        self._teacher, self._aligner, self._split = teacher, aligner, split
+        self._signal, self._autocast = signal, autocast
+        self.names = _NAMES[signal]
+        pairs = zip(split.student, split.teacher, strict=True)
+        self.about = {
+            "aligner": {**about, "weights": weights_digest(aligner)},
+            "matched": sorted(split.collate.matched),
+            "texts": _digest(_tokens(text) for pair in pairs for text in pair),
+        }
+        self.spans = [range(len(text.ids)) for text in split.student]
+
+    @torch.no_grad()
+    def compute(self, examples: list[int]) -> dict[str, Tensor]:
+        """Run the teacher, then the aligner."""
+        batch = self._split.collate(examples).to(device_of(self._teacher.model))
+        segments = batch.student.segments, batch.teacher.segments
+        with self._autocast():
+            states = self._teacher.read(batch, self._signal)
+            assert states.k is not None
+            assert states.v is not None
+            found = self._aligner(states.k, states.v, states.q, *segments, batch.same_time, batch.places)
+        return {name: each for name, each in zip(("k", "v", "q"), found, strict=True) if each is not None}
+
+    def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
+        """The student's."""
+        return batch.indices, batch.student.ids.shape[1]
+
+    def given(self, tensors: Mapping[str, Tensor]) -> TeacherStates:
+        """A target."""
+        return TeacherStates(target=States(tensors["k"], tensors["v"], tensors.get("q")))
+
+
+def _predicting(text: Encoded) -> range:
+    """The tokens before scored ones: reasoning and answer stand together at the end, and a first token is not scored."""
+    scored = [place for place, segment in enumerate(text.segments) if place and segment != Segment.QUESTION]
+    return range(scored[0] - 1, scored[-1]) if scored else range(0)
+
+
+def _tokens(text: Encoded) -> str:
+    return str((text.ids, text.segments, text.spans.tolist()))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()

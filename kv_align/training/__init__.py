@@ -1,0 +1,1 @@
+"""The method's step and the loop around it: optimisation, checkpoints, preemption, several processes."""

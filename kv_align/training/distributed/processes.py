@@ -1,0 +1,105 @@
+"""The processes of one run: each does its rows of every micro-batch, and all agree on every number and decision.
+
+A row is padded as it would be in one process, losses are divided by the tokens of all, and the mean over processes that
+data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding. All but the
+first throw away what they write, except their part of a checkpoint. What each of them holds is in
+`ddp` and `fsdp`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kv_align.config.config import TrainerConfig
+from kv_align.data.batch import Batch, Tokens
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes; known before the processes have met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def own_directory(run: RunDirectory) -> Iterator[RunDirectory]:
+    """Give the run's directory to the first process, and a throw-away one to the others."""
+    if is_first():
+        yield run
+        return
+    with TemporaryDirectory(prefix="kv-align-") as folder:
+        yield RunDirectory(Path(folder))
+
+
+class Processes:
+    """This process among those of its run.
+
+    Parameters
+    ----------
+    accelerator
+        Knows them.
+    trainer
+        The run's batches.
+
+    Raises
+    ------
+    ConfigError
+        If a micro-batch cannot be shared out evenly.
+    """
+
+    def __init__(self, accelerator: Accelerator, trainer: TrainerConfig) -> None:
+        self._accelerator = accelerator
+        self.number, self._rank = accelerator.num_processes, accelerator.process_index
+        micro = trainer.micro_batch_size or trainer.batch_size
+        if micro % self.number:
+            key = "micro_batch_size" if trainer.micro_batch_size else "batch_size"
+            raise ConfigError(
+                f"trainer.{key}={micro} is not allowed with {self.number} processes: set trainer.{key} to a multiple of "
+                "their number."
+            )
+
+    def rows(self, batch: Batch) -> Batch:
+        """Return this process's share of a micro-batch that all of them hold."""
+        if self.number == 1:
+            return batch
+        size = len(batch.indices) // self.number
+        mine = slice(self._rank * size, (self._rank + 1) * size)
+        student = _rows(batch.student, mine)
+        return Batch(
+            student,
+            student if batch.teacher is batch.student else _rows(batch.teacher, mine),
+            batch.scored[mine],
+            batch.aligned[mine],
+            batch.same_time,
+            batch.indices[mine],
+            None if batch.places is None else batch.places[mine],
+            batch.read_by_teacher[mine],
+        )
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up the values of all processes."""
+        if self.number == 1:
+            return values
+        total: Tensor = self._accelerator.reduce(values, "sum")
+        return total
+
+    def wait(self) -> None:
+        """Wait until all have come as far as this; one that has gone is not waited for."""
+        with suppress(RuntimeError):
+            self._accelerator.wait_for_everyone()
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so in one of them; the same answer in all."""
+        return mine if self.number == 1 else bool(self.sum(torch.tensor(float(mine), device=self._accelerator.device)))
+
+
+def _rows(tokens: Tokens, mine: slice) -> Tokens:
+    return Tokens(*(tensor[mine] for tensor in tokens.tensors()))

@@ -1,0 +1,282 @@
+"""The training loop: steps, logging, evaluations, checkpoints, resume. Plain, on Accelerate; the step is `distill`.
+
+A run is a function of its configuration: what a step sees depends on the seed and its number alone, so an attempt that
+goes on from a checkpoint ends where an undisturbed one would.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kv_align.align.schedule import phase_at
+from kv_align.config.config import Config
+from kv_align.data.batch import Batch
+from kv_align.data.loader import data_order, micro_batches
+from kv_align.data.prepared import PreparedSplit
+from kv_align.runs.progress import progress_bar
+from kv_align.runs.run_dir import RunDirectory, State, Status, append_row
+from kv_align.teacher.teacher import StateSource
+from kv_align.training import checkpoint
+from kv_align.training.agreement import Quality, collapsed, start_variances
+from kv_align.training.distributed.ddp import Parallel
+from kv_align.training.distributed.processes import Processes
+from kv_align.training.optimizer import make_optimizer, make_schedule
+from kv_align.training.preemption import LeaveRequest
+from kv_align.training.step import Counts, Distiller, StepResult
+
+LOGGER = logging.getLogger(__name__)
+_HEARTBEAT_S = 5.0
+
+
+@dataclass
+class Progress:
+    """What the loop carries from step to step; goes into every checkpoint.
+
+    Attributes
+    ----------
+    step
+        Optimizer steps done.
+    tokens
+        Student tokens seen.
+    elapsed_s
+        Time spent in steps, over all attempts.
+    start
+        Variances at the first step, by name and layer: what a collapse is measured against.
+    collapses
+        What has collapsed so far, each named once.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    start: dict[str, list[float]] = field(default_factory=dict)
+    collapses: list[str] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the step."""
+        return {
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "start": self.start,
+            "collapses": self.collapses,
+        }
+
+
+class Loop:
+    """Trains one distiller.
+
+    Parameters
+    ----------
+    config, run, checkpoints
+        What to do, and where to write it; the checkpoints are the same folder in all processes.
+    parallel, processes, distiller, teacher
+        The distiller is on its device and not yet prepared.
+    train
+        The training split.
+    num_steps
+        Optimizer steps.
+    evaluate
+        Called with the number of steps done at every declared interval; returns the columns to write.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        checkpoints: Path,
+        parallel: Parallel,
+        processes: Processes,
+        distiller: Distiller,
+        teacher: StateSource,
+        train: PreparedSplit,
+        num_steps: int,
+        evaluate: Callable[[int], dict[str, Any]],
+    ) -> None:
+        self._config, self._run, self._checkpoints = config, run, checkpoints
+        self._parallel, self._accelerator, self._processes = parallel, parallel.accelerator, processes
+        self._teacher, self._train, self._num_steps, self._evaluate = teacher, train, num_steps, evaluate
+        optimizer = make_optimizer(distiller, config.trainer)
+        self._schedule = make_schedule(optimizer, config.trainer, num_steps)
+        # The schedule is not prepared: Accelerate would step it once per process.
+        self._wrapped, self._optimizer = parallel.prepare(distiller, optimizer)
+        self._accelerator.register_for_checkpointing(self._schedule)
+        self._distiller = distiller
+        self._order = data_order(config, len(train.examples))
+        self.progress = Progress()
+
+    def resume(self) -> bool:
+        """Go back to the newest sound checkpoint, if there is one; whether there was."""
+        found = checkpoint.newest_sound(self._checkpoints)
+        if found is not None:
+            self.progress = Progress(**checkpoint.restore(self._accelerator, found))
+            LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
+        steps = range(self.progress.step, self._num_steps)
+        self._teacher.fill({place for step in steps for place in self._order[step]})
+        done = self.progress.step if found is not None else -1
+        # The last evaluation comes after the last checkpoint, and will be made again.
+        self._run.rewind(done, min(done, self._num_steps - 1))
+        return found is not None
+
+    def fit(self, status: Status, asked: LeaveRequest) -> tuple[State, str]:
+        """Run the steps that are left.
+
+        Parameters
+        ----------
+        status
+            The run's, renewed on the way.
+        asked
+            Says when to save a checkpoint and leave.
+
+        Returns
+        -------
+        `running` when all steps are done, else the end state; and its reason.
+        """
+        trainer, progress = self._config.trainer, self.progress
+        if progress.step == 0:
+            self._write_evaluation()
+        last_beat = time.time()
+        plain_steps: list[tuple[float, int]] = []
+        with progress_bar("training", self._num_steps, progress.step) as advance:
+            for step_batches in self.batches(progress.step):
+                began = time.perf_counter()
+                logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
+                losses, row = self.step(step_batches, logged)
+                if row is None:
+                    reason = f"the loss or its gradient was not finite at step {progress.step + 1}"
+                    append_row(self._run.metrics_file, {"step": progress.step + 1, **losses})
+                    return "diverged", reason
+                progress.step += 1
+                tokens = sum(int(batch.student.mask.sum()) for batch in step_batches)
+                progress.tokens += tokens
+                step_time_s = time.perf_counter() - began
+                progress.elapsed_s += step_time_s
+                advance(1, f"loss {losses['total_loss']:.3f}")
+                if not logged:
+                    plain_steps.append((step_time_s, tokens))
+                else:
+                    # Diagnostics cost arms differently: a step's own time is that of the steps without them.
+                    self._log(row, plain_steps or [(step_time_s, tokens)])
+                    plain_steps = []
+                if logged or time.time() - last_beat > _HEARTBEAT_S:
+                    status, last_beat = self._run.update(status, step=progress.step), time.time()
+                done = progress.step == self._num_steps
+                if progress.step % self._config.evaluation.interval == 0 and not done:
+                    self._write_evaluation()
+                leaving = self._processes.any(asked.to_leave)
+                if progress.step % trainer.checkpoint_interval == 0 or done or leaving:
+                    self._save()
+                if leaving and not done:
+                    who = asked.name or "another process"
+                    return "interrupted", f"asked to leave by {who} at step {progress.step}; run it again to go on"
+        return "running", ""
+
+    def step(self, step_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Do one optimizer step.
+
+        Returns
+        -------
+        The losses of the step, and its row for the metrics file with them in it; the row is None, and nothing was
+        updated, where the loss or a gradient is not finite. Diagnostics are in it only where `logged`.
+        """
+        step, trainer = self.progress.step, self._config.trainer
+        self._wrapped.train()
+        counts = Counts.of(step_batches)
+        weights = self._distiller.objective.weights(step, self._num_steps)
+        phase = phase_at(step, self._config.align)
+        quality, shares, reach = Quality(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
+        for place, batch in enumerate(step_batches):
+            here = self._processes.rows(batch).to(self._accelerator.device)
+            last = place == len(step_batches) - 1
+            with nullcontext() if last else self._parallel.apart(self._wrapped):
+                with self._accelerator.autocast():
+                    states = self._teacher.read(here, self._distiller.objective.signal)
+                    result: StepResult = self._wrapped(here, states, counts, weights, phase)
+                if logged and self._distiller.compares_states:
+                    quality.add(result.comparison)
+                    reach.add(result)
+                self._accelerator.backward(result.total * self._processes.number)
+            for name, loss in result.losses.items():
+                shares[name] = shares[name] + loss if name in shares else loss
+        losses = dict(zip(shares, self._processes.sum(torch.stack(list(shares.values()))).tolist(), strict=True))
+        norms = self._clip(trainer.clip_norm)
+        if not all(math.isfinite(value) for value in (losses["total_loss"], *norms.values())):
+            self._optimizer.zero_grad(set_to_none=True)
+            return losses, None
+        learning_rates = self._schedule.get_last_lr()
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        rates = {"lr": learning_rates[0]} | ({"aligner_lr": learning_rates[-1]} if trainer.aligner_lr else {})
+        row: dict[str, Any] = {
+            **losses,
+            **{f"weight_{name}": value for name, value in weights.items()},
+            **rates,
+            **norms,
+        }
+        if logged and self._distiller.compares_states:
+            quality.reduce(self._processes.sum)
+            reach.reduce(self._processes.sum)
+            row["kv_grad_norm"] = reach.norm()
+            expected = phase.student_learns and any(weights.values())
+            self._watch(quality, reach.norm(), expected, row)
+        return losses, row
+
+    def _clip(self, limit: float) -> dict[str, float]:
+        """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
+        norms = {"grad_norm": self._parallel.clip(self._distiller.student.parameters(), limit)}
+        if self._distiller.helper is not None:
+            norms["aligner_grad_norm"] = self._parallel.clip(self._distiller.helper.parameters(), limit)
+        return norms
+
+    def _watch(self, quality: Quality, reach: float, expected: bool, row: dict[str, Any]) -> None:
+        """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
+        found = quality.result()
+        for kind, each in found.items():
+            row.update(each.row(kind))
+        if not self.progress.start:
+            self.progress.start = start_variances(found)
+        now = collapsed(self.progress.start, found)
+        row["collapsed"] = bool(now)
+        for what in now:
+            place = what.partition(" is ")[0]
+            if place not in self.progress.collapses:
+                self.progress.collapses.append(place)
+                LOGGER.warning("collapse: %s (step %d)", what, self.progress.step + 1)
+        if expected and reach == 0.0:
+            LOGGER.warning(
+                "no gradient: the alignment loss does not reach the student (step %d)", self.progress.step + 1
+            )
+
+    def _log(self, row: dict[str, Any], steps: list[tuple[float, int]]) -> None:
+        elapsed_s, tokens = sum(step[0] for step in steps), sum(step[1] for step in steps)
+        timing = {
+            "step_time_s": elapsed_s / len(steps),
+            "tokens_per_s": tokens / elapsed_s,
+            "elapsed_s": self.progress.elapsed_s,
+        }
+        full = {"step": self.progress.step, "tokens": self.progress.tokens, **row, **timing}
+        append_row(self._run.metrics_file, full)
+        scalars = {name: value for name, value in full.items() if isinstance(value, int | float)}
+        self._accelerator.log(scalars, step=self.progress.step)
+
+    def _write_evaluation(self) -> None:
+        append_row(self._run.evaluations_file, {"step": self.progress.step, **self._evaluate(self.progress.step)})
+
+    def _save(self) -> None:
+        keep = self._config.trainer.keep_checkpoints
+        checkpoint.save(self._accelerator, self._checkpoints, self.progress.step, self.progress.state(), keep)
+
+    def batches(self, first: int) -> Iterator[list[Batch]]:
+        """Micro-batches of each optimizer step from `first` on."""
+        pinned = self._accelerator.device.type == "cuda"
+        return micro_batches(self._train, self._order, range(first, self._num_steps), self._config.trainer, pinned)

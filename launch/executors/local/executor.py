@@ -1,0 +1,233 @@
+"""A queue with slots on this machine: submit and cancel write the journal, a detached supervisor does the rest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory, read_json
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.cluster import LocalCluster
+from launch.executors.base import Executor, JobState
+from launch.journal.holds import held_runs
+from launch.journal.journal import Journal, Setting, no_locks
+from launch.journal.ledger import Place
+from launch.journal.processes import Identity, is_alive, living, send
+from launch.journal.retry import IN_WORDS, ending, given_up
+
+_START_WAIT_S = 30.0
+
+
+class LocalExecutor(Executor):
+    """Executes runs in slots of this machine; see `Executor`."""
+
+    def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
+        super().__init__(sweep, setting)
+        assert isinstance(setting.cluster, LocalCluster)
+        self.cluster = setting.cluster
+
+    def preflight(self, plan: Plan) -> None:
+        """Refuse more GPU slots than there are GPUs."""
+        gpus = visible_gpus()
+        if gpus and self.cluster.slots is not None and self.cluster.slots > len(gpus):
+            raise ConfigError(
+                f"cluster.slots={self.cluster.slots} is not allowed: this machine has {len(gpus)} GPUs, one for each slot; "
+                f"set cluster.slots to at most {len(gpus)}."
+            )
+
+    def recover(self) -> None:
+        """Refuse to touch a sweep that is supervised on another machine, whose processes cannot be seen from here."""
+        host = self._other_host(Queue(self.journal))
+        if host:
+            raise ConfigError(
+                f"{self.sweep.path} is supervised on {host}: run this there, or, if that machine is gone for good, delete "
+                "launch/workers.json in it first."
+            )
+
+    def _other_host(self, queue: Queue) -> str:
+        return queue.host if queue.host != socket.gethostname() else ""
+
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
+        """Write the queue and see that a supervisor works on it."""
+        parts = [runs[:1], runs[1:]] if canary else [runs]
+        after = None
+        for part in parts:
+            if part:
+                submission = self.journal.submitting([[run] for run in part], uuid.uuid4().hex[:12], after=after)
+                self.journal.submitted(submission.uid, submission.uid)
+                after = submission.uid
+        start_supervisor(self.sweep.path, Path(self.setting.code))
+        return []
+
+    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+        """Answer from what the supervisor and its workers wrote, and from whether they live."""
+        queue = Queue(self.journal)
+        host = self._other_host(queue)
+        if host:
+            return self._as_files_say(places, host)
+        supervised, workers = queue.is_supervised(), queue.workers()
+        plan = self.sweep.plan()
+        assert plan is not None
+        held = held_runs(plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
+        states = {}
+        for name, place in places.items():
+            attempts = self.journal.attempts(name)
+            own = [row for row in attempts if row.get("uid") == place.uid]
+            # One that was started just before its supervisor was killed is in no list but its own.
+            if (name in workers and is_alive(workers[name])) or living(attempts) is not None:
+                states[name] = JobState("running")
+            elif given_up(own):
+                states[name] = JobState("ended", IN_WORDS.get(ending(own)["cause"], ""))
+            elif self.sweep.runs.joinpath(name, "summary.json").exists():
+                states[name] = JobState("ended")
+            elif name in held:
+                states[name] = JobState("held", held[name])
+            elif supervised:
+                states[name] = JobState("pending")
+            elif is_written(RunDirectory(self.sweep.runs / name)):
+                states[name] = JobState("running")
+            elif not self._may_live_elsewhere(name):
+                states[name] = JobState("gone", "the local supervisor is gone")
+        return states
+
+    def _may_live_elsewhere(self, name: str) -> bool:
+        """Whether the status file is of another machine, where it cannot be seen that the process is gone."""
+        status = RunDirectory(self.sweep.runs / name).status()
+        return status is not None and status.state == "running" and status.host != socket.gethostname()
+
+    def _as_files_say(self, places: Mapping[str, Place], host: str) -> dict[str, JobState]:
+        """What can be known of a sweep that another machine works on; the heartbeats tell the rest."""
+        states = {}
+        for name, place in places.items():
+            attempts = self.journal.attempts(name, place.uid)
+            if given_up(attempts):
+                states[name] = JobState("ended", IN_WORDS.get(ending(attempts)["cause"], ""))
+            elif not attempts or attempts[-1]["event"] == "end":
+                states[name] = JobState("pending", f"supervised on {host}")
+            elif not self.sweep.runs.joinpath(name, "status.json").exists():
+                states[name] = JobState("running")
+        return states
+
+    def cancel(self, places: Mapping[str, Place]) -> None:
+        """Wait until the supervisor has ended the runs; without one, end them here."""
+        queue, began = Queue(self.journal), time.monotonic()
+        while True:
+            workers = queue.workers()
+            found = [living(self.journal.attempts(name)) or workers.get(name) for name in places]
+            left = [identity for identity in found if identity is not None and is_alive(identity)]
+            waited = time.monotonic() - began
+            if not left or waited > self.cluster.grace_s + 10:
+                return
+            if not queue.is_supervised():
+                for identity in left:
+                    send(identity, signal.SIGKILL if waited > self.cluster.grace_s else signal.SIGTERM)
+            time.sleep(0.2)
+
+
+class Queue:
+    """What a supervisor tells others: that it lives, and its workers.
+
+    Parameters
+    ----------
+    journal
+        Of the sweep.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.lock_file = journal.folder / "supervisor.lock"
+        self.file = journal.folder / "workers.json"
+        self.log_file = journal.folder / "supervisor.log"
+        self.host = str((read_json(self.file) or {}).get("host", ""))
+
+    def workers(self) -> dict[str, Identity]:
+        """Return the processes that were started last, by run; they may have ended since."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: Identity(each["pid"], each["born"]) for name, each in raw.items()}
+
+    def slots(self) -> dict[str, int]:
+        """Return the slots of those processes."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: int(each["slot"]) for name, each in raw.items()}
+
+    def uids(self) -> dict[str, str]:
+        """Return the submissions that those processes work for."""
+        raw = (read_json(self.file) or {}).get("workers", {})
+        return {name: str(each["uid"]) for name, each in raw.items()}
+
+    def is_supervised(self) -> bool:
+        """Whether a supervisor lives: whether its lock is held."""
+        try:
+            with self.lock_file.open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def is_written(directory: RunDirectory) -> bool:
+    """Whether a living process holds a run directory for writing."""
+    try:
+        with (directory.path / "run.lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise no_locks(directory.path, error) from None
+    return False
+
+
+def start_supervisor(sweep: Path, code: Path) -> None:
+    """Start a supervisor that outlives this process and its terminal; one that runs already goes on alone.
+
+    Raises
+    ------
+    ConfigError
+        If none comes up.
+    """
+    queue = Queue(Journal(SweepDirectory(sweep)))
+    if queue.is_supervised():
+        return
+    # It must not hold this process's standard streams, or what waits for them would wait for the whole sweep.
+    with queue.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch.executors.local.supervisor", str(sweep)],
+            cwd=code,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_WAIT_S
+    while time.monotonic() < deadline:
+        if queue.is_supervised() or process.poll() == 0:
+            process.returncode = 0  # it is not waited for
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise ConfigError(f"{sweep}: its supervisor does not start; see {queue.log_file}, then run resume.")
+
+
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
+    declared = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if declared is not None:
+        return [each for each in declared.split(",") if each.strip()]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(index) for index, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]

@@ -1,0 +1,244 @@
+"""The detached process behind `cluster=local`: keeps the slots busy until nothing is left to do, and then ends.
+
+It knows nothing that is not in the sweep's files, so after a kill the next one takes over, workers that still run included.
+`python -m launch.executors.local.supervisor SWEEP`; a second one for the same sweep ends at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from kv_align.runs.run_dir import RunDirectory, write_json
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.cluster import LocalCluster
+from launch.executors.local.executor import Queue, visible_gpus
+from launch.journal.ending import cause_by_status, end_attempt
+from launch.journal.holds import held_runs
+from launch.journal.journal import Journal
+from launch.journal.ledger import Ledger
+from launch.journal.processes import Identity, identify, is_alive, living, send
+from launch.journal.retry import cause_of, given_up
+
+_BEAT_S = 0.2
+_LOCK_WAIT_S = 2.0
+
+
+@dataclass
+class Worker:
+    """A run in a slot, for the submission `uid`; `process` is None for one that an earlier supervisor started."""
+
+    identity: Identity
+    slot: int
+    uid: str
+    process: subprocess.Popen[bytes] | None
+    asked_to_leave: float | None = None
+
+    def exit_code(self) -> int | None:
+        """Return how it ended; None while it lives, and -1 where nobody saw."""
+        if self.process is not None:
+            return self.process.poll()
+        return None if is_alive(self.identity) else -1
+
+
+class Supervisor:
+    """Works on the queue of one sweep.
+
+    Parameters
+    ----------
+    path
+        The sweep directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.sweep = SweepDirectory(path)
+        self.journal = Journal(self.sweep)
+        setting = self.journal.setting()
+        assert setting is not None
+        assert isinstance(setting.cluster, LocalCluster)
+        self.setting, self.cluster, self.queue = setting, setting.cluster, Queue(self.journal)
+        self.gpus = visible_gpus()
+        self.slots = self.cluster.slots or len(self.gpus) or _cores() // self.cluster.threads_per_run or 1
+        self.workers: dict[str, Worker] = {}
+        self.leaving = False
+        self._read_at = (0, 0)
+
+    def work(self) -> None:
+        """Take over what still runs, then fill slots until nothing is left, or until asked to leave."""
+        signal.signal(signal.SIGTERM, self._leave)
+        self._take_over()
+        self._write()
+        while True:
+            self._read()
+            self._reap()
+            self._stop_cancelled()
+            if not self.leaving:
+                self._fill()
+            elif not self.workers:
+                self._write(host="")
+                return
+            if not self.workers and not self._waiting() and self._nothing_new():
+                return
+            time.sleep(_BEAT_S)
+
+    def _read(self) -> None:
+        """Read journal and plan anew if the journal has grown; both change only under the sweep's lock."""
+        stat = (self.journal.folder / "journal.jsonl").stat()
+        if (stat.st_mtime_ns, stat.st_size) == self._read_at:
+            return
+        plan = self.sweep.plan()
+        assert plan is not None
+        self.plan: Plan = plan
+        self.ledger: Ledger = self.journal.ledger()
+        self._read_at = (stat.st_mtime_ns, stat.st_size)
+        self.over: set[str] = set()
+        for name, place in self.ledger.places.items():
+            ended = given_up(self.journal.attempts(name, place.uid))
+            if ended or RunDirectory(self.sweep.runs / name).is_complete():
+                self.over.add(name)
+        self._find_held()
+
+    def _find_held(self) -> None:
+        self.held = held_runs(self.plan, self.journal, self.ledger, hold_arm=self.cluster.hold_arm)
+
+    def _take_over(self) -> None:
+        self._read()
+        slots, uids = self.queue.slots(), self.queue.uids()
+        for name, identity in self.queue.workers().items():
+            self._adopt(name, Worker(identity, slots[name], uids[name], None))
+        for name in self.ledger.places.keys() - self.workers.keys():  # started just before its supervisor was killed
+            attempts = self.journal.attempts(name)
+            found = living(attempts)
+            if found is not None:
+                taken = {worker.slot for worker in self.workers.values()}
+                slot = min(set(range(len(taken) + 1)) - taken)
+                uid = next(row["uid"] for row in reversed(attempts) if row["event"] == "start")
+                self._adopt(name, Worker(found, slot, uid, None))
+
+    def _adopt(self, name: str, worker: Worker) -> None:
+        if is_alive(worker.identity):
+            print(f"taking over {name} (process {worker.identity.pid})", flush=True)
+        self.workers[name] = worker
+
+    def _reap(self) -> None:
+        for name, worker in list(self.workers.items()):
+            code = worker.exit_code()
+            if code is None:
+                continue
+            del self.workers[name]
+            self._write()
+            directory = RunDirectory(self.sweep.runs / name)
+            status = directory.status()
+            if directory.is_complete():
+                self.over.add(name)
+                continue
+            if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.places[name].uid:
+                continue
+            cause = cause_by_status(status) if worker.process is None else cause_of(code, status)
+            again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, self.cluster.retry, code)
+            print(f"{name} ended: {cause}{', once more' if again else ''}", flush=True)
+            if not again:
+                self.over.add(name)
+                self._find_held()
+
+    def _stop_cancelled(self) -> None:
+        for name, worker in self.workers.items():
+            if not self.leaving and name not in self.ledger.cancelled:
+                continue
+            now = time.monotonic()
+            if worker.asked_to_leave is None:
+                worker.asked_to_leave = now
+                send(worker.identity, signal.SIGTERM)
+            elif now - worker.asked_to_leave > self.cluster.grace_s:
+                send(worker.identity, signal.SIGKILL)
+
+    def _waiting(self) -> list[str]:
+        """Runs that may start now, in the order in which they were submitted."""
+        return [
+            name
+            for name, place in self.ledger.places.items()
+            if name not in self.over
+            and name not in self.workers
+            and name not in self.ledger.cancelled
+            and name not in self.held
+            and self._allowed(place.submission.after)
+        ]
+
+    def _allowed(self, after: str | None) -> bool:
+        """Whether the submission that must succeed first did."""
+        if after is None:
+            return True
+        first = [name for batch in self.ledger.submissions[after].batches for name in batch]
+        return all(RunDirectory(self.sweep.runs / name).is_complete() for name in first)
+
+    def _fill(self) -> None:
+        free = sorted(set(range(self.slots)) - {worker.slot for worker in self.workers.values()})
+        if not free:
+            return
+        for slot, name in zip(free, self._waiting(), strict=False):
+            uid = self.ledger.places[name].uid
+            environment = dict(os.environ, OMP_NUM_THREADS=str(self.cluster.threads_per_run))
+            if self.cluster.offline:
+                environment["HF_HUB_OFFLINE"] = "1"
+            if self.gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
+                cwd=self.setting.code,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            identity = identify(process.pid) or Identity(process.pid, "")
+            self.workers[name] = Worker(identity, slot, uid, process)
+            self._write()
+
+    def _nothing_new(self) -> bool:
+        """Whether the queue is empty with the sweep's lock held; then no submitter counts on this process any more."""
+        with self.journal.lock():
+            self._read()
+            if self._waiting():
+                return False
+            self._write(host="")
+            self._lock.close()
+            return True
+
+    def _write(self, host: str | None = None) -> None:
+        workers = {
+            name: {**asdict(each.identity), "slot": each.slot, "uid": each.uid} for name, each in self.workers.items()
+        }
+        write_json(self.queue.file, {"host": socket.gethostname() if host is None else host, "workers": workers})
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        self.leaving = True
+
+    def begin(self) -> bool:
+        """Become the sweep's supervisor; False if there is one."""
+        self._lock = self.queue.lock_file.open("a")
+        deadline = time.monotonic() + _LOCK_WAIT_S  # one who only asks whether it is held holds it for a moment
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    supervisor = Supervisor(Path(sys.argv[1]))
+    if supervisor.begin():
+        supervisor.work()

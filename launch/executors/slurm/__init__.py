@@ -1,0 +1,1 @@
+"""A Slurm cluster, through submitit and Slurm's own commands."""

@@ -1,0 +1,175 @@
+"""What launch itself keeps in a sweep directory: what was submitted as which job, what was cancelled, how attempts ended.
+
+    launch/cluster.json       the cluster's settings, frozen with the plan (`Setting`)
+    launch/journal.jsonl      append-only, written with the sweep's lock held: submitting, submitted, refused, cancelled,
+                              changed
+    launch/attempts/<id>.jsonl  append-only, written by whoever runs that run: start, note, end, each with its submission
+    launch/lock               held by the command that changes the sweep; released by the operating system if that dies
+    logs/<id>.log             what a run printed, all attempts one after the other
+
+A `submitting` row is written before the scheduler is called and `submitted` after it, so that a submitter that dies between
+the two leaves a trace by which the next one finds the job.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import read_json, write_json
+from kv_align.runs.sweep_dir import SweepDirectory
+from launch.cluster import AnyCluster, validate_cluster
+from launch.journal.ledger import Ledger, Submission, read_ledger
+from launch.rows import append, read
+
+_WAIT_S = 120.0
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What flock says on a file system without locks."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a sweep is executed.
+
+    Attributes
+    ----------
+    cluster
+        The settings.
+    resources
+        What single arms have otherwise, by arm.
+    accounting
+        Whether the scheduler keeps finished jobs (sacct); found out when the sweep was submitted.
+    code
+        The folder that jobs import the packages from.
+    """
+
+    cluster: AnyCluster
+    resources: dict[str, dict[str, Any]]
+    accounting: bool
+    code: str
+
+
+class Journal:
+    """Reads and writes what is described above; creates nothing until something is written.
+
+    Parameters
+    ----------
+    sweep
+        The sweep directory.
+    """
+
+    def __init__(self, sweep: SweepDirectory) -> None:
+        self.sweep = sweep
+        self.folder = sweep.path / "launch"
+        self.logs = sweep.path / "logs"
+        self._file = self.folder / "journal.jsonl"
+        self._setting_file = self.folder / "cluster.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the sweep for a change; waits for another command that holds it.
+
+        Raises
+        ------
+        ConfigError
+            If that takes longer than two minutes, or the sweep cannot be written.
+        """
+        deadline = time.monotonic() + _WAIT_S
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            opened = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.sweep.path} cannot be changed: {error.strerror} ({error.filename}); make it writable."
+            ) from None
+        with opened as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(
+                            f"{self.sweep.path} is being changed by another launch command for more than "
+                            f"{_WAIT_S:.0f} s: wait for it, or end it."
+                        ) from None
+                    time.sleep(0.1)
+                except OSError as error:
+                    raise no_locks(self.sweep.path, error) from None
+            yield
+
+    def setting(self) -> Setting | None:
+        """Return how the sweep is executed; None before it was submitted."""
+        raw = read_json(self._setting_file)
+        if raw is None:
+            return None
+        code = str(self.sweep.path / raw["code"])  # a snapshot moves with its sweep
+        return Setting(validate_cluster(raw["cluster"]), raw["resources"], raw["accounting"], code)
+
+    def write_setting(self, setting: Setting) -> None:
+        """Freeze how the sweep is executed."""
+        code = Path(setting.code)
+        inside = code.is_relative_to(self.sweep.path)
+        kept = str(code.relative_to(self.sweep.path) if inside else code)
+        content = {"resources": setting.resources, "accounting": setting.accounting, "code": kept}
+        write_json(self._setting_file, {"cluster": setting.cluster.model_dump(), **content})
+
+    def submitting(self, batches: Sequence[Sequence[str]], uid: str, after: str | None = None) -> Submission:
+        """Note that the scheduler is about to be called; the lock is held."""
+        submission = Submission(uid, time.time(), tuple(tuple(batch) for batch in batches), after)
+        row = {"event": "submitting", "uid": uid, "time": submission.created, "after": after}
+        append(self._file, {**row, "batches": submission.batches})
+        return submission
+
+    def submitted(self, uid: str, job: str) -> None:
+        """Note what the scheduler calls it; the lock is held."""
+        append(self._file, {"event": "submitted", "uid": uid, "time": time.time(), "job": job})
+
+    def refused(self, uid: str) -> None:
+        """Note that the scheduler took nothing of it; the lock is held."""
+        append(self._file, {"event": "refused", "uid": uid, "time": time.time()})
+
+    def changed(self, cluster: dict[str, Any]) -> None:
+        """Note keys of the cluster that were changed after they were frozen; the lock is held."""
+        append(self._file, {"event": "changed", "time": time.time(), "cluster": cluster})
+
+    def cancelled(self, runs: Sequence[str]) -> None:
+        """Note that runs are not to be done; the lock is held."""
+        append(self._file, {"event": "cancelled", "time": time.time(), "runs": list(runs)})
+
+    def ledger(self) -> Ledger:
+        """Read the journal."""
+        return read_ledger(read(self._file))
+
+    def log_file(self, run: str) -> Path:
+        """Return where the output of a run is written."""
+        return self.logs / f"{run}.log"
+
+    def attempts(self, run: str, uid: str | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a run's attempts (`event` start, note or end; `time`; `uid`), or those of one submission."""
+        rows = read(self._attempts_file(run))
+        return rows if uid is None else [row for row in rows if row.get("uid") == uid]
+
+    def add_attempt(self, run: str, event: str, uid: str, **facts: Any) -> None:
+        """Append a row to a run's attempts; which clock made its `time` is not known, so nothing is decided by that."""
+        append(self._attempts_file(run), {"event": event, "time": time.time(), "uid": uid, **facts})
+
+    def _attempts_file(self, run: str) -> Path:
+        return self.folder / "attempts" / f"{run}.jsonl"
+
+
+def no_locks(path: Path, error: OSError) -> Exception:
+    """Return what to raise where flock fails: a sentence on a file system without locks, else the error itself."""
+    if error.errno not in NO_LOCKS:
+        return error
+    return ConfigError(
+        f"output_dir={path} is not allowed: its file system has no locks (flock: {error.strerror}), which keep two commands "
+        "from running a run twice; choose another."
+    )

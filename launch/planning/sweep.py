@@ -1,0 +1,102 @@
+"""What a sweep is: the typed schema of `conf/sweep/`, arms x losses x seeds, and the controls once per seed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field
+
+from kv_align.config.schema import Section, validate
+from kv_align.runs.errors import ConfigError, refused, unknown_key
+from launch.cluster import PER_ARM, read_choice
+
+
+class Arm(Section):
+    """One arm: the experiment it is, what is changed about it, and what it needs of the cluster.
+
+    Attributes
+    ----------
+    experiment
+        A file of `conf/experiment/`.
+    expected_percent
+        The improvement over the baseline that was expected, or null.
+    overrides
+        Hydra overrides of this arm alone.
+    resources
+        Keys of the cluster (`launch.cluster.PER_ARM`) that this arm has otherwise.
+    """
+
+    experiment: str
+    expected_percent: float | None = None
+    overrides: list[str] = Field(default_factory=list)
+    resources: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sweep(Section):
+    """A matrix; a declaration may give `seeds` as a count, and `overrides` are Hydra overrides of every run."""
+
+    name: str
+    baseline: str
+    criteria: str
+    losses: list[str]
+    seeds: list[int]
+    arms: dict[str, Arm]
+    controls: dict[str, Arm] = Field(default_factory=dict)
+    overrides: list[str] = Field(default_factory=list)
+
+
+def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None) -> Sweep:
+    """Read `conf/sweep/<name>.yaml`, change single keys and check it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such sweep, or a key or value that it does not allow.
+    """
+    raw = read_choice("sweep", name, config_dir)
+    if "arms" not in raw:
+        raise ConfigError(
+            f"sweep={name} is not allowed: its file declares no arms; choose one that does, such as expected_results."
+        )
+    for key, value in changes.items():
+        if key not in Sweep.model_fields or key in ("arms", "controls"):
+            raise unknown_key(
+                f"sweep.{key}", [each for each in Sweep.model_fields if each not in ("arms", "controls")], "a sweep"
+            )
+        raw[key] = value
+    if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", raw["name"]):
+        raise refused("sweep.name", raw.get("name"), "a plain name of letters, digits, - and _, such as demo")
+    raw["seeds"] = seeds_of(raw.get("seeds"))
+    sweep = validate(Sweep, raw)
+    if sweep.baseline not in sweep.arms:
+        raise refused("baseline", sweep.baseline, f"one of the arms: {', '.join(sweep.arms)}")
+    twice = set(sweep.arms) & set(sweep.controls)
+    if twice:
+        raise refused("controls", sorted(twice)[0], "names that are not arms too")
+    if not sweep.losses:
+        raise refused("losses", "[]", "a list of at least one loss")
+    for label, arm in {**sweep.arms, **sweep.controls}.items():
+        for key in arm.resources:
+            if key not in PER_ARM:
+                raise unknown_key(f"arms.{label}.resources.{key}", PER_ARM, "what an arm may ask of the cluster")
+    return sweep
+
+
+def seeds_of(seeds: object) -> list[int]:
+    """Return the seeds that a count or a list means.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or there are none, a negative one, or one twice.
+    """
+    listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if (
+        not isinstance(listed, list)
+        or not listed
+        or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed)
+        or len(set(listed)) < len(listed)
+    ):
+        raise refused("seeds", seeds, "a count of at least 1, or a list of different whole numbers from 0")
+    return listed

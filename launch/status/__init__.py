@@ -1,0 +1,1 @@
+"""What a sweep looks like now: states, reasons, tables and logs."""

@@ -1,0 +1,197 @@
+"""The truth about each run of a sweep: `launch.status.judgement` on what the scheduler, the files and the journal say now."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+
+from kv_align.runs.run_dir import RunDirectory, Status, read_last_row
+from kv_align.runs.sweep_dir import SweepDirectory
+from launch.executors.base import JobState, SchedulerSilent, make_executor
+from launch.journal.journal import Journal
+from launch.journal.ledger import Ledger, Place
+from launch.journal.retry import IN_WORDS, ending, given_up
+from launch.status.judgement import Found, Overview, RunState, judge
+
+_DONE: tuple[Found, str] = ("done", "")
+_MULTIRUN_STALE_S = 600.0
+ASK_S = 30.0
+"""So often a scheduler is asked by one who watches; the status files are read in between."""
+
+
+class Memory:
+    """What the scheduler said last, for one who looks again and again.
+
+    Parameters
+    ----------
+    every_s
+        It is asked again after this time, or about other jobs.
+    """
+
+    def __init__(self, every_s: float = ASK_S) -> None:
+        self._every_s, self._asked = every_s, 0.0
+        self._about: dict[str, str] = {}
+        self._said: dict[str, JobState] | SchedulerSilent = {}
+
+    def answer(self, about: Mapping[str, str], ask: Callable[[], dict[str, JobState]]) -> dict[str, JobState]:
+        """Return what `ask` returns, or returned, about these runs and their jobs; raise what it raised."""
+        known = about.items() <= self._about.items()
+        if not self._asked or time.monotonic() - self._asked > self._every_s or not known:
+            try:
+                self._said = ask()
+            except SchedulerSilent as error:
+                self._said = error
+            self._about, self._asked = dict(about), time.monotonic()
+        if isinstance(self._said, SchedulerSilent):
+            raise self._said
+        return self._said
+
+
+class Watcher:
+    """Looks at a sweep again and again (`overview`), and does not trouble a scheduler each time.
+
+    Parameters
+    ----------
+    sweep
+        The sweep directory.
+    """
+
+    def __init__(self, sweep: SweepDirectory) -> None:
+        self._sweep, self._memory = sweep, Memory()
+
+    def __call__(self) -> Overview:
+        """Return the sweep as it is now."""
+        return overview(self._sweep, self._memory)
+
+
+def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
+    """Look at a sweep, with at most one call of sacct and one of squeue.
+
+    Parameters
+    ----------
+    sweep
+        The sweep directory.
+    memory
+        Of one who looks again and again; None: the scheduler is asked now.
+
+    Raises
+    ------
+    SchedulerSilent
+        If it is asked and does not answer.
+    """
+    plan = sweep.plan()
+    if plan is None:
+        return _of_multirun(sweep, memory or Memory())
+    journal = Journal(sweep)
+    setting, ledger = journal.setting(), journal.ledger()
+    stale_after_s = _MULTIRUN_STALE_S if setting is None else setting.cluster.stale_after_s
+    directories = {run.id: sweep.run(run) for run in plan.runs}
+    statuses = {name: directory.observed() for name, directory in directories.items()}
+    complete = {name for name, status in statuses.items() if _finished(status) and directories[name].is_complete()}
+    places = {name: place for name, place in ledger.places.items() if name not in complete}
+    states: dict[str, JobState] = {}
+    if setting is not None and places:
+        executor, silent = (
+            make_executor(sweep, setting),
+            [name for name in places if _silent(statuses, name, stale_after_s)],
+        )
+        if setting.cluster.kind == "slurm":
+            about = {name: f"{place.uid} {place.job}" for name, place in places.items()}
+            states = (memory or Memory()).answer(about, lambda: executor.states(places, silent))
+        else:
+            states = executor.states(places, silent)
+    runs = []
+    for run in plan.runs:
+        status, place = statuses[run.id], ledger.places.get(run.id)
+        state, reason = _DONE
+        if run.id not in complete:
+            state, reason = judge(run.id, status, states.get(run.id), ledger, stale_after_s)
+        if state in ("failed", "lost") and place is not None:
+            reason = _explained(journal, run.id, place, reason)
+            reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
+        job = (place.job or "") if place is not None else ""
+        runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
+    return Overview(str(sweep.path), plan.name, True, tuple(runs))
+
+
+def _silent(statuses: Mapping[str, Status | None], name: str, stale_after_s: float) -> bool:
+    status = statuses.get(name)
+    return status is not None and status.state == "running" and time.time() - status.updated > stale_after_s
+
+
+def _explained(journal: Journal, name: str, place: Place, reason: str) -> str:
+    """Add what the last attempt noted: of itself where its status file could not, and of what came after its end."""
+    attempts = journal.attempts(name, place.uid)
+    starts = [number for number, row in enumerate(attempts) if row["event"] == "start"]
+    last = attempts[starts[-1] if starts else 0 :]
+    ended = next((number for number, row in enumerate(last) if row["event"] == "end"), len(last))
+    own = [str(row["reason"]) for row in last[:ended] if row["event"] == "note"]
+    later = [str(row["reason"]) for row in last[ended:] if row["event"] == "note"]
+    if own:
+        reason = own[-1]
+    elif not reason and given_up(attempts):
+        reason = IN_WORDS.get(ending(attempts)["cause"], "")
+    return "; ".join(each for each in (reason, *later) if each)
+
+
+def _of_multirun(sweep: SweepDirectory, memory: Memory) -> Overview:
+    """A plain Hydra multirun: the run directories that are there, and what Slurm knows of their jobs."""
+    found = [(directory, directory.observed()) for directory in sweep.found_runs()]
+    jobs = {
+        str(directory.path): status.job
+        for directory, status in found
+        if status is not None and status.job and not directory.is_complete()
+    }
+    known: dict[str, JobState] = {}
+    if jobs and shutil.which("squeue") is not None:  # without it the folder was copied, and the files tell
+        known = memory.answer(jobs, lambda: _ask_slurm(jobs))
+    runs = []
+    for directory, status in found:
+        if status is None:
+            continue
+        name = str(directory.path.relative_to(sweep.path))
+        state, reason = _DONE
+        if not directory.is_complete():
+            state, reason = judge(name, status, known.get(status.job), Ledger(), _MULTIRUN_STALE_S)
+        runs.append(_row(name, status.arm, status.loss, status.seed, state, reason, status, status.job, directory))
+    return Overview(str(sweep.path), sweep.path.name, False, tuple(runs))
+
+
+def _ask_slurm(jobs: Mapping[str, str]) -> dict[str, JobState]:
+    from launch.executors.slurm.query import job_states, settings
+
+    accounting = settings().get("AccountingStorageType", "").endswith("slurmdbd")
+    return job_states(jobs.values(), accounting=accounting)
+
+
+def _row(
+    name: str,
+    arm: str,
+    loss: str,
+    seed: int,
+    state: Found,
+    reason: str,
+    status: Status | None,
+    job: str,
+    directory: RunDirectory,
+) -> RunState:
+    if status is None:
+        return RunState(name, arm, loss, seed, state, reason, 0, 0, None, 0, job, "")
+    eta_s = _eta_s(directory, status) if state == "running" else None
+    progress = (status.step, status.total_steps, eta_s, status.attempt)
+    return RunState(name, arm, loss, seed, state, reason, *progress, job or status.job, status.host)
+
+
+def _eta_s(directory: RunDirectory, status: Status) -> float | None:
+    """Time that the steps left will take, at the pace of those done, from the last logged row."""
+    if not directory.metrics_file.exists():
+        return None
+    row = read_last_row(directory.metrics_file)
+    if row is None or "elapsed_s" not in row or not row["step"]:
+        return None
+    return (status.total_steps - status.step) * float(row["elapsed_s"]) / int(row["step"])
+
+
+def _finished(status: Status | None) -> bool:
+    return status is not None and status.state == "finished"
