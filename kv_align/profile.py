@@ -124,14 +124,14 @@ def _parameters(config: Config, built: Assembly) -> Table:
 
 def _stages(built: Assembly, batch: Batch) -> Stages:
     stages = Stages(built.accelerator.device)
-    distiller, objective = built.distiller.train(), built.objective
+    distiller, loss = built.distiller.train(), built.loss
     both = Phase(student_learns=True, aligner_learns=True)
     autocast = built.accelerator.autocast
     tokens = batch.student
 
     def teacher() -> Any:
         with autocast():
-            return built.teacher.read(batch, objective.signal)
+            return built.teacher.read(batch, loss.signal)
 
     def student() -> Any:
         with autocast():
@@ -154,16 +154,16 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
 
         stages.run("aligner", align, lambda kvq: dict(zip(("k", "v", "q"), kvq, strict=True)))
 
-    def loss() -> Any:
+    def forward() -> Any:
         with autocast():
-            weights = objective.weights(0, 1)
+            weights = loss.weights(0, 1)
             return distiller(batch, states, Counts.of([batch]), weights, both)
 
     def backward() -> None:
         distiller.zero_grad()
-        torch.autograd.backward(loss().total)
+        torch.autograd.backward(forward().total)
 
-    stages.run("student, aligner and loss", loss, lambda result: {"total": result.total})
+    stages.run("student, aligner and loss", forward, lambda result: {"total": result.total})
     stages.run("the same and backward", backward, lambda nothing: {})
     distiller.zero_grad()
     return stages

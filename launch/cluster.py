@@ -9,7 +9,7 @@ import yaml
 
 from kv_align.config.options import NonNegativeInt, PositiveFloat, PositiveInt
 from kv_align.config.schema import Section, config_directory, validate
-from kv_align.runs.errors import ConfigError, refused, unknown_key
+from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 
 
 class RetryPolicy(Section):
@@ -173,7 +173,7 @@ def validate_cluster(raw: dict[str, Any]) -> AnyCluster:
     """Check plain containers against the schema of their kind."""
     kind = raw.get("kind")
     if kind not in _KINDS:
-        raise refused("cluster.kind", kind, f"one of {', '.join(_KINDS)}")
+        raise invalid_value("cluster.kind", kind, f"one of {', '.join(_KINDS)}")
     try:
         cluster = validate(_KINDS[kind], raw)
     except ConfigError as error:
@@ -186,7 +186,7 @@ def validate_cluster(raw: dict[str, Any]) -> AnyCluster:
 def check_signal(signal_delay_s: int, time_min: int) -> None:
     """Refuse to ask a job to leave before it has begun."""
     if signal_delay_s >= time_min * 60:
-        raise refused(
+        raise invalid_value(
             "cluster.signal_delay_s", signal_delay_s, f"less than the {time_min * 60} s of cluster.time_min={time_min}"
         )
 

@@ -59,7 +59,7 @@ class Family:
         From the outputs of the layer's own projections to its keys before rotation, [B, H, T, D]; None where nothing but
         `k_proj` and `k_norm` stands there.
     beyond
-        What of `AttentionForm` it has beyond scaled dot products and windows.
+        What of `AttentionSpec` it has beyond scaled dot products and windows.
     known
         Whether that is all that its attention is.
     """

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from kv_align.align.head_map import Elastic, HeadMap, MapShape, MapStart
+from kv_align.align.head_map import Elastic, HeadMap, MapInit, MapShape
 from kv_align.align.matching import matched_widths
 from kv_align.align.structured import structured_parameters
 from kv_align.config.options import PositiveFloat
@@ -52,7 +52,7 @@ class FlatMap(HeadMap):
     def __init__(
         self,
         shape: MapShape,
-        start: MapStart,
+        start: MapInit,
         *,
         mlp_ratio: PositiveFloat | None,
         share_layers: bool,

@@ -37,7 +37,7 @@ class MapShape:
 
 
 @dataclass(frozen=True)
-class Given:
+class InitContext:
     """What an init starts from, for one map.
 
     Attributes
@@ -57,19 +57,19 @@ class Given:
     width: Float[Tensor, "w dt ds"]
 
 
-class HeadStart(NamedTuple):
+class HeadInit(NamedTuple):
     """Where a structured map starts: its head mix, and its width map or maps."""
 
     mix: Float[Tensor, "hs ht"]
     width: Float[Tensor, "w dt ds"]
 
 
-HeadInit = Callable[..., HeadStart]
-"""`conf/init`: called with what is `Given`, and with a `Calibration` if it has a parameter of the name `calibration`."""
+Initializer = Callable[..., HeadInit]
+"""`conf/init`: called with an `InitContext`, and with a `Calibration` if it has a parameter of the name `calibration`."""
 
 
 @dataclass(frozen=True)
-class MapStart:
+class MapInit:
     """Where a map's parameters start.
 
     Attributes
@@ -84,20 +84,20 @@ class MapStart:
         What the init is fitted to; None for an init that looks at nothing.
     """
 
-    init: HeadInit | None
+    init: Initializer | None
     mix_generator: Generator
     width_generator: Generator
     kind: Kind = "key"
     shapes: Mapping[Kind, MapShape] = field(default_factory=dict)
     calibration: Calibration | None = None
 
-    def head_start(self, shape: MapShape, width: Float[Tensor, "w dt ds"], layer: int | None) -> HeadStart:
+    def head_init(self, shape: MapShape, width: Float[Tensor, "w dt ds"], layer: int | None) -> HeadInit:
         """Call the init for the map of one layer, or (None) for the one map of all layers."""
         assert self.init is not None
-        given = Given(shape, self.kind, self.mix_generator, width)
+        context = InitContext(shape, self.kind, self.mix_generator, width)
         if self.calibration is None:
-            return self.init(given)
-        return self.init(given, self.calibration if layer is None else self.calibration.layer(layer))
+            return self.init(context)
+        return self.init(context, self.calibration if layer is None else self.calibration.layer(layer))
 
 
 class HeadMap(nn.Module, ABC):

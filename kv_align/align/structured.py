@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from kv_align.align.head_map import Elastic, HeadMap, MapShape, MapStart
+from kv_align.align.head_map import Elastic, HeadMap, MapInit, MapShape
 
 
 class StructuredMap(HeadMap):
@@ -29,7 +29,7 @@ class StructuredMap(HeadMap):
     def __init__(
         self,
         shape: MapShape,
-        start: MapStart,
+        start: MapInit,
         *,
         share_dim_proj: bool,
         share_layers: bool,
@@ -42,7 +42,7 @@ class StructuredMap(HeadMap):
         for layer in range(num_maps):
             width_DE = orthogonal(shape.teacher_width, shape.student_width, start.width_generator)
             width_WDE = width_DE.expand(num_widths, -1, -1)
-            starts.append(start.head_start(shape, width_WDE, None if share_layers else layer))
+            starts.append(start.head_init(shape, width_WDE, None if share_layers else layer))
         self.mix = nn.Parameter(torch.stack([each.mix for each in starts]))  # [L, H_s, H_t]
         width_LWDE = torch.stack([each.width for each in starts])
         self.width = nn.Parameter(

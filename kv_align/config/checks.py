@@ -16,7 +16,7 @@ from kv_align.config.model_card import ModelCard, model_card, model_path
 from kv_align.config.options import parameters_of
 from kv_align.config.schema import Choice
 from kv_align.config.signals import signal_of, uses_keys_values
-from kv_align.runs.errors import ConfigError, refused
+from kv_align.runs.errors import ConfigError, invalid_value
 
 
 def check_loss_against_aligner(config: Config) -> None:
@@ -66,9 +66,11 @@ def check_teacher_loading(config: Config) -> None:
     key = "model.teacher_device_map"
     for module, device in devices.items():
         if isinstance(device, str) and not re.fullmatch(r"disk|[a-z]+(:\d+)?", device):
-            raise refused(f"{key}[{module!r}]", device, "the number of a GPU, cpu, disk, or a device such as cuda:0")
+            raise invalid_value(
+                f"{key}[{module!r}]", device, "the number of a GPU, cpu, disk, or a device such as cuda:0"
+            )
     if not devices:
-        raise refused(key, devices, "auto, a mapping of at least one module to a device, or null")
+        raise invalid_value(key, devices, "auto, a mapping of at least one module to a device, or null")
     kinds = set(devices.values())
     if config.model.teacher_quantization is not None and kinds != {"cpu"} and kinds & {"cpu", "disk"}:
         raise ConfigError(
@@ -80,9 +82,9 @@ def check_teacher_loading(config: Config) -> None:
 def check_data(config: Config) -> None:
     """Refuse data that is not there or that cannot be read so."""
     if config.data.rationale == "short" and config.data.rationale_every is None:
-        raise refused("data.rationale_every", None, "a whole number with data.rationale=short")
+        raise invalid_value("data.rationale_every", None, "a whole number with data.rationale=short")
     if config.data.rationale != "full" and not get_object(config.data.target).has_reasoning:
-        raise refused(
+        raise invalid_value(
             "data.rationale", config.data.rationale, f"full with data={config.data.name}, whose texts have no steps"
         )
     path = config.data.options.get("path")
@@ -108,26 +110,30 @@ def check_trainer(config: Config) -> None:
     trainer = config.trainer
     micro = trainer.micro_batch_size
     if micro is not None and trainer.batch_size % micro:
-        raise refused("trainer.micro_batch_size", micro, f"a divisor of trainer.batch_size={trainer.batch_size}")
+        raise invalid_value("trainer.micro_batch_size", micro, f"a divisor of trainer.batch_size={trainer.batch_size}")
     if config.data.shuffle_teacher and (micro or trainer.batch_size) < 2:
-        raise refused("data.shuffle_teacher", True, "false where a micro-batch holds a single example")
+        raise invalid_value("data.shuffle_teacher", True, "false where a micro-batch holds a single example")
     if trainer.max_steps is None and trainer.epochs is None:
-        raise refused("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
+        raise invalid_value("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
     if trainer.aligner_lr is None and config.align is not None and config.align.fit != "frozen":
-        raise refused("trainer.aligner_lr", None, f"a number above 0 with align.fit={config.align.fit}")
+        raise invalid_value("trainer.aligner_lr", None, f"a number above 0 with align.fit={config.align.fit}")
     if trainer.aligner_lr is None and signal_of(config.loss) == "hidden_states":
-        raise refused(
+        raise invalid_value(
             "trainer.aligner_lr", None, f"a number above 0 with loss={config.loss.name}, which learns a projection"
         )
     if trainer.max_steps is not None and trainer.warmup_steps >= trainer.max_steps:
-        raise refused("trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}")
+        raise invalid_value(
+            "trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}"
+        )
     if config.align is not None and config.align.fit == "fit_then_freeze":
         if config.align.fit_steps is None:
-            raise refused("align.fit_steps", None, "a whole number with align.fit=fit_then_freeze")
+            raise invalid_value("align.fit_steps", None, "a whole number with align.fit=fit_then_freeze")
         if trainer.max_steps is not None and config.align.fit_steps >= trainer.max_steps:
-            raise refused("align.fit_steps", config.align.fit_steps, f"below trainer.max_steps={trainer.max_steps}")
+            raise invalid_value(
+                "align.fit_steps", config.align.fit_steps, f"below trainer.max_steps={trainer.max_steps}"
+            )
     if config.align is not None and config.align.fit == "alternate" and config.align.period is None:
-        raise refused("align.period", None, "a whole number with align.fit=alternate")
+        raise invalid_value("align.period", None, "a whole number with align.fit=alternate")
     package = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}[trainer.tracker]
     if package and importlib.util.find_spec(package) is None:
         raise ConfigError(
@@ -166,7 +172,7 @@ def check_layers_of_loss(config: Config, student: ModelCard | None) -> None:
     """Refuse layers that the student does not have."""
     layers = config.loss.options.get("layers")
     if layers and student is not None and student.num_layers and max(layers) >= student.num_layers:
-        raise refused("loss.layers", layers, f"student layers, which are 0 to {student.num_layers - 1}")
+        raise invalid_value("loss.layers", layers, f"student layers, which are 0 to {student.num_layers - 1}")
 
 
 def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:
@@ -174,7 +180,7 @@ def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard |
     if signal_of(config.loss) != "logits":
         return
     if config.data.rationale != "full":
-        raise refused(
+        raise invalid_value(
             "data.rationale", config.data.rationale, f"full with loss={config.loss.name}, which compares token by token"
         )
     if teacher is not None and student is not None and teacher.tokenizer_digest != student.tokenizer_digest:
@@ -185,4 +191,4 @@ def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard |
     known = [card.vocabulary for card in (teacher, student) if card is not None and card.vocabulary]
     top_k = config.loss.options.get("top_k")
     if top_k is not None and known and top_k > min(known):
-        raise refused("loss.top_k", top_k, f"at most {min(known)}, the tokens that the two models have, or null")
+        raise invalid_value("loss.top_k", top_k, f"at most {min(known)}, the tokens that the two models have, or null")

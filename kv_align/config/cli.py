@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kv_align.config.compose import compose_config, compose_raw, default_run_name, expand_sweep
 from kv_align.config.config import Config, PretrainConfig, content_hash
-from kv_align.config.resolve import effective
+from kv_align.config.resolve import resolve
 from kv_align.config.schema import config_directory, validate
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.progress import progress_bar
@@ -53,7 +53,7 @@ def train_main(task: Task) -> None:
     def run(composed: DictConfig) -> str:
         raw = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(raw, dict)
-        config, _ = effective({str(key): value for key, value in raw.items()})
+        config, _ = resolve({str(key): value for key, value in raw.items()})
         if config.run_name is None:
             config = config.model_copy(update={"run_name": default_run_name(config)})
         state = task(config, Path(HydraConfig.get().runtime.output_dir))

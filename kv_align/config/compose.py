@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from kv_align.config.config import Config, content_hash
-from kv_align.config.resolve import effective
+from kv_align.config.resolve import resolve
 from kv_align.config.schema import config_directory
 from kv_align.runs.errors import ConfigError, unknown_key
 
@@ -56,8 +56,8 @@ def compose_raw(
 
 
 def compose_config(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[Config, list[str]]:
-    """Compose one run and make it canonical; see `effective` for what is returned and raised."""
-    return effective(compose_raw(overrides, config_dir=config_dir))
+    """Compose one run and make it canonical; see `resolve` for what is returned and raised."""
+    return resolve(compose_raw(overrides, config_dir=config_dir))
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

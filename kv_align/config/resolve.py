@@ -1,6 +1,6 @@
 """What choices mean together: impossible combinations are refused, choices without effect are taken out.
 
-`effective` is the one way from a composed configuration to the `Config` that a run obeys and that its content hash is
+`resolve` is the one way from a composed configuration to the `Config` that a run obeys and that its content hash is
 taken of. Two commands that mean the same run give the same `Config`. Imports no torch.
 """
 
@@ -27,10 +27,10 @@ from kv_align.config.model_card import model_path
 from kv_align.config.options import constant_of, options_of, parameters_of
 from kv_align.config.schema import Choice, validate
 from kv_align.config.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
-from kv_align.runs.errors import refused
+from kv_align.runs.errors import invalid_value
 
 
-def effective(raw: dict[str, Any]) -> tuple[Config, list[str]]:
+def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     """Validate a composed configuration and make it canonical.
 
     Parameters
@@ -81,12 +81,12 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"aligner={config.aligner.name} has no effect on {reason}: left out.")
         changes["aligner"] = Choice(name="none", target="")
     if not concerned and config.data.shuffle_teacher:
-        raise refused("data.shuffle_teacher", True, f"false with {reason}")
+        raise invalid_value("data.shuffle_teacher", True, f"false with {reason}")
     uses_init = aligned and declared("aligner", config.aligner, "uses_init")
     for group in concerned:
         if getattr(config, group) is None and (group != "init" or uses_init):
             needing = f"aligner={config.aligner.name}" if group == "init" else f"loss={config.loss.name}"
-            raise refused(group, None, f"what conf/ has for it, since {needing} needs it")
+            raise invalid_value(group, None, f"what conf/ has for it, since {needing} needs it")
     if aligned and config.init is not None and not uses_init:
         notes.append(f"init={config.init.name} has no effect on aligner={config.aligner.name}: left out.")
         changes["init"] = None
@@ -124,7 +124,7 @@ def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
         return {**changes, "teacher_cache_dtype": None, "teacher_cache_keeps": None}
     for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):
         if getattr(config, f"teacher_cache_{key}") is None:
-            raise refused(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
+            raise invalid_value(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
     fixed = uses_keys_values(config) and config.align is not None and config.align.fit == "frozen"
     if config.teacher_cache_keeps == "targets" and (not fixed or config.data.shuffle_teacher):
         why = (

@@ -10,7 +10,7 @@ from kv_align.config.config import DataConfig
 from kv_align.data.batch import Collator
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example, Segment, Split
-from kv_align.models.load import Reader
+from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
 
 
@@ -47,8 +47,8 @@ def prepare_split(
     source: DataSource,
     split: Split,
     config: DataConfig,
-    student: Reader,
-    teacher: Reader,
+    student: LanguageModel,
+    teacher: LanguageModel,
     *,
     shuffle: bool,
 ) -> PreparedSplit:

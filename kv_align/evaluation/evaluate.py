@@ -21,10 +21,10 @@ from kv_align.evaluation.exact_match import generate_answers, parse_answer
 from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.losses.functional import token_losses
 from kv_align.models.capture.prepare import record
-from kv_align.models.load import Reader
+from kv_align.models.load import LanguageModel
 from kv_align.runs.progress import progress_bar
-from kv_align.teacher.teacher import Autocast, Keeper, StateSource, Teacher
-from kv_align.training.agreement import KindQuality, Quality
+from kv_align.teacher.teacher import Autocast, StateSource, Teacher, TeacherFor
+from kv_align.training.agreement import Agreement, KindAgreement
 from kv_align.training.step import Counts, Distiller
 
 
@@ -37,7 +37,7 @@ class Validation:
     loss
         Cross-entropy in nats per scored token.
     losses
-        The objective's parts and terms, unweighted.
+        The loss's components and terms, unweighted.
     quality
         Agreement by kind; empty where nothing is aligned.
     outcomes
@@ -46,7 +46,7 @@ class Validation:
 
     loss: float
     losses: dict[str, float]
-    quality: dict[str, KindQuality]
+    quality: dict[str, KindAgreement]
     outcomes: list[dict[str, Any]]
 
     def row(self) -> dict[str, Any]:
@@ -83,10 +83,10 @@ class Evaluator:
         config: EvaluationConfig,
         validation: PreparedSplit,
         test: PreparedSplit,
-        student: Reader,
-        teacher: Reader,
+        student: LanguageModel,
+        teacher: LanguageModel,
         autocast: Autocast,
-        kept: Keeper,
+        kept: TeacherFor,
     ) -> None:
         self._config = config
         self._validation, self._test = validation, test
@@ -104,16 +104,16 @@ class Evaluator:
         """Loss, agreement and per-example outcomes of the student on the validation split."""
         teacher.fill(self._examples(self._config.validation_examples))
         totals: dict[str, float] = {}
-        quality, outcomes, scored = Quality(), [], 0
+        quality, outcomes, scored = Agreement(), [], 0
         phase = Phase(student_learns=True, aligner_learns=True)
         with _evaluating(distiller):
             batches = list(self._batches(self._config.validation_examples))
             counts = Counts.of(batches)
-            weights = distiller.objective.weights(0, 1)
+            weights = distiller.loss.weights(0, 1)
             for batch in batches:
                 here = batch.to(self._student.model.device)
                 with self._autocast():
-                    states = teacher.read(here, distiller.objective.signal)
+                    states = teacher.read(here, distiller.loss.signal)
                     result = distiller(here, states, counts, weights, phase)
                 quality.add(result.comparison)
                 for name, loss in result.losses.items():

@@ -24,14 +24,14 @@ from kv_align.evaluation.evaluate import Evaluator, share_correct
 from kv_align.experiment.build import make_adapter, make_distiller, make_source
 from kv_align.losses.base import Signal
 from kv_align.models.load import check_queries, load_student, load_teacher, weights_digest
-from kv_align.runs.errors import ConfigError, refused
+from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.seeds import derive_seed
 from kv_align.teacher.cache import TeacherCache
 from kv_align.teacher.teacher import StateSource, Teacher
-from kv_align.training.distributed.ddp import Parallel, Replicated
-from kv_align.training.distributed.fsdp import Sharded
+from kv_align.training.distributed.ddp import DDP, Parallel
+from kv_align.training.distributed.fsdp import FSDP
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.loop import Loop
 
@@ -53,7 +53,7 @@ class Assembly:
         AcceleratorState._reset_state(reset_partial_state=True)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         # One process has nothing to share out.
-        kind = Sharded if several and config.trainer.parallel == "fsdp" else Replicated
+        kind = FSDP if several and config.trainer.parallel == "fsdp" else DDP
         self.parallel: Parallel = kind(
             # Left to itself, it takes several processes without a GPU for as many runs of one.
             cpu=several and not torch.accelerator.is_available(),
@@ -111,14 +111,14 @@ class Assembly:
             "student": weights_digest(distiller.student),
             "aligner": "" if distiller.aligner is None else weights_digest(distiller.aligner),
         }
-        self.distiller, adapter = self.parallel.readable(distiller, self.student_reader.adapter)
-        self.aligner, self.objective = self.distiller.aligner, self.distiller.objective
+        self.distiller, adapter = self.parallel.for_evaluation(distiller, self.student_reader.adapter)
+        self.aligner, self.loss = self.distiller.aligner, self.distiller.loss
         self.student_reader = replace(self.student_reader, model=self.distiller.student, adapter=adapter)
 
         def on_validation(teacher: Teacher, wanted: Signal) -> StateSource:
             return cache.states(teacher, self.validation, wanted, rounded=False)
 
-        self.validation_teacher = on_validation(self.teacher, self.objective.signal)
+        self.validation_teacher = on_validation(self.teacher, self.loss.signal)
         self.evaluator = Evaluator(
             config.evaluation,
             self.validation,
@@ -143,7 +143,7 @@ class Assembly:
 
     def evaluate(self, config: Config, step: int) -> dict[str, Any]:
         """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
-        with self.parallel.up_to_date():
+        with self.parallel.full_weights():
             row = self.evaluator.validate(self.distiller, self.validation_teacher).row() | self.evaluator.probe().row()
             at_intervals = config.evaluation.exact_match_at_intervals
             if at_intervals:
@@ -174,13 +174,16 @@ def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
         limits.append(("align.fit_steps", config.align.fit_steps))
     for key, value in limits:
         if value >= num_steps:
-            raise refused(key, value, f"a number below {num_steps}, the steps of this run")
+            raise invalid_value(key, value, f"a number below {num_steps}, the steps of this run")
     if num_validation < 2:
-        raise refused("data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves")
+        raise invalid_value(
+            "data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves"
+        )
 
 
 def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
     """Return what `provenance.json` says of a run: seeds, hashes, sizes, and this attempt."""
+    projection = built.distiller.trainable_projection
     return {
         "content_hash": content_hash(config),
         "seed": config.seed,
@@ -196,8 +199,8 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
             "teacher": built.teacher_reader.model.num_parameters(),  # also of one whose weights are packed
             "student": count_parameters(built.student_reader.model),
             "student_trainable": built.student_reader.model.num_parameters(only_trainable=True),
-            # Or what the objective learns itself: whatever learns beside the student.
-            "aligner": 0 if built.distiller.helper is None else count_parameters(built.distiller.helper),
+            # Or what the loss learns itself: whatever learns beside the student.
+            "aligner": 0 if projection is None else count_parameters(projection),
         },
         "examples": {
             name: _split_facts(split)

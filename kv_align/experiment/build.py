@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.correspondence import LayerMixture, Placement
-from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.layer_map.learned import Mixture
 from kv_align.align.paired_states import Calibration, Kind
 from kv_align.align.time_warp import SegmentWarp
@@ -25,13 +25,13 @@ from kv_align.config.signals import signal_of, uses_keys_values
 from kv_align.data.example import DataSource
 from kv_align.data.prepared import PreparedSplit
 from kv_align.experiment.calibration import Calibrator
-from kv_align.losses.base import Objective, Pairing
+from kv_align.losses.base import Loss, Pairing
 from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry
-from kv_align.models.load import Reader
+from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.seeds import derive_seed
-from kv_align.teacher.teacher import Autocast, Keeper, Teacher
+from kv_align.teacher.teacher import Autocast, Teacher, TeacherFor
 from kv_align.training.step import Distiller
 
 LOGGER = logging.getLogger(__name__)
@@ -97,11 +97,11 @@ def make_time_warp(config: Config) -> SegmentWarp:
 
 def make_distiller(
     config: Config,
-    teacher: Reader,
-    student: Reader,
+    teacher: LanguageModel,
+    student: LanguageModel,
     train: PreparedSplit,
     autocast: Autocast,
-    kept: Keeper,
+    kept: TeacherFor,
 ) -> tuple[Distiller, Teacher, list[int]]:
     """Make all that stands between two models, in the order in which it depends on each other.
 
@@ -141,7 +141,7 @@ def make_distiller(
             vocabulary=min(each.vocab_size for each in configs),
         )
 
-    objective = make_objective(config, pairing)
+    loss = make_loss(config, pairing)
     aligner = make_aligner(
         config,
         *geometries,
@@ -155,7 +155,7 @@ def make_distiller(
     distiller = Distiller(
         student.model,
         aligner,
-        objective,
+        loss,
         rotated=rotated,
         key_variance=variances[0],
         value_variance=variances[1],
@@ -164,12 +164,12 @@ def make_distiller(
     return distiller, reader, layers.of_student
 
 
-def make_objective(config: Config, pairing: Callable[[], Pairing] | None = None) -> Objective:
-    """Return the objective, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
+def make_loss(config: Config, pairing: Callable[[], Pairing] | None = None) -> Loss:
+    """Return the loss, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
     if "pairing" not in parameters_of(config.loss.target):
-        return cast(Objective, make(config.loss))
+        return cast(Loss, make(config.loss))
     assert pairing is not None
-    return cast(Objective, make(config.loss, pairing()))
+    return cast(Loss, make(config.loss, pairing()))
 
 
 def choose_layers(
@@ -248,7 +248,7 @@ def make_aligner(
     maps: dict[Kind, HeadMap] = {}
     for kind, shape in shapes.items():
         mix, width = (map_generator(config.seed, f"aligner {kind} {part}") for part in ("mix", "width"))
-        maps[kind] = make(config.aligner, shape, MapStart(init, mix, width, kind, shapes, states))
+        maps[kind] = make(config.aligner, shape, MapInit(init, mix, width, kind, shapes, states))
     _log_match(config, list(maps.values()))
     return Aligner(layers.placed(), make_time_warp(config), maps["key"], maps["value"], maps.get("query"))
 

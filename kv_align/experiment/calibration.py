@@ -21,8 +21,8 @@ from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
 from kv_align.losses.base import Signal
 from kv_align.models.capture.prepare import record
-from kv_align.models.load import Reader
-from kv_align.teacher.teacher import Autocast, Keeper, Teacher
+from kv_align.models.load import LanguageModel
+from kv_align.teacher.teacher import Autocast, Teacher, TeacherFor
 from kv_align.training.agreement import variance
 
 
@@ -48,13 +48,13 @@ class Calibrator:
     def __init__(
         self,
         evaluation: EvaluationConfig,
-        teacher: Reader,
-        student: Reader,
+        teacher: LanguageModel,
+        student: LanguageModel,
         train: PreparedSplit,
         *,
         rotated: bool,
         autocast: Autocast,
-        kept: Keeper,
+        kept: TeacherFor,
     ) -> None:
         self._autocast = autocast
         self._evaluation, self._train, self._rotated = evaluation, train, rotated

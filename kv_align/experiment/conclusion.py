@@ -14,23 +14,23 @@ from kv_align.config.config import Config, content_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
 from kv_align.experiment.assembly import Assembly
 from kv_align.runs.run_dir import RunDirectory, append_row, read_rows, write_json
-from kv_align.training.preemption import LeaveRequest
+from kv_align.training.preemption import Preemption
 
 
-def conclude(config: Config, directory: RunDirectory, built: Assembly, asked: LeaveRequest) -> None:
+def conclude(config: Config, directory: RunDirectory, built: Assembly, preemption: Preemption) -> None:
     """Evaluate the trained student and write what stays: outcomes, student, aligner, summary.
 
     Raises
     ------
-    Left
+    Preempted
         If the run is asked to leave; all of this is then done again.
     """
     validation = built.evaluator.validate(built.distiller, built.validation_teacher)
-    asked.leave_if_asked()
+    preemption.leave_if_asked()
     answers = built.evaluator.exact_match(
-        config.evaluation.exact_match_split, config.evaluation.exact_match_examples, asked.leave_if_asked
+        config.evaluation.exact_match_split, config.evaluation.exact_match_examples, preemption.leave_if_asked
     )
-    asked.leave_if_asked()
+    preemption.leave_if_asked()
     row = validation.row() | built.evaluator.probe().row()
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})

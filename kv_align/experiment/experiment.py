@@ -21,7 +21,7 @@ from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory, State, read_json, write_json
 from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
-from kv_align.training.preemption import LeaveRequest, Left
+from kv_align.training.preemption import Preempted, Preemption
 
 LOGGER = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def run(config: Config, path: Path) -> State:
     with ExitStack() as stack:
         directory = stack.enter_context(own_directory(whole))
         stack.enter_context(directory.lock())
-        asked = stack.enter_context(LeaveRequest())
+        preemption = stack.enter_context(Preemption())
         stack.enter_context(heartbeat(directory.status_file))
         before = whole.status()
         if before is not None and before.content_hash == identity and whole.is_complete():
@@ -55,21 +55,21 @@ def run(config: Config, path: Path) -> State:
         )
         try:
             built = build(config, directory, whole.checkpoints)
-            if built.processes.any(asked.to_leave):
-                raise Left(f"asked to leave by {asked.name or 'another process'}; run it again to go on")
+            if built.processes.any(preemption.to_leave):
+                raise Preempted(f"asked to leave by {preemption.name or 'another process'}; run it again to go on")
             status = directory.update(replace(status, total_steps=built.num_steps))
-            state, reason = built.loop.fit(status, asked)
+            state, reason = built.loop.fit(status, preemption)
             status = directory.status() or status
             if state == "running":
-                with built.parallel.up_to_date():
-                    conclude(config, directory, built, asked)
+                with built.parallel.full_weights():
+                    conclude(config, directory, built, preemption)
                 state = "finished"
             directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
             built.part()
         except ConfigError as error:
             directory.update(directory.status() or status, state="failed", reason=str(error))
             raise
-        except (Left, KeyboardInterrupt) as left:
+        except (Preempted, KeyboardInterrupt) as left:
             state, reason = "interrupted", str(left) or "interrupted by hand; run it again to go on"
             directory.update(directory.status() or status, state=state, reason=reason)
         except Exception as error:
@@ -81,7 +81,7 @@ def run(config: Config, path: Path) -> State:
         print_summary(directory)
     elif state != "finished":
         LOGGER.warning("the run is %s: %s", state, reason)
-    asked.pass_on()
+    preemption.pass_on()
     return state
 
 

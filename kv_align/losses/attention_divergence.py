@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kv_align.losses.functional import Masked
-from kv_align.models.capture.attention import AttentionForm, grouped, log_attention, visible
+from kv_align.models.capture.attention import AttentionSpec, grouped, log_attention, visible
 
 
 def attention_divergence(
@@ -27,7 +27,7 @@ def attention_divergence(
     target_k: Float[Tensor, "b l hk t d"],
     mask: Bool[Tensor, "b t"],
     *,
-    forms: tuple[AttentionForm, ...],
+    forms: tuple[AttentionSpec, ...],
     temperature: float,
     chunk: int | None = None,
 ) -> Masked:
@@ -72,7 +72,7 @@ class _Divergence(torch.autograd.Function):
         target_q: Tensor,
         target_k: Tensor,
         mask_BT: Tensor,
-        forms: tuple[AttentionForm, ...],
+        forms: tuple[AttentionSpec, ...],
         chunk: int,
     ) -> Tensor:
         states = student_q, student_k, target_q, target_k
@@ -112,7 +112,7 @@ def _chunk(
     gradients: list[Tensor | None],
     mask_BT: Tensor,
     queries: slice,
-    form: AttentionForm,
+    form: AttentionSpec,
 ) -> Tensor:
     """Return the divergence of one layer's queries, and put its gradients in place."""
     student_q, student_k, target_q, target_k = states

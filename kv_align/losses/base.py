@@ -1,7 +1,7 @@
-"""What every objective has in common, and what it is given to compare.
+"""What every loss has in common, and what it is given to compare.
 
-An objective gives its *parts* (masked sums), and says how the parts' means make the total loss. It says by `signal` what
-it needs of the teacher, so that the step computes that and nothing else.
+A loss gives its *components* (masked sums), and says how their means make its *terms*, which are weighted in the total. It
+says by `signal` what it needs of the teacher, so that the step computes that and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from kv_align.losses.functional import Masked
 from kv_align.losses.top_k import TopLogits, TopPredictions
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.prepare import Geometry
 
 Signal = (
@@ -25,7 +25,7 @@ Signal = (
 )
 """What is needed of the teacher; logits of the tokens that predict a scored one, elsewhere they mean nothing.
 
-No objective asks for `token_losses`: these are what the teacher itself is measured by.
+No loss asks for `token_losses`: these are what the teacher itself is measured by.
 """
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -41,7 +41,7 @@ class States:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What an objective may have to know of the two models before training.
+    """What a loss may have to know of the two models before training.
 
     Attributes
     ----------
@@ -50,10 +50,10 @@ class Pairing:
     teacher_hidden, student_hidden
         Widths of their hidden states.
     hidden_variance
-        [L_s], of the teacher's hidden states at each student layer's teacher layer, fixed; None where no objective of the
+        [L_s], of the teacher's hidden states at each student layer's teacher layer, fixed; None where no loss of the
         signal `hidden_states` is made.
     generator
-        For what the objective draws; of no other purpose.
+        For what the loss draws; of no other purpose.
     vocabulary
         Tokens that both models give logits of.
     """
@@ -80,15 +80,15 @@ class Comparison:
     student, target
         States as `conf/keys` says (before or after the rotary embedding); None where nothing is aligned.
     student_attention, target_attention
-        (q, k) as attention uses them, after the student's rotary embedding; None where the objective needs no queries.
+        (q, k) as attention uses them, after the student's rotary embedding; None where the loss needs no queries.
     key_variance, value_variance
         [L], of the teacher's raw keys and values, fixed before training and the same in all arms.
     forms
         How each student layer weighs keys.
     teacher_logits, teacher_top
-        Whole, or as a `TopLogits` asks for; None where the objective needs none.
+        Whole, or as a `TopLogits` asks for; None where the loss needs none.
     source
-        The teacher's own states, in its own heads and widths, at the student's layers and tokens; for an objective that
+        The teacher's own states, in its own heads and widths, at the student's layers and tokens; for a loss that
         compares them without an aligner.
     student_hidden, teacher_hidden
         What leaves each student layer, and the teacher's at the student's layers and tokens; as the library gives hidden
@@ -105,7 +105,7 @@ class Comparison:
     target_attention: tuple[Tensor, Tensor] | None = None
     key_variance: Tensor | None = None
     value_variance: Tensor | None = None
-    forms: tuple[AttentionForm, ...] = ()
+    forms: tuple[AttentionSpec, ...] = ()
     teacher_logits: Tensor | None = None
     teacher_top: TopPredictions | None = None
     source: States | None = None
@@ -113,7 +113,7 @@ class Comparison:
     teacher_hidden: Float[Tensor, "b l t e"] | None = None
 
 
-class Objective(ABC):
+class Loss(ABC):
     """What `conf/loss/*.yaml` names: terms beside the cross-entropy.
 
     A subclass that has a positional parameter `pairing` is given a `Pairing`.
@@ -134,7 +134,7 @@ class Objective(ABC):
     projection: nn.Module | None = None
 
     @abstractmethod
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """Masked sums by name (`key_loss`, ...)."""
 
     @abstractmethod

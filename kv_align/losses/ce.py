@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kv_align.losses.base import Comparison, Objective
+from kv_align.losses.base import Comparison, Loss
 from kv_align.losses.functional import Masked
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(Loss):
     """No term beside the cross-entropy."""
 
     signal = "none"
     counted = "scored"
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """Nothing."""
         return {}
 

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kv_align.config.options import LayerList, NonNegativeFloat
-from kv_align.losses.base import Comparison, Objective, Pairing
+from kv_align.losses.base import Comparison, Loss, Pairing
 from kv_align.losses.functional import Masked, scaled_mse
 from kv_align.losses.relations import chosen_layers
 
 
-class Hidden(Objective):
+class Hidden(Loss):
     """`lambda_hidden MSE(student hidden states @ projection + bias, teacher hidden states)`.
 
     As in TinyBERT (Jiao et al., 2020, arXiv:1909.10351): the student is projected to the teacher's width, so that the
@@ -49,7 +49,7 @@ class Hidden(Objective):
         widths = (pairing.student_hidden, pairing.teacher_hidden)
         self.projection = Projection(len(self._layers), *widths, pairing.generator)
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`hidden_loss`."""
         student, teacher = comparison.student_hidden, comparison.teacher_hidden
         assert student is not None

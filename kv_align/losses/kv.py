@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt
-from kv_align.losses.base import Comparison, Objective, scheduled
+from kv_align.losses.base import Comparison, Loss, scheduled
 from kv_align.losses.functional import Masked, cosine_distance, scaled_mse
 
 
-class KeyValue(Objective):
+class KeyValue(Loss):
     """`lambda_kv (key term + value term)`.
 
     Parameters
@@ -36,7 +36,7 @@ class KeyValue(Objective):
         self._metric = metric
         self._schedule = (lambda_kv, lambda_kv_decay, lambda_kv_warmup_steps)
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`key_loss` and `value_loss`."""
         student, target, mask = comparison.student, comparison.target, comparison.aligned
         assert student is not None

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kv_align.losses.attention_divergence import attention_divergence
-from kv_align.losses.base import Comparison, Objective, scheduled
+from kv_align.losses.base import Comparison, Loss, scheduled
 from kv_align.losses.functional import Masked, cosine_distance
 from kv_align.losses.kv import KeyValue
 
 
-class KeyValueStruct(Objective):
+class KeyValueStruct(Loss):
     """`lambda_kv kv + lambda_struct (alpha_k (1 - cos K) + alpha_v (1 - cos V) + alpha_attn tau² KL(target || student))`.
 
     Parameters
@@ -56,7 +56,7 @@ class KeyValueStruct(Objective):
         self._alphas = {"struct_key_loss": alpha_k, "struct_value_loss": alpha_v, "attention_loss": alpha_attn}
         self._temperature = temperature
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """The KV loss's parts, `struct_key_loss`, `struct_value_loss` and `attention_loss`."""
         student, target, mask = comparison.student, comparison.target, comparison.aligned
         assert student is not None
@@ -64,7 +64,7 @@ class KeyValueStruct(Objective):
         assert comparison.student_attention is not None
         assert comparison.target_attention is not None
         return {
-            **self._kv.parts(comparison),
+            **self._kv.components(comparison),
             "struct_key_loss": cosine_distance(student.k, target.k, mask),
             "struct_value_loss": cosine_distance(student.v, target.v, mask),
             "attention_loss": attention_divergence(

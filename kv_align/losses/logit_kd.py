@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from kv_align.config.options import NonNegativeFloat, PositiveFloat, PositiveInt
-from kv_align.losses.base import Comparison, Objective, Pairing, Signal
+from kv_align.losses.base import Comparison, Loss, Pairing, Signal
 from kv_align.losses.functional import Masked, logit_divergence
 from kv_align.losses.top_k import TopLogits, top_divergence
 
 
-class LogitDistillation(Objective):
+class LogitDistillation(Loss):
     """`lambda_logit tau² KL(teacher || student)` over the vocabulary, at the tokens that the cross-entropy scores.
 
     Parameters
@@ -51,7 +51,7 @@ class LogitDistillation(Objective):
             )
         self.signal = TopLogits(top_k, temperature, pairing.vocabulary)
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`logit_loss`."""
         student, scored = comparison.logits, comparison.scored
         if isinstance(self.signal, TopLogits):

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from kv_align.config.options import LayerList, NonNegativeFloat, PositiveInt
 from kv_align.losses.attention_divergence import attention_divergence
-from kv_align.losses.base import Comparison, Objective, Pairing
+from kv_align.losses.base import Comparison, Loss, Pairing
 from kv_align.losses.functional import Masked
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 
 
-class Relations(Objective):
+class Relations(Loss):
     """`lambda_relations (KL of Q-Q + KL of K-K + KL of V-V relations)` (MiniLMv2: Wang et al., 2021, arXiv:2012.15828).
 
     All heads of a layer are laid side by side and cut anew into the same number of relation heads in teacher and student;
@@ -67,7 +67,7 @@ class Relations(Objective):
         self._lambda, self._heads = lambda_relations, relation_heads
         self._layers = chosen_layers(layers, pairing.student.num_layers, [pairing.student.num_layers - 1])
 
-    def parts(self, comparison: Comparison) -> dict[str, Masked]:
+    def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`query_relation_loss`, `key_relation_loss` and `value_relation_loss`."""
         student, teacher = comparison.student, comparison.source
         assert student is not None
@@ -97,7 +97,7 @@ class Relations(Objective):
             theirs,
             theirs,
             mask,
-            forms=(AttentionForm(scaling=1.0),) * len(self._layers),
+            forms=(AttentionSpec(scaling=1.0),) * len(self._layers),
             temperature=1.0,
         )
 

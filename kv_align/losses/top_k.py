@@ -23,7 +23,7 @@ from kv_align.losses.functional import AT_ONCE, Masked, predicting
 
 @dataclass(frozen=True)
 class TopLogits:
-    """A signal: what an objective needs of the teacher's logits.
+    """A signal: what a loss needs of the teacher's logits.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reader:
+class LanguageModel:
     """A model with its tokenizer, the shapes of its attention, and what learns in its place (None: it learns itself)."""
 
     model: PreTrainedModel
@@ -48,7 +48,7 @@ class Reader:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) -> Reader:
+def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) -> LanguageModel:
     """Return the frozen teacher, in evaluation mode; on the device, or where its device map says.
 
     Raises
@@ -66,7 +66,7 @@ def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) 
         check_names(config, model)
         check_processes(config, model, processes)
     model = model.eval().requires_grad_(False)
-    return Reader(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
+    return LanguageModel(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
 
 
 def load_student(
@@ -74,7 +74,7 @@ def load_student(
     seed: int,
     device: torch.device,
     adapt: Callable[[PreTrainedModel], Adapter] | None = None,
-) -> Reader:
+) -> LanguageModel:
     """Return the student in float32: its own weights, or with `student_start=scratch` new ones drawn from the seed.
 
     Parameters
@@ -103,10 +103,12 @@ def load_student(
     if config.gradient_checkpointing:
         # Under the reentrant form, recorded keys and values would carry no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Reader(model, _tokenizer(config, "student"), prepare(model, "student"), adapter)
+    return LanguageModel(model, _tokenizer(config, "student"), prepare(model, "student"), adapter)
 
 
-def check_queries(config: ModelConfig, loss: str, teacher: Reader, student: Reader, *, attention: bool) -> None:
+def check_queries(
+    config: ModelConfig, loss: str, teacher: LanguageModel, student: LanguageModel, *, attention: bool
+) -> None:
     """Refuse a loss on queries for models that do not show them.
 
     Parameters

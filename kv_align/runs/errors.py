@@ -40,7 +40,7 @@ def first_error(error: ValidationError, section: str = "") -> ConfigError:
         return ConfigError(f"{key} is missing: add it to the configuration.")
     if location[-1:] == ["[key]"] and finding["type"] == "literal_error":
         return unknown_key(key, re.findall("'(.*?)'", finding["ctx"]["expected"]), key.rpartition(".")[0])
-    return refused(key, finding["input"], _allowed(finding))
+    return invalid_value(key, finding["input"], _allowed(finding))
 
 
 def _allowed(finding: Any) -> str:
@@ -58,7 +58,7 @@ def _allowed(finding: Any) -> str:
     return str(_WANTED.get(kind, finding["msg"]))
 
 
-def refused(key: str, value: object, allowed: str) -> ConfigError:
+def invalid_value(key: str, value: object, allowed: str) -> ConfigError:
     """Return the sentence for a value outside what is allowed."""
     shown = {True: "true", False: "false", None: "null"}.get(value, value) if isinstance(value, bool | None) else value
     return ConfigError(f"{key}={shown} is not allowed: set {key} to {allowed}.")

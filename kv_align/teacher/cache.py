@@ -44,8 +44,8 @@ from kv_align.config.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
 from kv_align.losses.base import Signal
-from kv_align.models.load import Reader, weights_digest
-from kv_align.teacher.entries import Kept, KeptStates, KeptTargets
+from kv_align.models.load import LanguageModel, weights_digest
+from kv_align.teacher.entries import CacheEntry, StateEntry, TargetEntry
 from kv_align.teacher.shards import AT_ONCE, Shards
 from kv_align.teacher.teacher import Autocast, Teacher, TeacherStates
 from kv_align.training.step import Distiller
@@ -67,7 +67,7 @@ class TeacherCache:
         Makes the context in which models run in training.
     """
 
-    def __init__(self, config: Config, reader: Reader, autocast: Autocast) -> None:
+    def __init__(self, config: Config, reader: LanguageModel, autocast: Autocast) -> None:
         self._config, self._reader, self._autocast = config, reader, autocast
 
     def states(
@@ -88,7 +88,7 @@ class TeacherCache:
         """
         if self._config.teacher_cache == "off" or signal == "none":
             return teacher
-        kept = KeptStates(teacher, split.teacher, self._reader.pad_id, signal, self._autocast)
+        kept = StateEntry(teacher, split.teacher, self._reader.pad_id, signal, self._autocast)
         return self._open(teacher, kept, signal, rounded=rounded)
 
     def training(
@@ -107,7 +107,7 @@ class TeacherCache:
         layers
             The teacher layer of each student layer.
         """
-        config, signal = self._config, distiller.objective.signal
+        config, signal = self._config, distiller.loss.signal
         if config.teacher_cache_keeps != "targets":
             return self.states(teacher, split, signal, rounded=True)
         assert distiller.aligner is not None
@@ -119,10 +119,10 @@ class TeacherCache:
         }
         # A copy: whatever wraps the distiller in training may take its parameters apart.
         aligner = copy.deepcopy(distiller.aligner)
-        kept = KeptTargets(teacher, aligner, split, signal, self._autocast, about)
+        kept = TargetEntry(teacher, aligner, split, signal, self._autocast, about)
         return self._open(teacher, kept, signal, rounded=True)
 
-    def _open(self, teacher: Teacher, kept: Kept, signal: Signal, *, rounded: bool) -> CachedTeacher:
+    def _open(self, teacher: Teacher, kept: CacheEntry, signal: Signal, *, rounded: bool) -> CachedTeacher:
         config, folder = self._config, Path(self._config.teacher_cache)
         if config.teacher_cache == "auto":
             folder = Path(os.environ.get("KV_ALIGN_TEACHER_CACHE") or Path(HF_HOME) / "kv_align" / "teacher")
@@ -157,7 +157,7 @@ class CachedTeacher:
     kept
         What of it, and how it is computed.
     signal
-        What the objective asks for.
+        What the loss asks for.
     folder
         Shared by all runs.
     key
@@ -170,7 +170,7 @@ class CachedTeacher:
 
     def __init__(
         self,
-        kept: Kept,
+        kept: CacheEntry,
         signal: Signal,
         folder: Path,
         key: dict[str, object],

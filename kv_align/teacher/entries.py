@@ -36,7 +36,7 @@ _NAMES: dict[Signal, tuple[str, ...]] = {
 }
 
 
-class Kept(ABC):
+class CacheEntry(ABC):
     """What is kept of each example.
 
     Attributes
@@ -66,7 +66,7 @@ class Kept(ABC):
         """What the tensors of a batch are to the step."""
 
 
-class KeptStates(Kept):
+class StateEntry(CacheEntry):
     """What the teacher gives, as it gives it; of logits those that predict a scored token.
 
     Parameters
@@ -76,7 +76,7 @@ class KeptStates(Kept):
     texts, pad_id
         The split as the teacher reads it, and what it is padded with.
     signal
-        What the objective asks for.
+        What the loss asks for.
     autocast
         Makes the context in which models run in training.
     """
@@ -113,7 +113,7 @@ class KeptStates(Kept):
         return TeacherStates(**states)
 
 
-class KeptTargets(Kept):
+class TargetEntry(CacheEntry):
     """What a frozen aligner makes of the teacher's states, in the student's shape.
 
     Parameters
@@ -123,7 +123,7 @@ class KeptTargets(Kept):
     split
         Unshuffled: what the teacher reads belongs to the example alone.
     signal
-        What the objective asks for.
+        What the loss asks for.
     autocast
         Makes the context in which models run in training.
     about

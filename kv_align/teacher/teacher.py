@@ -1,4 +1,4 @@
-"""The frozen teacher: it gives what the objective needs of it, and nothing else."""
+"""The frozen teacher: it gives what the loss needs of it, and nothing else."""
 
 from __future__ import annotations
 
@@ -133,5 +133,5 @@ def above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tenso
 
 Autocast = Callable[[], AbstractContextManager[None]]
 """Makes the context in which models run in training."""
-Keeper = Callable[[Teacher, Signal], StateSource]
+TeacherFor = Callable[[Teacher, Signal], StateSource]
 """Says whom to ask for what a teacher gives of one split."""

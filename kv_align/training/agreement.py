@@ -25,7 +25,7 @@ COLLAPSE_BELOW = 0.01
 
 
 @dataclass(frozen=True)
-class KindQuality:
+class KindAgreement:
     """Agreement of one kind (keys or values).
 
     Attributes
@@ -64,7 +64,7 @@ class _Sums:
 
 
 @dataclass
-class Quality:
+class Agreement:
     """Collects agreement over micro-batches."""
 
     _sums: dict[str, _Sums] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Quality:
         """Put sums over all processes in the place of this one's."""
         self._sums = {kind: _over_processes(sums, total) for kind, sums in self._sums.items()}
 
-    def result(self) -> dict[str, KindQuality]:
+    def result(self) -> dict[str, KindAgreement]:
         """By kind; empty where nothing was added."""
         return {kind: _quality(sums) for kind, sums in self._sums.items()}
 
@@ -96,7 +96,7 @@ def variance(states: Float[Tensor, "b l h t d"], mask: Bool[Tensor, "b t"]) -> F
     return (second / count - (first / count).square()).mean(dim=(1, 2))
 
 
-def collapsed(start: dict[str, list[float]], now: dict[str, KindQuality]) -> list[str]:
+def collapsed(start: dict[str, list[float]], now: dict[str, KindAgreement]) -> list[str]:
     """Name what collapsed.
 
     Parameters
@@ -116,7 +116,7 @@ def collapsed(start: dict[str, list[float]], now: dict[str, KindQuality]) -> lis
     return found
 
 
-def start_variances(quality: dict[str, KindQuality]) -> dict[str, list[float]]:
+def start_variances(quality: dict[str, KindAgreement]) -> dict[str, list[float]]:
     """What `collapsed` compares with later."""
     return {
         f"{whose}_variance_{kind}": values.tolist()
@@ -163,13 +163,13 @@ def _over_processes(sums: _Sums, total: Callable[[Tensor], Tensor]) -> _Sums:
     return _Sums(total(sums.count), total(sums.cosine), total(sums.student_norm), total(sums.target_norm), moments)
 
 
-def _quality(sums: _Sums) -> KindQuality:
+def _quality(sums: _Sums) -> KindAgreement:
     count = sums.count.clamp(min=1)
     variances = {
         whose: (second / count - (first / count).square()).mean(dim=(1, 2)).clamp(min=0)
         for whose, (first, second) in sums.moments.items()
     }
-    return KindQuality(
+    return KindAgreement(
         (sums.cosine / count).cpu(),
         (sums.student_norm / sums.target_norm.clamp(min=1e-12)).cpu(),
         variances["target"].cpu(),
@@ -177,7 +177,7 @@ def _quality(sums: _Sums) -> KindQuality:
     )
 
 
-class GradientReach:
+class AlignmentGradNorm:
     """Gradient norm from the alignment loss alone into the student, over the micro-batches of a step."""
 
     def __init__(self, student: torch.nn.Module) -> None:

@@ -27,11 +27,11 @@ from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, State, Status, append_row
 from kv_align.teacher.teacher import StateSource
 from kv_align.training import checkpoint
-from kv_align.training.agreement import Quality, collapsed, start_variances
+from kv_align.training.agreement import Agreement, collapsed, start_variances
 from kv_align.training.distributed.ddp import Parallel
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.optimizer import make_optimizer, make_schedule
-from kv_align.training.preemption import LeaveRequest
+from kv_align.training.preemption import Preemption
 from kv_align.training.step import Counts, Distiller, StepResult
 
 LOGGER = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Loop:
         self._run.rewind(done, min(done, self._num_steps - 1))
         return found is not None
 
-    def fit(self, status: Status, asked: LeaveRequest) -> tuple[State, str]:
+    def fit(self, status: Status, preemption: Preemption) -> tuple[State, str]:
         """Run the steps that are left.
 
         Parameters
@@ -172,11 +172,11 @@ class Loop:
                 done = progress.step == self._num_steps
                 if progress.step % self._config.evaluation.interval == 0 and not done:
                     self._write_evaluation()
-                leaving = self._processes.any(asked.to_leave)
+                leaving = self._processes.any(preemption.to_leave)
                 if progress.step % trainer.checkpoint_interval == 0 or done or leaving:
                     self._save()
                 if leaving and not done:
-                    who = asked.name or "another process"
+                    who = preemption.name or "another process"
                     return "interrupted", f"asked to leave by {who} at step {progress.step}; run it again to go on"
         return "running", ""
 
@@ -191,15 +191,15 @@ class Loop:
         step, trainer = self.progress.step, self._config.trainer
         self._wrapped.train()
         counts = Counts.of(step_batches)
-        weights = self._distiller.objective.weights(step, self._num_steps)
+        weights = self._distiller.loss.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
-        quality, shares, reach = Quality(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
+        quality, shares, reach = Agreement(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
         for place, batch in enumerate(step_batches):
             here = self._processes.rows(batch).to(self._accelerator.device)
             last = place == len(step_batches) - 1
-            with nullcontext() if last else self._parallel.apart(self._wrapped):
+            with nullcontext() if last else self._parallel.no_sync(self._wrapped):
                 with self._accelerator.autocast():
-                    states = self._teacher.read(here, self._distiller.objective.signal)
+                    states = self._teacher.read(here, self._distiller.loss.signal)
                     result: StepResult = self._wrapped(here, states, counts, weights, phase)
                 if logged and self._distiller.compares_states:
                     quality.add(result.comparison)
@@ -234,11 +234,11 @@ class Loop:
     def _clip(self, limit: float) -> dict[str, float]:
         """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
         norms = {"grad_norm": self._parallel.clip(self._distiller.student.parameters(), limit)}
-        if self._distiller.helper is not None:
-            norms["aligner_grad_norm"] = self._parallel.clip(self._distiller.helper.parameters(), limit)
+        if self._distiller.trainable_projection is not None:
+            norms["aligner_grad_norm"] = self._parallel.clip(self._distiller.trainable_projection.parameters(), limit)
         return norms
 
-    def _watch(self, quality: Quality, reach: float, expected: bool, row: dict[str, Any]) -> None:
+    def _watch(self, quality: Agreement, reach: float, expected: bool, row: dict[str, Any]) -> None:
         """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
         found = quality.result()
         for kind, each in found.items():

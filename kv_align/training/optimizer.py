@@ -15,7 +15,7 @@ from kv_align.training.step import Distiller
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms and elastic factors no decay."""
     groups = []
-    for module, rate in ((distiller.student, trainer.lr), (distiller.helper, trainer.aligner_lr)):
+    for module, rate in ((distiller.student, trainer.lr), (distiller.trainable_projection, trainer.aligner_lr)):
         if module is None or rate is None:  # nothing is aligned, or the aligner is frozen
             continue
         named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]

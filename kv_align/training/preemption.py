@@ -7,18 +7,18 @@ import threading
 from typing import Any
 
 
-class Left(Exception):  # noqa: N818 - no error: the run goes on another time
+class Preempted(Exception):  # noqa: N818 - no error: the run goes on another time
     """Raised between two stages of a run that was asked to leave."""
 
 
-class LeaveRequest:
+class Preemption:
     """Notes SIGTERM and SIGUSR2 instead of dying of them, so that a run can leave between two steps or stages."""
 
     def __init__(self) -> None:
         self.to_leave, self.name = False, ""
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> LeaveRequest:
+    def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR2)}
         return self
@@ -28,9 +28,9 @@ class LeaveRequest:
             signal.signal(number, handler)
 
     def leave_if_asked(self) -> None:
-        """Raise `Left` if a signal has come."""
+        """Raise `Preempted` if a signal has come."""
         if self.to_leave:
-            raise Left(f"asked to leave by {self.name}; run it again to go on")
+            raise Preempted(f"asked to leave by {self.name}; run it again to go on")
 
     def pass_on(self) -> None:
         """Hand a SIGUSR2 to its former handler: submitit puts the job of a plain Hydra sweep back in line."""

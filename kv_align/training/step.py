@@ -1,6 +1,6 @@
 """The one training step: a batch in, the loss and its parts out; the same lines for every arm.
 
-`Distiller` is the one module that learns (student, aligner, and what the objective learns itself), with one `forward`, so
+`Distiller` is the one module that learns (student, aligner, and what the loss learns itself), with one `forward`, so
 that whatever wraps it sees every use of its parameters. The other side is `kv_align.teacher.teacher`.
 """
 
@@ -18,7 +18,7 @@ from kv_align.align.aligner import Aligner
 from kv_align.align.correspondence import Placement
 from kv_align.align.schedule import Phase
 from kv_align.data.batch import Batch
-from kv_align.losses.base import Comparison, Objective, States
+from kv_align.losses.base import Comparison, Loss, States
 from kv_align.losses.functional import Masked, causal_cross_entropy
 from kv_align.models.capture.prepare import Layer, Recorder, record
 from kv_align.teacher.teacher import Teacher, TeacherStates, above
@@ -70,14 +70,14 @@ class Distiller(nn.Module):
         Prepared by `kv_align.models.capture.prepare.prepare`.
     aligner
         None where nothing is aligned.
-    objective
+    loss
         The terms beside the cross-entropy.
     rotated
         Whether keys are compared after the rotary embedding.
     key_variance, value_variance
         [L], fixed; ones where nothing is aligned.
     placement
-        For an objective that compares the teacher's own states, without an aligner; None for the others.
+        For a loss that compares the teacher's own states, without an aligner; None for the others.
     """
 
     key_variance: Tensor
@@ -87,7 +87,7 @@ class Distiller(nn.Module):
         self,
         student: PreTrainedModel,
         aligner: Aligner | None,
-        objective: Objective,
+        loss: Loss,
         *,
         rotated: bool,
         key_variance: Tensor,
@@ -95,8 +95,8 @@ class Distiller(nn.Module):
         placement: Placement | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.aligner, self.objective = student, aligner, objective
-        self.placement, self.projection = placement, objective.projection
+        self.student, self.aligner, self.loss = student, aligner, loss
+        self.placement, self.projection = placement, loss.projection
         self._rotated = rotated
         self.register_buffer("key_variance", key_variance)
         self.register_buffer("value_variance", value_variance)
@@ -107,8 +107,8 @@ class Distiller(nn.Module):
         return self.aligner is not None or self.placement is not None
 
     @property
-    def helper(self) -> nn.Module | None:
-        """What learns beside the student, with a rate and a norm of its own: the aligner, or the objective's projection."""
+    def trainable_projection(self) -> nn.Module | None:
+        """What learns beside the student, with a rate and a norm of its own: the aligner, or the loss's projection."""
         return self.projection if self.aligner is None else self.aligner
 
     def forward(
@@ -129,12 +129,12 @@ class Distiller(nn.Module):
         """
         comparison = self.compare(batch, teacher, phase)
         task = causal_cross_entropy(comparison.logits, comparison.ids, comparison.scored)
-        parts = {name: self._share(part, counts) for name, part in self.objective.parts(comparison).items()}
-        terms = self.objective.terms(parts)
+        components = {name: self._share(part, counts) for name, part in self.loss.components(comparison).items()}
+        terms = self.loss.terms(components)
         task_loss = task.total / max(1, counts.scored)
         alignment = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros_like(task_loss))
         total = task_loss + alignment
-        losses = {"task_loss": task_loss, **parts, **terms, "total_loss": total}
+        losses = {"task_loss": task_loss, **components, **terms, "total_loss": total}
         return StepResult(total, alignment, {name: loss.detach() for name, loss in losses.items()}, comparison)
 
     def compare(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> Comparison:
@@ -200,7 +200,7 @@ class Distiller(nn.Module):
             return States(*self.aligner(teacher.k, teacher.v, teacher.q, *segments, batch.same_time, batch.places))
 
     def _share(self, part: Masked, counts: Counts) -> Tensor:
-        return part.total / max(1, counts.scored if self.objective.counted == "scored" else counts.aligned)
+        return part.total / max(1, counts.scored if self.loss.counted == "scored" else counts.aligned)
 
 
 def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> States:

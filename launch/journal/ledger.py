@@ -16,7 +16,7 @@ class Submission:
     """One call of the scheduler: `batches[i]` are the ids of the runs that its element i does one after the other.
 
     `job` is the scheduler's id, None while that is not known; a single batch is no array, so it has no index. `after` is the
-    submission whose runs must have succeeded first. `refused` where the scheduler said that it takes none of it.
+    submission whose runs must have succeeded first. `invalid_value` where the scheduler said that it takes none of it.
     """
 
     uid: str

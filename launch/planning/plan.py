@@ -16,7 +16,7 @@ from typing import Any
 from kv_align.config.compose import compose_config, expand_sweep
 from kv_align.config.config import Config, content_hash
 from kv_align.config.schema import validate
-from kv_align.runs.errors import ConfigError, refused
+from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.provenance import git_state, package_versions
 from kv_align.runs.sweep_dir import Plan, PlannedRun
@@ -230,7 +230,7 @@ def _runs(cells: Iterable[Cell], seeds: Sequence[int]) -> tuple[list[PlannedRun]
 def _criteria_gap(criteria: dict[str, Any], arms: dict[str, Any], cells: list[Cell]) -> str:
     primary = criteria.get("primary")
     if not isinstance(primary, dict):
-        raise refused("criteria", criteria.get("name"), "criteria with a primary comparison")
+        raise invalid_value("criteria", criteria.get("name"), "criteria with a primary comparison")
     wanted = {primary.get("arm"), primary.get("baseline")}
     absent = sorted(str(arm) for arm in wanted if arm not in arms)
     if primary.get("loss") not in {cell.group for cell in cells}:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from kv_align.config.schema import Section, validate
-from kv_align.runs.errors import ConfigError, refused, unknown_key
+from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 from launch.cluster import PER_ARM, read_choice
 
 
@@ -66,16 +66,16 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
             )
         raw[key] = value
     if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", raw["name"]):
-        raise refused("sweep.name", raw.get("name"), "a plain name of letters, digits, - and _, such as demo")
+        raise invalid_value("sweep.name", raw.get("name"), "a plain name of letters, digits, - and _, such as demo")
     raw["seeds"] = seeds_of(raw.get("seeds"))
     sweep = validate(Sweep, raw)
     if sweep.baseline not in sweep.arms:
-        raise refused("baseline", sweep.baseline, f"one of the arms: {', '.join(sweep.arms)}")
+        raise invalid_value("baseline", sweep.baseline, f"one of the arms: {', '.join(sweep.arms)}")
     twice = set(sweep.arms) & set(sweep.controls)
     if twice:
-        raise refused("controls", sorted(twice)[0], "names that are not arms too")
+        raise invalid_value("controls", sorted(twice)[0], "names that are not arms too")
     if not sweep.losses:
-        raise refused("losses", "[]", "a list of at least one loss")
+        raise invalid_value("losses", "[]", "a list of at least one loss")
     for label, arm in {**sweep.arms, **sweep.controls}.items():
         for key in arm.resources:
             if key not in PER_ARM:
@@ -98,5 +98,5 @@ def seeds_of(seeds: object) -> list[int]:
         or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed)
         or len(set(listed)) < len(listed)
     ):
-        raise refused("seeds", seeds, "a count of at least 1, or a list of different whole numbers from 0")
+        raise invalid_value("seeds", seeds, "a count of at least 1, or a list of different whole numbers from 0")
     return listed

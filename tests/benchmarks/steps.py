@@ -23,11 +23,11 @@ from kv_align.align.schedule import Phase
 from kv_align.config.compose import compose_config
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
-from kv_align.experiment.build import make_aligner, make_objective
+from kv_align.experiment.build import make_aligner, make_loss
 from kv_align.losses.base import Pairing
 from kv_align.models.capture.prepare import prepare, record
 from kv_align.teacher.cache import CachedTeacher
-from kv_align.teacher.entries import KeptStates
+from kv_align.teacher.entries import StateEntry
 from kv_align.teacher.teacher import Teacher
 from kv_align.training.step import Counts, Distiller
 
@@ -51,7 +51,7 @@ class Models:
         self.device, self.autocast = device, autocast_on(device)
 
     def pairing(self) -> Pairing:
-        """Of an objective that compares logits."""
+        """Of a loss that compares logits."""
         configs = [each.config for each in (self.teacher, self.student)]
         widths = (each.hidden_size for each in configs)
         vocabulary = min(each.vocab_size for each in configs)
@@ -63,21 +63,21 @@ class Arm:
 
     def __init__(self, models: Models, *choices: str) -> None:
         config = compose_config(list(choices))[0]
-        objective = make_objective(config, models.pairing)
-        queries = objective.signal == "keys_values_queries"
+        loss = make_loss(config, models.pairing)
+        queries = loss.signal == "keys_values_queries"
         aligner = make_aligner(config, *models.geometries, queries=queries)
         self.teacher: Teacher | CachedTeacher = Teacher(models.teacher, models.layers, rotated=False)
         ones = torch.ones(models.geometries[1].num_layers)
-        distiller = Distiller(models.student, aligner, objective, rotated=False, key_variance=ones, value_variance=ones)
+        distiller = Distiller(models.student, aligner, loss, rotated=False, key_variance=ones, value_variance=ones)
         self._distiller, self._autocast = distiller.to(models.device), models.autocast
-        self._signal, self._weights = objective.signal, objective.weights(0, 1)
+        self._signal, self._weights = loss.signal, loss.weights(0, 1)
         self._optimizer = torch.optim.AdamW(distiller.parameters(), lr=_RATE)
 
     def read_from_cache(self, texts: list[Encoded], folder: Path) -> None:
         """Write the teacher's states of these texts, and read them from now on."""
         assert isinstance(self.teacher, Teacher)
         key: dict[str, object] = {"layers": self.teacher.layers}
-        kept = KeptStates(self.teacher, texts, 0, self._signal, self._autocast)
+        kept = StateEntry(self.teacher, texts, 0, self._signal, self._autocast)
         self.teacher = CachedTeacher(kept, self._signal, folder, key, torch.bfloat16)
         self.teacher.fill(range(len(texts)))
 

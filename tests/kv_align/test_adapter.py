@@ -23,7 +23,7 @@ from kv_align.config.schema import validate
 from kv_align.experiment.build import make_adapter
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import prepare, record
-from kv_align.models.load import Reader, load_student, weights_digest
+from kv_align.models.load import LanguageModel, load_student, weights_digest
 from kv_align.models.lora import Lora
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
@@ -36,17 +36,17 @@ OPTIONS: dict[str, Any] = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modu
 IDS = torch.arange(1, 25).reshape(2, 12)
 
 
-def student(*overrides: str) -> Reader:
+def student(*overrides: str) -> LanguageModel:
     config = short_config(*LORA, *overrides)
     return load_student(config.model, config.seed, CPU, make_adapter(config))
 
 
-def plain() -> Reader:
+def plain() -> LanguageModel:
     config = short_config(*LORA)
     return load_student(config.model, config.seed, CPU)
 
 
-def moved(reader: Reader) -> Reader:
+def moved(reader: LanguageModel) -> LanguageModel:
     """The same, as if it had learned: without it B is zero."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in reader.model.named_parameters():

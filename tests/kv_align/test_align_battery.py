@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.flat import FlatMap, flatten_heads, unflatten_heads
-from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.init.fixed import random, uniform
 from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.structured import StructuredMap, orthogonal
@@ -48,7 +48,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["narrower", "wider",
 
 
 def make_map(kind: type[HeadMap], options: dict, shape: MapShape, *, seed: int = 0, init=uniform) -> HeadMap:
-    start = MapStart(init, map_generator(seed, "mix"), map_generator(seed, "width"), "key", {"key": shape})
+    start = MapInit(init, map_generator(seed, "mix"), map_generator(seed, "width"), "key", {"key": shape})
     return kind(shape, start, **options)
 
 

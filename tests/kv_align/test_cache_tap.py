@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.cache_tap import CacheTap
 from kv_align.models.capture.prepare import prepare, record
 from kv_align.models.capture.rotary import rotary_table
@@ -43,7 +43,7 @@ def test_what_keys_are_multiplied_with_are_the_queries(multiply):
     q, k, v = (draw(2, 3, 5, 4, seed=seed).requires_grad_() for seed in range(3))
     expected = multiply(q, k, v)
     with record() as recorder:
-        seen_k, seen_v = CacheTap(recorder, Numbered(), AttentionForm(0.5)).update(k * 1, v)
+        seen_k, seen_v = CacheTap(recorder, Numbered(), AttentionSpec(0.5)).update(k * 1, v)
         assert recorder.layers == {}
         found = multiply(q, seen_k, seen_v)
     assert type(found) is Tensor
@@ -53,7 +53,7 @@ def test_what_keys_are_multiplied_with_are_the_queries(multiply):
     assert torch.equal(layer.q, q)
     assert torch.equal(layer.k, k)
     assert layer.v is v
-    assert layer.form == AttentionForm(0.5)
+    assert layer.form == AttentionSpec(0.5)
     gradients = (torch.autograd.grad(each.sum(), (q, k), retain_graph=True) for each in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.equal(ours, theirs)

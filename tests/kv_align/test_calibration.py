@@ -13,7 +13,7 @@ from kv_align.experiment.build import make_distiller, make_source
 from kv_align.experiment.calibration import Calibrator
 from kv_align.losses.base import Signal
 from kv_align.models.capture.prepare import record
-from kv_align.models.load import Reader, load_student, load_teacher
+from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.teacher.teacher import Teacher
 from tests.short_runs import short_config
 
@@ -21,14 +21,16 @@ CPU = torch.device("cpu")
 WARP = SegmentWarp(smoothness=0.0, ratios={})
 
 
-def parts(*overrides: str) -> tuple[Config, Reader, Reader, PreparedSplit]:
+def components(*overrides: str) -> tuple[Config, LanguageModel, LanguageModel, PreparedSplit]:
     config = short_config("model.student_start=pretrained", "evaluation.calibration_examples=5", *overrides)
     teacher, student = load_teacher(config.model, CPU), load_student(config.model, config.seed, CPU)
     train = prepare_split(make_source(config), "train", config.data, student, teacher, shuffle=False)
     return config, teacher, student, train
 
 
-def calibrator(config: Config, teacher: Reader, student: Reader, train: PreparedSplit, size: int) -> Calibrator:
+def calibrator(
+    config: Config, teacher: LanguageModel, student: LanguageModel, train: PreparedSplit, size: int
+) -> Calibrator:
     evaluation = config.evaluation.model_copy(update={"batch_size": size})
     return Calibrator(evaluation, teacher, student, train, rotated=False, autocast=nullcontext, kept=itself)
 
@@ -38,7 +40,7 @@ def itself(teacher: Teacher, signal: Signal) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def pretrained() -> tuple[Config, Reader, Reader, PreparedSplit]:
+def pretrained() -> tuple[Config, LanguageModel, LanguageModel, PreparedSplit]:
     return parts()
 
 

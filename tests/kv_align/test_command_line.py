@@ -209,7 +209,7 @@ def test_cfg_job_shows_what_would_be_run(tmp_path: Path, trap: Path) -> None:
 MEAN_OF_HEADS = '''
 from torch import Tensor, nn
 
-from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.head_map import HeadMap, MapShape, MapInit
 from kv_align.config.options import PositiveFloat
 
 
@@ -218,7 +218,7 @@ class MeanOfHeads(HeadMap):
 
     uses_init = False
 
-    def __init__(self, shape: MapShape, start: MapStart, *, scale: PositiveFloat) -> None:
+    def __init__(self, shape: MapShape, start: MapInit, *, scale: PositiveFloat) -> None:
         super().__init__()
         self._heads, self._scale = shape.student_heads, scale
         self.width = nn.Linear(shape.teacher_width, shape.student_width)

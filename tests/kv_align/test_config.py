@@ -30,7 +30,7 @@ from kv_align.config.config import (
     content_hash,
 )
 from kv_align.config.options import options_of
-from kv_align.config.resolve import effective
+from kv_align.config.resolve import resolve
 from kv_align.config.schema import Choice, config_directory, validate
 from kv_align.runs.errors import ConfigError
 
@@ -240,15 +240,15 @@ def test_the_full_trainer_has_the_defaults_of_the_full_experiment() -> None:
 
 
 def hash_of(*overrides: str) -> str:
-    return content_hash(effective(composed(*overrides))[0])
+    return content_hash(resolve(composed(*overrides))[0])
 
 
 def test_a_hash_is_a_sha256_that_another_process_would_give_too() -> None:
-    config, _ = effective(composed())
+    config, _ = resolve(composed())
     reordered = {key: composed()[key] for key in reversed(composed())}
     assert len(content_hash(config)) == 64
     assert int(content_hash(config), 16) >= 0
-    assert content_hash(effective(reordered)[0]) == content_hash(config)
+    assert content_hash(resolve(reordered)[0]) == content_hash(config)
 
 
 @pytest.mark.parametrize(
@@ -296,19 +296,19 @@ def test_two_spellings_of_a_folder_have_one_hash(tmp_path: Path, monkeypatch: py
         (tmp_path / file).touch()
     raw = composed("data=gsm8k")
     raw["data"]["path"] = str(tmp_path)
-    whole, _ = effective(copy.deepcopy(raw))
+    whole, _ = resolve(copy.deepcopy(raw))
     monkeypatch.chdir(tmp_path.parent)
     raw["data"]["path"] = f"./{tmp_path.name}/../{tmp_path.name}"
-    spelled, _ = effective(raw)
+    spelled, _ = resolve(raw)
     assert content_hash(spelled) == content_hash(whole)
     assert spelled.data.options["path"] == str(tmp_path.resolve())
 
 
 @pytest.mark.parametrize("overrides", [(), ("loss=ce",), ("aligner=flat",), ("loss=kv+struct", "align.fit=alternate")])
 def test_a_frozen_configuration_is_the_same_run_again(overrides: tuple[str, ...]) -> None:
-    config, _ = effective(composed(*overrides))
+    config, _ = resolve(composed(*overrides))
     frozen = yaml.safe_load(yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
-    again, notes = effective(frozen)
+    again, notes = resolve(frozen)
     assert again == config
     assert content_hash(again) == content_hash(config)
     assert notes == []
@@ -476,7 +476,7 @@ def test_a_plan_from_before_runs_were_sharded_is_read_as_it_was_meant() -> None:
 
 
 def test_a_configuration_is_frozen() -> None:
-    config, _ = effective(composed())
+    config, _ = resolve(composed())
     sections: list[tuple[BaseModel, str]] = [
         (config, "seed"),
         (config.model, "teacher"),
@@ -494,7 +494,7 @@ def test_a_configuration_is_frozen() -> None:
 
 
 def test_options_are_handed_out_as_a_copy() -> None:
-    config, _ = effective(composed())
+    config, _ = resolve(composed())
     config.aligner.options["elastic"] = True
     assert config.aligner.options == {"share_dim_proj": True, "share_layers": False, "elastic": False}
 
@@ -584,7 +584,7 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 def test_a_run_is_named_after_its_choices_its_seed_and_its_hash() -> None:
-    config, _ = effective(composed("loss=kv+struct"))
+    config, _ = resolve(composed("loss=kv+struct"))
     assert default_run_name(config) == f"structured-uniform-kv+struct-seed0-{content_hash(config)[:8]}"
 
 
@@ -602,4 +602,4 @@ def test_a_run_is_named_after_its_choices_its_seed_and_its_hash() -> None:
     ],
 )
 def test_an_arm_is_named_as_declared_or_after_what_tells_it_from_others(overrides: tuple[str, ...], name: str) -> None:
-    assert arm_name(effective(composed(*overrides))[0]) == name
+    assert arm_name(resolve(composed(*overrides))[0]) == name

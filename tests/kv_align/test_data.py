@@ -28,7 +28,7 @@ from kv_align.data.prepared import prepare_split, same_tokenizer
 from kv_align.data.text import PlainText
 from kv_align.evaluation.exact_match import parse_answer
 from kv_align.models.capture.prepare import prepare
-from kv_align.models.load import Reader
+from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
 from tests.tiny import make_llama
 
@@ -511,9 +511,9 @@ class Given(DataSource):
         return self._given
 
 
-def reader_with(tokenizer: PreTrainedTokenizerFast) -> Reader:
+def reader_with(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
     model = make_llama(vocab_size=len(tokenizer))
-    return Reader(model, tokenizer, prepare(model, "student"))
+    return LanguageModel(model, tokenizer, prepare(model, "student"))
 
 
 def read_as(rationale: str, *, max_length: int = 256) -> DataConfig:

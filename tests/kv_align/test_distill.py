@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from kv_align.align.aligner import Aligner, map_generator
 from kv_align.align.correspondence import Placement
 from kv_align.align.flat import FlatMap
-from kv_align.align.head_map import HeadMap, MapShape, MapStart
+from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.init.fixed import uniform
 from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.schedule import Phase, phase_at
@@ -21,16 +21,16 @@ from kv_align.config.config import AlignConfig, ModelConfig
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
-from kv_align.losses.base import Objective, Pairing
+from kv_align.losses.base import Loss, Pairing
 from kv_align.losses.ce import CrossEntropy
 from kv_align.losses.hidden import Hidden
 from kv_align.losses.kv import KeyValue
 from kv_align.losses.kv_struct import KeyValueStruct
 from kv_align.losses.logit_kd import LogitDistillation
 from kv_align.losses.relations import Relations
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.prepare import Geometry, prepare, record
-from kv_align.models.load import Reader, load_teacher
+from kv_align.models.load import LanguageModel, load_teacher
 from kv_align.teacher.teacher import Teacher, TeacherStates
 from kv_align.training.step import Counts, Distiller, StepResult
 from tests.tiny import make_llama
@@ -54,7 +54,7 @@ def pairing() -> Pairing:
     return Pairing(*shapes, 40, 32, torch.tensor([0.5, 1.0, 2.0]), torch.Generator().manual_seed(0), 64)
 
 
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, Loss] = {
     "ce": CrossEntropy(),
     "logit_kd": LogitDistillation(pairing(), lambda_logit=0.5, temperature=2.0),
     "logit_kd-top": LogitDistillation(pairing(), lambda_logit=0.5, temperature=2.0, top_k=5),
@@ -69,7 +69,7 @@ MAPS = {
 }
 GEOMETRY_FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "head_dim")
 NAMES = [*OBJECTIVES, "hidden"]
-every_objective = pytest.mark.parametrize("name", NAMES)
+every_loss = pytest.mark.parametrize("name", NAMES)
 every_map = pytest.mark.parametrize("kind", MAPS)
 
 
@@ -93,9 +93,9 @@ class Rig:
     layers: list[int]
 
     def step(self, batch: Batch, counts: Counts | None = None, phase: Phase = JOINT) -> StepResult:
-        objective = self.distiller.objective
-        states = self.teacher.read(batch, objective.signal)
-        return self.distiller(batch, states, counts or Counts.of([batch]), objective.weights(0, 1), phase)
+        loss = self.distiller.loss
+        states = self.teacher.read(batch, loss.signal)
+        return self.distiller(batch, states, counts or Counts.of([batch]), loss.weights(0, 1), phase)
 
     def gradients(self, batches: Sequence[Batch], phase: Phase = JOINT) -> dict[str, Tensor]:
         """Of the whole optimizer step's total, by parameter; zeros where there is none."""
@@ -119,18 +119,18 @@ def make_rig(
 ) -> Rig:
     teacher, student = teacher or make_teacher(), student or make_student()
     # It learns a projection: each rig has its own.
-    objective = Hidden(pairing(), lambda_hidden=0.5, layers=None) if name == "hidden" else OBJECTIVES[name]
+    loss = Hidden(pairing(), lambda_hidden=0.5, layers=None) if name == "hidden" else OBJECTIVES[name]
     t, s = (Geometry(*(getattr(model.config, field) for field in GEOMETRY_FIELDS)) for model in (teacher, student))
     layers = proportional(t.num_layers, s.num_layers, 0)
     aligner, placement = None, None
-    if objective.signal in ("relations", "hidden_states"):
+    if loss.signal in ("relations", "hidden_states"):
         placement = Placement([0, 1, 2], SegmentWarp(smoothness=0.0, ratios={}))
-    if str(objective.signal).startswith("keys_values"):
+    if str(loss.signal).startswith("keys_values"):
         places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
 
         def make_map(what: str, heads_in: int, heads_out: int) -> HeadMap:
             shape = MapShape(s.num_layers, heads_in, t.key_width, heads_out, s.key_width)
-            start = MapStart(uniform, map_generator(0, f"{what} mix"), map_generator(0, f"{what} width"))
+            start = MapInit(uniform, map_generator(0, f"{what} mix"), map_generator(0, f"{what} width"))
             map_class, options = MAPS[kind]
             return map_class(shape, start, **options)
 
@@ -139,15 +139,13 @@ def make_rig(
             SegmentWarp(smoothness=0.0, ratios={}),
             make_map("key", t.num_key_value_heads, s.num_key_value_heads),
             make_map("value", t.num_key_value_heads, s.num_key_value_heads),
-            make_map("query", t.num_query_heads, s.num_query_heads)
-            if objective.signal == "keys_values_queries"
-            else None,
+            make_map("query", t.num_query_heads, s.num_query_heads) if loss.signal == "keys_values_queries" else None,
         )
     variances = torch.linspace(0.5, 2.0, s.num_layers), torch.linspace(1.0, 3.0, s.num_layers)
     distiller = Distiller(
         student,
         aligner,
-        objective,
+        loss,
         rotated=rotated,
         key_variance=variances[0],
         value_variance=variances[1],
@@ -275,11 +273,11 @@ def test_phases_by_hand():
     assert phase_at(3, None) == JOINT
 
 
-@every_objective
+@every_loss
 def test_the_teacher_gets_no_gradient(name):
     teacher = make_teacher().requires_grad_(True)  # even if somebody forgot to freeze it
     rig = make_rig(name, teacher=teacher)
-    states = rig.teacher.read(BATCH, rig.distiller.objective.signal)
+    states = rig.teacher.read(BATCH, rig.distiller.loss.signal)
     assert not any(each.requires_grad for each in (states.k, states.v, states.q, states.logits) if each is not None)
     rig.gradients([BATCH])
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -287,7 +285,7 @@ def test_the_teacher_gets_no_gradient(name):
 
 
 @pytest.fixture(scope="module")
-def embedded() -> Reader:
+def embedded() -> LanguageModel:
     """The teacher that comes with the package."""
     config = ModelConfig(
         name="embedded",
@@ -317,7 +315,7 @@ def calls_of(model: PreTrainedModel) -> list[str]:
     return calls
 
 
-@every_objective
+@every_loss
 def test_of_the_teacher_only_what_the_objective_needs_is_computed(name):
     teacher = make_teacher()
     rig = make_rig(name, teacher=teacher)
@@ -350,7 +348,7 @@ def test_of_the_teacher_only_what_the_objective_needs_is_computed(name):
 @pytest.mark.parametrize("name", ["kv", "kv-cosine"])
 def test_kv_asks_for_no_queries(name):
     rig = make_rig(name)
-    states = rig.teacher.read(BATCH, rig.distiller.objective.signal)
+    states = rig.teacher.read(BATCH, rig.distiller.loss.signal)
     assert states.q is None
     assert states.logits is None
     comparison = rig.step(BATCH).comparison
@@ -422,7 +420,7 @@ def test_what_is_compared_is_recorded_and_projected_as_keys_says(kind, rotated):
         for layer in range(3):
             turned = expected[:, layer] if rotated else rotation.rotate(expected[:, layer])
             assert torch.equal(found[:, layer], turned)
-    assert comparison.forms == (AttentionForm(scaling=12**-0.5),) * 3
+    assert comparison.forms == (AttentionSpec(scaling=12**-0.5),) * 3
 
 
 def test_the_compared_attention_is_the_one_the_student_computes():
@@ -545,7 +543,7 @@ def test_gradients_of_a_checkpointed_student_are_those_of_a_plain_one(name):
 
 
 @every_map
-@every_objective
+@every_loss
 def test_a_teacher_in_bfloat16_beside_a_student_in_float32(name, kind):
     exact = make_rig(name, kind=kind).step(BATCH)
     rough = make_rig(name, kind=kind, teacher=make_teacher().bfloat16()).step(BATCH)
@@ -570,7 +568,7 @@ def test_a_student_without_rotary_embedding():
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
 
 
-@every_objective
+@every_loss
 def test_padding_does_not_reach_the_loss(name):
     rig = make_rig(name)
     ids = torch.where(BATCH.student.mask, BATCH.student.ids, 33)
@@ -590,5 +588,8 @@ def test_a_batch_without_any_target_still_gives_a_gradient(name):
     assert result.alignment.item() == 0
     gradients = rig.gradients([batch])
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    helper = rig.distiller.helper
-    assert all(parameter.grad is not None for parameter in (() if helper is None else helper.parameters()))
+    trainable_projection = rig.distiller.trainable_projection
+    assert all(
+        parameter.grad is not None
+        for parameter in (() if trainable_projection is None else trainable_projection.parameters())
+    )

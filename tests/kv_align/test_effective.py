@@ -14,7 +14,7 @@ import pytest
 
 from kv_align.config.compose import compose_raw
 from kv_align.config.model_card import EMBEDDED, model_card
-from kv_align.config.resolve import effective
+from kv_align.config.resolve import resolve
 from kv_align.config.signals import signal_of, uses_keys_values
 from kv_align.runs.errors import ConfigError
 
@@ -39,7 +39,7 @@ def composed(*overrides: str, **changes: Any) -> dict[str, Any]:
 def sentence_of(raw: dict[str, Any]) -> str:
     """The sentence that a configuration is refused with."""
     with pytest.raises(ConfigError) as refused:
-        effective(raw)
+        resolve(raw)
     sentence = str(refused.value)
     assert "\n" not in sentence
     assert sentence.endswith(".")
@@ -206,7 +206,7 @@ def test_the_last_allowed_value_on_the_right_side_of_each_bound_is_allowed(
     overrides: tuple[str, ...], changes: dict[str, Any]
 ) -> None:
     raw = composed(*overrides, **changes)
-    config, _ = effective(copy.deepcopy(raw))
+    config, _ = resolve(copy.deepcopy(raw))
     without_effect = {} if raw["trainer"]["max_steps"] is None else {"epochs": None}
     if config.align is None:
         without_effect["aligner_lr"] = None
@@ -227,7 +227,7 @@ def test_a_trainer_option_without_effect_is_taken_out(
 ) -> None:
     raw = composed(*overrides, **changes)
     assert raw["trainer"][idle] is not None
-    assert effective(raw)[0].trainer.model_dump()[idle] is None
+    assert resolve(raw)[0].trainer.model_dump()[idle] is None
 
 
 def test_an_aligner_that_learns_needs_a_rate() -> None:
@@ -240,7 +240,7 @@ def test_an_aligner_that_learns_needs_a_rate() -> None:
 def test_a_tracker_is_allowed_exactly_where_its_package_is_installed(package: str) -> None:
     raw = composed(trainer__tracker=package)
     if importlib.util.find_spec(package) is not None:
-        assert effective(raw)[0].trainer.tracker == package
+        assert resolve(raw)[0].trainer.tracker == package
         return
     assert sentence_of(raw) == (
         f"trainer.tracker={package} is not allowed: the package {package} is not installed; "
@@ -269,7 +269,7 @@ def test_a_folder_without_a_model_is_refused_although_it_could_be_a_name_on_the_
 
 
 def test_a_name_on_the_hub_is_left_for_the_loader() -> None:
-    config, _ = effective(composed(model__teacher="Qwen/Qwen2.5-1.5B"))
+    config, _ = resolve(composed(model__teacher="Qwen/Qwen2.5-1.5B"))
     assert config.model.teacher == "Qwen/Qwen2.5-1.5B"
 
 
@@ -278,7 +278,7 @@ def test_a_model_without_weights_is_refused_where_its_weights_are_needed(write_m
     advice = "that folder holds no safetensors weights; save the model with save_pretrained and name its folder."
     assert sentence_of(pair(empty, whole)) == f"model.teacher={empty} is not allowed: {advice}"
     assert sentence_of(pair(whole, empty, start="pretrained")) == f"model.student={empty} is not allowed: {advice}"
-    assert effective(pair(whole, empty, start="scratch"))[0].model.student == empty
+    assert resolve(pair(whole, empty, start="scratch"))[0].model.student == empty
 
 
 def test_a_model_whose_config_is_broken_is_refused(write_model: WriteModel) -> None:
@@ -321,8 +321,8 @@ def test_more_student_layers_than_the_last_layers_can_serve_are_refused(write_mo
     assert sentence_of(pair(teacher, student, "layer_map=last")) == (
         "layer_map=last is not allowed: the student has 3 layers and the teacher only 2; use layer_map=proportional."
     )
-    assert effective(pair(teacher, student))[0].layer_map is not None
-    assert effective(pair(student, teacher, "layer_map=last"))[0].layer_map is not None
+    assert resolve(pair(teacher, student))[0].layer_map is not None
+    assert resolve(pair(student, teacher, "layer_map=last"))[0].layer_map is not None
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_a_list_of_layers_that_does_not_fit_the_pair_is_refused(
 def test_a_model_whose_file_does_not_say_its_depth_is_left_for_the_loader(
     write_model: WriteModel, layer_map: str
 ) -> None:
-    config, _ = effective(pair(write_model(layers=None), write_model(layers=3), f"layer_map={layer_map}"))
+    config, _ = resolve(pair(write_model(layers=None), write_model(layers=3), f"layer_map={layer_map}"))
     assert config.layer_map is not None
     assert config.layer_map.name == layer_map
 
@@ -361,9 +361,9 @@ def test_logits_of_another_vocabulary_are_refused_and_keys_and_values_are_not(wr
         f"loss=logit_kd is not allowed with model.teacher={teacher}: its vocabulary is another than that of "
         f"model.student={student}; use a pair with one tokenizer, or another loss."
     )
-    assert effective(pair(teacher, student))[0].loss.name == "kv"
+    assert resolve(pair(teacher, student))[0].loss.name == "kv"
     same = write_model(tokenizer="[1]")
-    assert effective(pair(teacher, same, "loss=logit_kd"))[0].loss.name == "logit_kd"
+    assert resolve(pair(teacher, same, "loss=logit_kd"))[0].loss.name == "logit_kd"
 
 
 # A user's own choices
@@ -394,38 +394,38 @@ def test_a_loss_with_a_signal_that_nobody_gives_is_refused(tmp_path: Path, monke
 
 @pytest.mark.parametrize("init", ["least_squares", "procrustes", "cka_hungarian"])
 def test_an_init_that_is_fitted_to_an_untrained_student_is_warned_of(init: str) -> None:
-    assert effective(composed(f"init={init}"))[1] == [
+    assert resolve(composed(f"init={init}"))[1] == [
         f"init={init} is fitted to the states of a student that has learned nothing, so to noise; use "
         "model.student_start=pretrained."
     ]
-    assert effective(composed(f"init={init}", model__student_start="pretrained"))[1] == []
-    assert effective(composed(f"init={init}", "aligner=flat"))[1] == [
+    assert resolve(composed(f"init={init}", model__student_start="pretrained"))[1] == []
+    assert resolve(composed(f"init={init}", "aligner=flat"))[1] == [
         f"init={init} has no effect on aligner=flat: left out."
     ]
 
 
 @pytest.mark.parametrize("init", ["uniform", "random", "identity", "orthogonal"])
 def test_an_init_that_reads_no_states_is_not(init: str) -> None:
-    assert effective(composed(f"init={init}"))[1] == []
+    assert resolve(composed(f"init={init}"))[1] == []
 
 
 # What is taken out
 
 
 def test_an_init_without_effect_is_taken_out_with_one_line() -> None:
-    config, notes = effective(composed("aligner=flat", "init=random"))
+    config, notes = resolve(composed("aligner=flat", "init=random"))
     assert config.init is None
     assert notes == ["init=random has no effect on aligner=flat: left out."]
-    assert effective(composed())[1] == []
+    assert resolve(composed())[1] == []
 
 
 @pytest.mark.parametrize("loss", ["ce", "logit_kd"])
 def test_all_that_concerns_keys_and_values_is_taken_out_where_none_are_compared(loss: str) -> None:
-    config, notes = effective(composed(f"loss={loss}"))
+    config, notes = resolve(composed(f"loss={loss}"))
     assert (config.init, config.layer_map, config.time_warp, config.keys, config.align) == (None,) * 5
     assert config.aligner.model_dump() == {"name": "none", "target": ""}
     assert notes == [f"aligner=structured has no effect on loss={loss}, which compares no keys and values: left out."]
-    assert effective(composed(f"loss={loss}", "aligner=none"))[1] == []
+    assert resolve(composed(f"loss={loss}", "aligner=none"))[1] == []
 
 
 @pytest.mark.parametrize(
@@ -433,20 +433,20 @@ def test_all_that_concerns_keys_and_values_is_taken_out_where_none_are_compared(
     [("joint", None, None), ("frozen", None, None), ("fit_then_freeze", 100, None), ("alternate", None, 10)],
 )
 def test_only_the_options_that_a_fit_uses_are_kept(fit: str, fit_steps: int | None, period: int | None) -> None:
-    config, _ = effective(composed(align__fit=fit))
+    config, _ = resolve(composed(align__fit=fit))
     assert config.align is not None
     assert (config.align.fit, config.align.fit_steps, config.align.period) == (fit, fit_steps, period)
 
 
 @pytest.mark.parametrize(("max_steps", "epochs"), [(None, 3.0), (300, None)])
 def test_epochs_are_kept_only_where_they_say_when_to_stop(max_steps: int | None, epochs: float | None) -> None:
-    config, _ = effective(composed(trainer__max_steps=max_steps))
+    config, _ = resolve(composed(trainer__max_steps=max_steps))
     assert (config.trainer.max_steps, config.trainer.epochs) == (max_steps, epochs)
 
 
 @pytest.mark.parametrize(("rationale", "every"), [("full", None), ("none", None), ("short", 2)])
 def test_a_step_of_the_reasoning_is_kept_only_where_it_is_shortened(rationale: str, every: int | None) -> None:
-    assert effective(composed(data__rationale=rationale))[0].data.rationale_every == every
+    assert resolve(composed(data__rationale=rationale))[0].data.rationale_every == every
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_a_step_of_the_reasoning_is_kept_only_where_it_is_shortened(rationale: s
     ],
 )
 def test_what_a_loss_needs_of_the_teacher_is_known_without_importing_it(loss: str, signal: str, compares: bool) -> None:
-    config, _ = effective(composed(f"loss={loss}"))
+    config, _ = resolve(composed(f"loss={loss}"))
     assert signal_of(config.loss) == signal
     assert uses_keys_values(config) is compares
 
@@ -472,19 +472,19 @@ def test_what_a_loss_needs_of_the_teacher_is_known_without_importing_it(loss: st
 def test_model_folders_become_absolute(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(write_model())
     monkeypatch.chdir(folder.parent)
-    config, _ = effective(pair(f"./{folder.name}", folder.name))
+    config, _ = resolve(pair(f"./{folder.name}", folder.name))
     assert (config.model.teacher, config.model.student) == (str(folder.resolve()), str(folder.resolve()))
 
 
 def test_the_embedded_pair_keeps_its_name_so_that_it_is_found_on_any_machine() -> None:
-    config, _ = effective(composed())
+    config, _ = resolve(composed())
     assert (config.model.teacher, config.model.student) == ("embedded", "embedded")
 
 
 def test_what_is_composed_is_not_changed() -> None:
     raw = composed("aligner=flat", "data=gsm8k")
     before = copy.deepcopy(raw)
-    effective(raw)
+    resolve(raw)
     assert raw == before
 
 

@@ -16,7 +16,7 @@ from kv_align.data.batch import Batch, Tokens
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.kv_struct import KeyValueStruct
 from kv_align.models.capture.prepare import prepare, record
-from kv_align.models.load import Reader, check_queries, load_student, load_teacher
+from kv_align.models.load import LanguageModel, check_queries, load_student, load_teacher
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher.teacher import Teacher
@@ -177,7 +177,7 @@ def test_queries_that_cannot_be_seen_are_not_made_up(attention, role):
     for module in models[role].modules():
         if type(module) is GPTJAttention:
             module.__class__ = attention
-    readers = [Reader(model, None, prepare(model, each)) for each, model in models.items()]
+    readers = [LanguageModel(model, None, prepare(model, each)) for each, model in models.items()]
     assert not readers[role == "student"].geometry.gives_queries
     config = pair_config("a", "b")
     sentence = rf"^loss=relations is not allowed with model\.{role}=[ab]: GPTJForCausalLM computes its attention itself"

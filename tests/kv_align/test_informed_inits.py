@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kv_align.align.aligner import Aligner, map_generator
 from kv_align.align.cka import cka_matrix
-from kv_align.align.head_map import HeadInit, HeadStart, MapShape, MapStart
+from kv_align.align.head_map import HeadInit, MapInit, MapShape
 from kv_align.align.init.cka_hungarian import cka_hungarian
 from kv_align.align.init.fixed import shares, uniform
 from kv_align.align.init.identity import identity
@@ -21,7 +21,7 @@ from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp
 
 
-def ridged(given: object, calibration: Calibration) -> HeadStart:
+def ridged(given: object, calibration: Calibration) -> HeadInit:
     return least_squares(given, calibration, ridge=1e-9)
 
 
@@ -62,10 +62,10 @@ def calibration_of(shape: MapShape, seed: int = 0) -> Calibration:
 
 def start_of(
     name: str, shape: MapShape, *, seed: int = 0, calibration: Calibration | None = None, kind: str = "key"
-) -> MapStart:
+) -> MapInit:
     states = None if name in BLIND else calibration or calibration_of(shape)
     generators = map_generator(seed, "mix"), map_generator(seed, "width")
-    return MapStart(INITS[name], *generators, kind, {kind: shape}, states)
+    return MapInit(INITS[name], *generators, kind, {kind: shape}, states)
 
 
 def make(name: str, shape: MapShape, options: dict = OPTIONS[0], **given: object) -> StructuredMap:
@@ -121,7 +121,7 @@ def test_one_seed_gives_one_start_and_no_global_state_is_touched(name):
 def test_which_parts_an_init_sets(name):
     shape = SHAPES["narrower"]
     ours = make(name, shape)
-    usual = StructuredMap(shape, MapStart(uniform, map_generator(0, "mix"), map_generator(0, "width")), **OPTIONS[0])
+    usual = StructuredMap(shape, MapInit(uniform, map_generator(0, "mix"), map_generator(0, "width")), **OPTIONS[0])
     sets = {
         "identity": {"mix", "width"},
         "orthogonal": {"mix"},
@@ -233,7 +233,7 @@ def test_orthogonal_between_equal_shapes_keeps_all_inner_products():
 def planted(shape: MapShape, *, share_dim_proj: bool, noise: float = 0.0) -> tuple[Calibration, StructuredMap]:
     """Student states that a structured map makes of teacher states whose heads are not independent, and that map."""
     options = {"share_dim_proj": share_dim_proj, "share_layers": False, "elastic": False}
-    truth = StructuredMap(shape, MapStart(uniform, map_generator(9, "mix"), map_generator(9, "width")), **options)
+    truth = StructuredMap(shape, MapInit(uniform, map_generator(9, "mix"), map_generator(9, "width")), **options)
     with torch.no_grad():
         for parameter in truth.parameters():
             parameter.copy_(draw(*parameter.shape, seed=7))
@@ -299,9 +299,7 @@ def test_a_ridge_shrinks_what_is_found():
     generators = map_generator(0, "mix"), map_generator(0, "width")
     norms = []
     for ridge in (0.0, 0.1, 1.0):
-        start = MapStart(
-            lambda *given, ridge=ridge: least_squares(*given, ridge=ridge), *generators, calibration=states
-        )
+        start = MapInit(lambda *given, ridge=ridge: least_squares(*given, ridge=ridge), *generators, calibration=states)
         norms.append(StructuredMap(shape, start, **OPTIONS[0]).width.norm().item())
     assert norms[0] > norms[1] > norms[2] > 0
 

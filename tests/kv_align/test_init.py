@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.aligner import map_generator
-from kv_align.align.head_map import Given, MapShape, MapStart
+from kv_align.align.head_map import InitContext, MapInit, MapShape
 from kv_align.align.init.fixed import random, shares, uniform
 from kv_align.align.structured import StructuredMap
 from kv_align.runs.seeds import derive_seed
@@ -19,9 +19,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def given_heads(student: int, teacher: int, draw: torch.Generator) -> Given:
+def given_heads(student: int, teacher: int, draw: torch.Generator) -> InitContext:
     shape = MapShape(num_layers=1, teacher_heads=teacher, teacher_width=3, student_heads=student, student_width=2)
-    return Given(shape, "key", draw, torch.arange(6.0).reshape(1, 3, 2))
+    return InitContext(shape, "key", draw, torch.arange(6.0).reshape(1, 3, 2))
 
 
 def random_mix(student: int, teacher: int, seed: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_what_the_mix_draws_shifts_no_width_map_and_no_global_state():
     maps = [
         StructuredMap(
             shape,
-            MapStart(init, map_generator(5, "mix"), map_generator(5, "width")),
+            MapInit(init, map_generator(5, "mix"), map_generator(5, "width")),
             share_dim_proj=True,
             share_layers=False,
             elastic=False,

@@ -22,14 +22,14 @@ from kv_align.losses.functional import (
     logit_divergence,
     scaled_mse,
 )
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
 LEFT = MASK.flip(1)
 NOTHING = torch.zeros(2, 5, dtype=torch.bool)
 VARIANCE = torch.tensor([0.5, 2.0])
-FORMS = (AttentionForm(0.35), AttentionForm(0.6, window=3))
+FORMS = (AttentionSpec(0.35), AttentionSpec(0.6, window=3))
 SETTINGS = {"forms": FORMS, "temperature": 1.7}
 BEYOND = {
     "cap": 0.8,  # of scores near 1: bent much
@@ -38,7 +38,7 @@ BEYOND = {
 }
 
 
-def beyond(*names: str) -> tuple[AttentionForm, ...]:
+def beyond(*names: str) -> tuple[AttentionSpec, ...]:
     """Two layers that both have more than scaled dot products."""
     return tuple(replace(form, **{name: BEYOND[name] for name in names}) for form in FORMS)
 
@@ -89,7 +89,7 @@ def attention_loop(
     target_k: Tensor,
     mask: Tensor,
     *,
-    forms: tuple[AttentionForm, ...],
+    forms: tuple[AttentionSpec, ...],
     temperature: float,
 ) -> Tensor:
     """Query by query: the two distributions over the keys that it sees (and a sink), as softmax is written, and their KL."""
@@ -146,7 +146,7 @@ def logit_loop(student: Tensor, teacher: Tensor, scored: Tensor, temperature: fl
     return total
 
 
-def attention_of_settings(loss: Callable[..., Masked | Tensor], forms: tuple[AttentionForm, ...], *args: Tensor) -> Any:
+def attention_of_settings(loss: Callable[..., Masked | Tensor], forms: tuple[AttentionSpec, ...], *args: Tensor) -> Any:
     """A loss on attention, with the settings of all tests."""
     return loss(*args, forms=forms, temperature=SETTINGS["temperature"])
 
@@ -346,10 +346,10 @@ def test_cross_entropy_some_rows_at_a_time_is_the_cross_entropy(at_once, monkeyp
     torch.testing.assert_close(gradients[0], expected_gradients[0].float(), atol=1e-6, rtol=1e-5)
 
 
-FORMLESS = AttentionForm(1.0)
+FORMLESS = AttentionSpec(1.0)
 
 
-def two_tokens(student_score: float, target_score: float, temperature: float, form: AttentionForm = FORMLESS) -> float:
+def two_tokens(student_score: float, target_score: float, temperature: float, form: AttentionSpec = FORMLESS) -> float:
     """Attention of the second of two tokens: the scores of the first key, that of the second being 0."""
     q = torch.zeros(1, 1, 1, 2, 1)
     q[..., 1, 0] = 1
@@ -372,27 +372,27 @@ def test_attention_by_hand():
 
 def test_capped_attention_by_hand():
     # 2 atanh(1/2) = ln 3 is bent to 2 tanh(ln(3) / 2) = 1: the target is (e, 1) / (e + 1), the student (1/2, 1/2).
-    capped = AttentionForm(1.0, cap=2.0)
+    capped = AttentionSpec(1.0, cap=2.0)
     e = math.e / (math.e + 1)
     by_hand = e * math.log(2 * e) + (1 - e) * math.log(2 * (1 - e))
     assert two_tokens(0.0, math.log(3), 1.0, capped) == pytest.approx(by_hand, abs=1e-6)
     # A temperature divides what was bent: 4 tanh(ln(3) / 2) / 2 = 1.
-    assert two_tokens(0.0, 2 * math.log(3), 2.0, AttentionForm(1.0, cap=4.0)) == pytest.approx(4 * by_hand, abs=1e-6)
+    assert two_tokens(0.0, 2 * math.log(3), 2.0, AttentionSpec(1.0, cap=4.0)) == pytest.approx(4 * by_hand, abs=1e-6)
 
 
 def test_attention_with_a_sink_by_hand():
     # The sink has the weight of the second key. First token, itself and the sink: (1/2, 1/2) in both, or, where its own
     # score is ln 3, still 0, since a token's query is 0. Second: target (3, 1, 1) / 5, student (1, 1, 1) / 3.
     by_hand = 0.6 * math.log(1.8) + 0.4 * math.log(0.6)
-    sink = AttentionForm(1.0, sinks=torch.zeros(1))
+    sink = AttentionSpec(1.0, sinks=torch.zeros(1))
     assert two_tokens(0.0, math.log(3), 1.0, sink) == pytest.approx(by_hand, abs=1e-6)
-    low = AttentionForm(1.0, sinks=torch.full((1,), -100.0))
+    low = AttentionSpec(1.0, sinks=torch.full((1,), -100.0))
     assert two_tokens(0.0, math.log(3), 1.0, low) == pytest.approx(two_tokens(0.0, math.log(3), 1.0), abs=1e-6)
 
 
 def test_attention_with_a_slope_by_hand():
     # One place back costs ln 3, which the target's score makes up: target (1/2, 1/2), student (1/4, 3/4).
-    slope = AttentionForm(1.0, slopes=torch.full((1,), math.log(3)))
+    slope = AttentionSpec(1.0, slopes=torch.full((1,), math.log(3)))
     by_hand = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
     assert two_tokens(0.0, math.log(3), 1.0, slope) == pytest.approx(by_hand, abs=1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 
 from kv_align.align.aligner import count_parameters, map_generator
 from kv_align.align.flat import FlatMap
-from kv_align.align.head_map import MapShape, MapStart
+from kv_align.align.head_map import MapInit, MapShape
 from kv_align.align.init.fixed import uniform
 from kv_align.align.matching import flat_parameters, matched_widths
 from kv_align.align.structured import StructuredMap, structured_parameters
@@ -107,7 +107,7 @@ def test_real_pairs_match_within_two_percent() -> None:
 def test_shared_layers_and_elastic_factors_are_matched_too(option: str) -> None:
     shape = MapShape(num_layers=3, teacher_heads=4, teacher_width=24, student_heads=2, student_width=16)
     options = {"share_layers": False, "elastic": False} | {option: True}
-    start = MapStart(uniform, map_generator(0, "mix"), map_generator(0, "width"), "key", {"key": shape})
+    start = MapInit(uniform, map_generator(0, "mix"), map_generator(0, "width"), "key", {"key": shape})
     flat = FlatMap(shape, start, mlp_ratio=None, match_parameters="structured", **options)
     structured = StructuredMap(shape, start, share_dim_proj=True, **options)
     assert flat.matched == count_parameters(structured)

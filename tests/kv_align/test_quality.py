@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.losses.base import Comparison, States
-from kv_align.training.agreement import GradientReach, KindQuality, Quality, collapsed, start_variances, variance
+from kv_align.training.agreement import (
+    Agreement,
+    AlignmentGradNorm,
+    KindAgreement,
+    collapsed,
+    start_variances,
+    variance,
+)
 from kv_align.training.step import StepResult
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -42,7 +49,7 @@ def valid_vectors(states: torch.Tensor, aligned: torch.Tensor) -> np.ndarray:
     return states.double().numpy().transpose(1, 2, 0, 3, 4)[:, :, aligned.numpy()]
 
 
-def assert_is_numpys(found: KindQuality, ours: np.ndarray, theirs: np.ndarray) -> None:
+def assert_is_numpys(found: KindAgreement, ours: np.ndarray, theirs: np.ndarray) -> None:
     norms = np.linalg.norm(ours, axis=-1), np.linalg.norm(theirs, axis=-1)
     cosines = (ours * theirs).sum(axis=-1) / (norms[0] * norms[1])
     np.testing.assert_allclose(found.cosine.numpy(), cosines.mean(axis=-1), atol=1e-6)
@@ -59,7 +66,7 @@ def test_split_batches_give_what_numpy_gives_of_the_whole(lengths, cuts, junk):
     if junk:  # what stands at padding does not matter
         where = ~aligned[:, None, None, :, None]
         student = States(torch.where(where, torch.nan, student.k), torch.where(where, torch.inf, student.v), None)
-    quality, places = Quality(), sorted({0, *cuts, 8})
+    quality, places = Agreement(), sorted({0, *cuts, 8})
     for start, end in pairwise(places):
         here = slice(start, end)
         quality.add(
@@ -89,7 +96,7 @@ def test_by_hand():
     # One layer, one head, three valid tokens and one of padding.
     student = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0], [9.0, 9.0]]).reshape(1, 1, 1, 4, 2)
     target = torch.tensor([[6.0, 8.0], [5.0, 0.0], [1.0, 0.0], [9.0, 9.0]]).reshape(1, 1, 1, 4, 2)
-    quality = Quality()
+    quality = Agreement()
     aligned = torch.tensor([[True, True, True, False]])
     quality.add(comparison(States(student, target, None), States(target, target, None), aligned))
     key, value = quality.result()["key"], quality.result()["value"]
@@ -111,7 +118,7 @@ def test_by_hand():
 
 
 def test_where_nothing_is_aligned_there_is_nothing():
-    quality, aligned = Quality(), torch.ones(2, 5, dtype=torch.bool)
+    quality, aligned = Agreement(), torch.ones(2, 5, dtype=torch.bool)
     quality.add(comparison(None, None, aligned))
     assert quality.result() == {}
     # A batch without a valid token gives zeros, not NaN.
@@ -123,14 +130,14 @@ def test_where_nothing_is_aligned_there_is_nothing():
 def test_collecting_needs_no_graph():
     student = make_states(2, seed=1)
     states = States(student.k.requires_grad_(), student.v, None)
-    quality = Quality()
+    quality = Agreement()
     quality.add(comparison(states, states, torch.ones(2, 5, dtype=torch.bool)))
     assert not quality.result()["key"].cosine.requires_grad
 
 
-def with_variances(target: list[float], student: list[float]) -> dict[str, KindQuality]:
+def with_variances(target: list[float], student: list[float]) -> dict[str, KindAgreement]:
     ones = torch.ones(len(target), 3)
-    return {"key": KindQuality(ones, ones, torch.tensor(target), torch.tensor(student))}
+    return {"key": KindAgreement(ones, ones, torch.tensor(target), torch.tensor(student))}
 
 
 def test_collapse_is_named_under_1_percent_of_the_start():
@@ -152,7 +159,7 @@ def test_a_collapse_of_real_states_is_found_though_their_cosine_is_perfect():
     found = []
     for scale in (1.0, 0.09):
         states = make_states(4, seed=1, scale=scale)
-        quality = Quality()
+        quality = Agreement()
         quality.add(comparison(states, states, aligned))
         found.append(quality.result())
     before, after = found
@@ -167,14 +174,14 @@ def test_gradient_reach_by_hand_and_over_micro_batches():
     student = torch.nn.Linear(2, 1, bias=True)
     student.bias.requires_grad_(False)
     rows = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])]
-    reach = GradientReach(student)
+    reach = AlignmentGradNorm(student)
     assert reach.norm() == 0
     for row in rows:
         reach.add(step_result((student.weight * row).sum()))
     # The gradients (3, 0) and (0, 4) are added before the norm is taken.
     assert reach.norm() == pytest.approx(5)
     assert student.weight.grad is None
-    silent = GradientReach(student)
+    silent = AlignmentGradNorm(student)
     silent.add(step_result(torch.zeros(())))
     silent.add(step_result(student.bias.detach().clone().requires_grad_().sum()))
     assert silent.norm() == 0

@@ -68,9 +68,9 @@ def relation_loop(student: Tensor, teacher: Tensor, mask: Tensor, layers: list[i
 @pytest.mark.parametrize(("layers", "compared"), [(None, [2]), ([0, 2], [0, 2]), ([1], [1])])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_relations_and_their_gradient_are_those_of_a_plain_loop(heads, layers, compared, mask):
-    objective = Relations(pairing(), lambda_relations=0.5, relation_heads=heads, layers=layers)
+    loss = Relations(pairing(), lambda_relations=0.5, relation_heads=heads, layers=layers)
     student, teacher = states_of(STUDENT, 1), states_of(TEACHER, 11)
-    parts = objective.parts(comparison(mask, student=student, source=teacher))
+    parts = loss.components(comparison(mask, student=student, source=teacher))
     assert list(parts) == ["query_relation_loss", "key_relation_loss", "value_relation_loss"]
     for part, ours, theirs in zip(
         parts.values(), (student.q, student.k, student.v), (teacher.q, teacher.k, teacher.v), strict=True
@@ -84,14 +84,14 @@ def test_relations_and_their_gradient_are_those_of_a_plain_loop(heads, layers, c
         torch.testing.assert_close(found, by_loop, atol=1e-5, rtol=1e-3)
         assert (found[:, [layer for layer in range(3) if layer not in compared]] == 0).all()
     means = {name: part.total / 6 for name, part in parts.items()}
-    assert objective.terms(means)["relation_loss"].item() == pytest.approx(sum(mean.item() for mean in means.values()))
-    assert objective.weights(0, 10) == objective.weights(9, 10) == {"relation_loss": 0.5}
+    assert loss.terms(means)["relation_loss"].item() == pytest.approx(sum(mean.item() for mean in means.values()))
+    assert loss.weights(0, 10) == loss.weights(9, 10) == {"relation_loss": 0.5}
 
 
 def test_relations_by_hand():
     # One head, one layer, two tokens of width 4: dot products over 2.
     shape = Geometry(1, 1, 1, 4, 4)
-    objective = Relations(pairing(teacher=shape, student=shape), lambda_relations=1.0, relation_heads=1, layers=None)
+    loss = Relations(pairing(teacher=shape, student=shape), lambda_relations=1.0, relation_heads=1, layers=None)
     ours = torch.tensor([[1.0, 0, 0, 0], [0, 2, 0, 0]])[None, None, None]  # token 1: dots 0 and 4
     theirs = torch.tensor([[1.0, 0, 0, 0], [2, 0, 0, 0]])[None, None, None]  # token 1: dots 2 and 4
     states = [States(each, each, each) for each in (ours, theirs)]
@@ -102,13 +102,13 @@ def test_relations_by_hand():
     student, teacher = (torch.tensor(each).softmax(0) for each in ([0.0, 2.0], [1.0, 2.0]))
     # Token 0 is related to itself alone: nothing to differ in.
     expected = (teacher * (teacher / student).log()).sum().item()
-    for part in objective.parts(given).values():
+    for part in loss.components(given).values():
         assert part.total.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
 def test_what_stands_at_padding_changes_no_relation(junk):
-    objective = Relations(pairing(), lambda_relations=0.5, relation_heads=2, layers=[0, 1, 2])
+    loss = Relations(pairing(), lambda_relations=0.5, relation_heads=2, layers=[0, 1, 2])
     unused = ~MASK[:, None, None, :, None]
 
     def total(spoil: bool) -> tuple[float, list[Tensor]]:
@@ -120,9 +120,9 @@ def test_what_stands_at_padding_changes_no_relation(junk):
             ]
             for states in both
         ]
-        parts = objective.parts(comparison(student=States(*leaves[0]), source=States(*leaves[1])))
-        loss = sum(part.total for part in parts.values())
-        return loss.item(), torch.autograd.grad(loss, leaves[0])
+        parts = loss.components(comparison(student=States(*leaves[0]), source=States(*leaves[1])))
+        sum_of_parts = sum(part.total for part in parts.values())
+        return sum_of_parts.item(), torch.autograd.grad(sum_of_parts, leaves[0])
 
     (clean, clean_gradients), (dirty, dirty_gradients) = total(False), total(True)
     assert clean == dirty
@@ -132,14 +132,14 @@ def test_what_stands_at_padding_changes_no_relation(junk):
 
 
 def test_relations_are_blind_to_a_rotation_within_relation_heads_and_see_scale():
-    objective = Relations(pairing(teacher=STUDENT), lambda_relations=0.5, relation_heads=2, layers=[0, 1, 2])
+    loss = Relations(pairing(teacher=STUDENT), lambda_relations=0.5, relation_heads=2, layers=[0, 1, 2])
     student = states_of(STUDENT, 1)
     turn = torch.linalg.qr(draw(6, 6)).Q  # keys: 2 heads of 6 are 2 relation heads
     turned = States(student.k @ turn, student.v @ turn, student.q)
-    parts = objective.parts(comparison(student=student, source=turned))
+    parts = loss.components(comparison(student=student, source=turned))
     assert [part.total.item() for part in parts.values()] == pytest.approx([0, 0, 0], abs=1e-5)
     scaled = States(student.k * 2, student.v * 2, student.q * 2)
-    parts = objective.parts(comparison(student=student, source=scaled))
+    parts = loss.components(comparison(student=student, source=scaled))
     assert min(part.total.item() for part in parts.values()) > 0.1
 
 
@@ -170,11 +170,11 @@ def hidden_states(seed: int = 5) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("mask", [MASK, MASK.flip(1)], ids=["right", "left"])
 @pytest.mark.parametrize(("layers", "compared"), [(None, [0, 1, 2]), ([2, 0], [2, 0])])
 def test_hidden_states_and_their_gradients_are_those_of_a_plain_loop(layers, compared, mask):
-    objective = Hidden(pairing(), lambda_hidden=0.3, layers=layers)
+    loss = Hidden(pairing(), lambda_hidden=0.3, layers=layers)
     student, teacher = hidden_states()
     given = comparison(mask, student_hidden=student, teacher_hidden=teacher)
-    (part,) = objective.parts(given).values()
-    weight, bias = objective.projection.weight, objective.projection.bias
+    (part,) = loss.components(given).values()
+    weight, bias = loss.projection.weight, loss.projection.bias
     expected = torch.zeros(())
     for place, layer in enumerate(compared):
         for text, token in product(range(2), range(5)):
@@ -191,20 +191,20 @@ def test_hidden_states_and_their_gradients_are_those_of_a_plain_loop(layers, com
         torch.autograd.grad(part.total, leaves), torch.autograd.grad(expected, leaves), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
-    assert objective.terms({"hidden_loss": part.total}) == {"hidden_loss": part.total}
-    assert objective.weights(0, 10) == objective.weights(9, 10) == {"hidden_loss": 0.3}
+    assert loss.terms({"hidden_loss": part.total}) == {"hidden_loss": part.total}
+    assert loss.weights(0, 10) == loss.weights(9, 10) == {"hidden_loss": 0.3}
 
 
 @pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
 def test_what_stands_at_padding_changes_no_hidden_loss(junk):
     found = []
     for spoil in (False, True):
-        objective = Hidden(pairing(generator=torch.Generator().manual_seed(3)), lambda_hidden=1.0, layers=None)
+        loss = Hidden(pairing(generator=torch.Generator().manual_seed(3)), lambda_hidden=1.0, layers=None)
         student, teacher = hidden_states()
         if spoil:
             unused = ~MASK[:, None, :, None]
             student, teacher = (torch.where(unused, junk, each.detach()) for each in (student, teacher))
-        part = objective.parts(comparison(student_hidden=student, teacher_hidden=teacher))["hidden_loss"]
+        part = loss.components(comparison(student_hidden=student, teacher_hidden=teacher))["hidden_loss"]
         found.append(part.total.item())
     assert found[0] == found[1]
 
@@ -213,11 +213,11 @@ def test_a_projection_that_gives_the_mean_has_a_loss_of_one():
     teacher = draw(2, 3, 5, 7, seed=6)
     everything = torch.ones(2, 5, dtype=torch.bool)
     variance = teacher.var(dim=(0, 2), unbiased=False).mean(dim=1)
-    objective = Hidden(pairing(hidden_variance=variance), lambda_hidden=1.0, layers=None)
+    loss = Hidden(pairing(hidden_variance=variance), lambda_hidden=1.0, layers=None)
     with torch.no_grad():
-        objective.projection.weight.zero_()
-        objective.projection.bias.copy_(teacher.mean(dim=(0, 2)))
-    part = objective.parts(comparison(everything, student_hidden=draw(2, 3, 5, 5), teacher_hidden=teacher))[
+        loss.projection.weight.zero_()
+        loss.projection.bias.copy_(teacher.mean(dim=(0, 2)))
+    part = loss.components(comparison(everything, student_hidden=draw(2, 3, 5, 5), teacher_hidden=teacher))[
         "hidden_loss"
     ]
     assert (part.total / part.tokens).item() == pytest.approx(1.0, rel=1e-5)
@@ -270,9 +270,9 @@ def test_the_student_learns_from_it_and_the_teacher_is_fixed(kind):
     weights = rig.distiller.student.model.layers[0].mlp.up_proj.weight
     (gradient,) = torch.autograd.grad(result.alignment, [weights])
     assert gradient.abs().max() > 0
-    assert isinstance(next(iter(rig.distiller.objective.parts(result.comparison).values())), Masked)
+    assert isinstance(next(iter(rig.distiller.loss.components(result.comparison).values())), Masked)
     assert rig.distiller.compares_states
-    assert (rig.distiller.helper is None) == (kind == "relations")
+    assert (rig.distiller.trainable_projection is None) == (kind == "relations")
 
 
 # Configuration

@@ -28,12 +28,12 @@ from kv_align.experiment.assembly import Assembly
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.base import Signal
 from kv_align.losses.top_k import TopLogits
-from kv_align.models.load import Reader, load_teacher
+from kv_align.models.load import LanguageModel, load_teacher
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher import shards
 from kv_align.teacher.cache import CachedTeacher, TeacherCache
-from kv_align.teacher.entries import KeptStates
+from kv_align.teacher.entries import StateEntry
 from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config, without_timing
 
@@ -53,7 +53,7 @@ PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)]
 
 
 @pytest.fixture(scope="module")
-def reader() -> Reader:
+def reader() -> LanguageModel:
     return load_teacher(compose_config([])[0].model, torch.device("cpu"))
 
 
@@ -63,7 +63,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @functools.cache
-def split_of(reader: Reader, *, shuffle: bool = False) -> PreparedSplit:
+def split_of(reader: LanguageModel, *, shuffle: bool = False) -> PreparedSplit:
     source = Arithmetic(train_examples=EXAMPLES, validation_examples=2, test_examples=2)
     return prepare_split(source, "train", compose_config([])[0].data, reader, reader, shuffle=shuffle)
 
@@ -92,7 +92,7 @@ def counted_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def cache(
-    reader: Reader,
+    reader: LanguageModel,
     split: PreparedSplit,
     folder: Path,
     dtype: torch.dtype = torch.float32,
@@ -101,7 +101,7 @@ def cache(
 ) -> tuple[CachedTeacher, Counted]:
     teacher = Counted(reader.model, [1, 3, 5], rotated=False)
     facts = {"layers": teacher.layers, **key}
-    kept = KeptStates(teacher, split.teacher, reader.pad_id, signal, nullcontext)
+    kept = StateEntry(teacher, split.teacher, reader.pad_id, signal, nullcontext)
     return CachedTeacher(kept, signal, folder, facts, dtype), teacher
 
 
@@ -115,7 +115,7 @@ def kept_tokens(batch: Batch, signal: Signal) -> Tensor:
 @pytest.mark.parametrize("signal", NAMES, ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=str)
 def test_it_is_what_the_teacher_gives(
-    reader: Reader, tmp_path: Path, signal: Signal, dtype: torch.dtype, tolerance: float
+    reader: LanguageModel, tmp_path: Path, signal: Signal, dtype: torch.dtype, tolerance: float
 ) -> None:
     for shuffle in (False, True) if signal in STATES else (False,):
         split = split_of(reader, shuffle=shuffle)
@@ -141,7 +141,7 @@ def test_it_is_what_the_teacher_gives(
 
 @pytest.mark.parametrize("signal", NAMES, ids=str)
 def test_in_float32_and_in_the_same_batch_it_is_what_the_teacher_gives_bit_for_bit(
-    reader: Reader, tmp_path: Path, signal: Signal
+    reader: LanguageModel, tmp_path: Path, signal: Signal
 ) -> None:
     split = split_of(reader)
     cached, teacher = cache(reader, split, tmp_path, signal=signal)
@@ -155,7 +155,7 @@ def test_in_float32_and_in_the_same_batch_it_is_what_the_teacher_gives_bit_for_b
         assert torch.equal(found, expected.masked_fill(~valid, 0)), name
 
 
-def test_of_logits_only_those_that_predict_a_scored_token_are_on_disk(reader: Reader, tmp_path: Path) -> None:
+def test_of_logits_only_those_that_predict_a_scored_token_are_on_disk(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     scored = int(split.collate(list(range(8))).scored.sum())
     assert 0 < scored < 0.9 * sum(len(text.ids) for text in split.teacher[:8])
@@ -169,7 +169,7 @@ def test_of_logits_only_those_that_predict_a_scored_token_are_on_disk(reader: Re
             assert stored.numel() == scored * number
 
 
-def test_it_is_computed_once_and_only_as_far_as_needed(reader: Reader, tmp_path: Path) -> None:
+def test_it_is_computed_once_and_only_as_far_as_needed(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     first, teacher = cache(reader, split, tmp_path)
     first.fill([17])
@@ -185,7 +185,7 @@ def test_it_is_computed_once_and_only_as_far_as_needed(reader: Reader, tmp_path:
     assert third.folder == first.folder
 
 
-def test_what_another_loss_has_kept_is_shared(reader: Reader, tmp_path: Path) -> None:
+def test_what_another_loss_has_kept_is_shared(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     keys_values, _ = cache(reader, split, tmp_path, signal="keys_values")
     keys_values.fill(range(8))
@@ -198,7 +198,7 @@ def test_what_another_loss_has_kept_is_shared(reader: Reader, tmp_path: Path) ->
     assert {name: after[name] for name in before} == before
 
 
-def test_other_content_is_another_folder(reader: Reader, tmp_path: Path) -> None:
+def test_other_content_is_another_folder(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     other_texts = PreparedSplit(split.examples[1:], split.student[1:], split.teacher[1:], split.collate, 0, 0)
     folders = {
@@ -215,7 +215,7 @@ def test_other_content_is_another_folder(reader: Reader, tmp_path: Path) -> None
     assert len(folders) == 9
 
 
-def test_what_is_scored_otherwise_is_another_folder(reader: Reader, tmp_path: Path) -> None:
+def test_what_is_scored_otherwise_is_another_folder(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     texts = [replace(text, segments=[Segment.REASONING, *text.segments[1:]]) for text in split.teacher]
     otherwise = replace(split, teacher=texts)
@@ -226,7 +226,7 @@ def test_what_is_scored_otherwise_is_another_folder(reader: Reader, tmp_path: Pa
 
 @pytest.mark.parametrize(("setting", "value"), [("rms_norm_eps", 1e-3), ("_name_or_path", "moved")])
 def test_what_the_teacher_does_with_its_weights_is_of_the_key(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: object
+    reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: object
 ) -> None:
     config = compose_config([f"teacher_cache={tmp_path}"])[0]
 
@@ -243,7 +243,7 @@ def test_what_the_teacher_does_with_its_weights_is_of_the_key(
 
 
 def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_config([f"teacher_cache={tmp_path}", "evaluation.batch_size=3"])[0]
     teacher, sizes = Teacher(reader.model, [0], rotated=False), counted_forwards(monkeypatch)
@@ -253,7 +253,7 @@ def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_what_is_damaged_is_computed_again(
-    reader: Reader, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    reader: LanguageModel, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     split = split_of(reader)
     cached, _ = cache(reader, split, tmp_path)
@@ -290,7 +290,7 @@ print(teacher.read_texts)
 """
 
 
-def test_processes_that_fill_it_at_once_share_the_work(reader: Reader, tmp_path: Path) -> None:
+def test_processes_that_fill_it_at_once_share_the_work(reader: LanguageModel, tmp_path: Path) -> None:
     jobs = [
         subprocess.Popen([sys.executable, "-c", FILLER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -303,7 +303,7 @@ def test_processes_that_fill_it_at_once_share_the_work(reader: Reader, tmp_path:
     assert idle.read_texts == 0
 
 
-def test_a_writer_that_was_killed_leaves_nothing_that_counts(reader: Reader, tmp_path: Path) -> None:
+def test_a_writer_that_was_killed_leaves_nothing_that_counts(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
     cached, _ = cache(reader, split, tmp_path)
     cached.fill(range(16))
@@ -317,7 +317,7 @@ def test_a_writer_that_was_killed_leaves_nothing_that_counts(reader: Reader, tmp
 
 @pytest.mark.parametrize("signal", [SIGNAL, "logits", TOP], ids=str)
 def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_written(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: Signal
+    reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: Signal
 ) -> None:
     split = split_of(reader)
     tokens = sum(len(text.ids) for text in split.teacher)
@@ -341,7 +341,7 @@ def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_writte
 
 
 def test_a_file_system_without_locks_is_refused_before_anything_is_written(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(stream: object, operation: int) -> None:  # as NFS and Lustre answer where they are mounted without locks
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -29,7 +29,7 @@ from kv_align.data.batch import Tokens
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import record
 from kv_align.models.devices import device_of
-from kv_align.models.load import Reader, load_teacher, weights_digest
+from kv_align.models.load import LanguageModel, load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher.teacher import Teacher
@@ -55,7 +55,7 @@ def model_config(**changes: Any) -> ModelConfig:
     return short_config().model.model_copy(update=changes)
 
 
-def teacher(**changes: Any) -> Reader:
+def teacher(**changes: Any) -> LanguageModel:
     return load_teacher(model_config(**changes), CPU)
 
 
@@ -64,12 +64,12 @@ def with_model(**changes: Any) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
-def on_meta(reader: Reader) -> set[str]:
+def on_meta(reader: LanguageModel) -> set[str]:
     return {name for name, each in reader.model.named_parameters() if each.is_meta}
 
 
 @pytest.fixture(scope="module")
-def plain() -> Reader:
+def plain() -> LanguageModel:
     return teacher()
 
 
@@ -84,11 +84,11 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(params=[EVERY_SECOND, {"": "disk"}], ids=["every second layer on the disk", "all on the disk"])
-def spread(request: pytest.FixtureRequest) -> Reader:
+def spread(request: pytest.FixtureRequest) -> LanguageModel:
     return teacher(teacher_device_map=request.param)
 
 
-def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: Reader, spread: Reader) -> None:
+def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: LanguageModel, spread: LanguageModel) -> None:
     away = on_meta(spread)
     assert len(away) >= 27
     assert spread.geometry == plain.geometry
@@ -103,7 +103,7 @@ def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: Reader, sprea
             assert on_meta(spread) == away
 
 
-def test_where_it_is_changes_nothing_of_its_digest(plain: Reader, spread: Reader) -> None:
+def test_where_it_is_changes_nothing_of_its_digest(plain: LanguageModel, spread: LanguageModel) -> None:
     assert weights_digest(spread.model) == weights_digest(plain.model)
     assert weights_digest(spread.model) != weights_digest(teacher(teacher_dtype="bfloat16").model)
     half = {"teacher_dtype": "bfloat16"}
@@ -178,7 +178,7 @@ def test_other_families_are_spread_too(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
-def test_a_teacher_on_one_device_is_the_plain_one(device_map: Any, plain: Reader) -> None:
+def test_a_teacher_on_one_device_is_the_plain_one(device_map: Any, plain: LanguageModel) -> None:
     reader = load_teacher(model_config(teacher_device_map=device_map), CPU, processes=2)
     assert on_meta(reader) == set()
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_a_teacher_on_one_device_is_the_plain_one(device_map: Any, plain: Reader
 
 
 @pytest.mark.parametrize(("kind", "worst"), [("int8", 0.5), ("nf4", 4)])
-def test_a_quantised_teacher_is_recorded_as_it_is(kind: str, worst: float, plain: Reader) -> None:
+def test_a_quantised_teacher_is_recorded_as_it_is(kind: str, worst: float, plain: LanguageModel) -> None:
     reader = teacher(teacher_quantization=kind)
     assert reader.geometry == plain.geometry
     assert reader.model.num_parameters() == plain.model.num_parameters()

@@ -8,11 +8,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kv_align.align.cka import cka_matrix
-from kv_align.align.head_map import Given, HeadStart
+from kv_align.align.head_map import HeadInit, InitContext
 from kv_align.align.paired_states import Calibration, Pair
 
 
-def cka_hungarian(given: Given, calibration: Calibration) -> HeadStart:
+def cka_hungarian(given: InitContext, calibration: Calibration) -> HeadInit:
     """Teacher heads assigned to student heads by linear CKA, as the Hungarian method does (Kuhn, 1955).
 
     Sets the head mix alone, to zeros and ones. The assignment has the largest sum of similarities; no teacher head serves
@@ -33,7 +33,7 @@ def cka_hungarian(given: Given, calibration: Calibration) -> HeadStart:
             first = teacher_group * teacher_size
             taken += [first + place for place in _assign(similarity[rows, first : first + teacher_size])]
     mix = torch.nn.functional.one_hot(torch.tensor(taken), given.shape.teacher_heads)
-    return HeadStart(mix.to(given.width), given.width)
+    return HeadInit(mix.to(given.width), given.width)
 
 
 def _similarity(pair: Pair) -> Float[Tensor, "hs ht"]:

@@ -10,20 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kv_align.align.head_map import Given, HeadStart
+from kv_align.align.head_map import HeadInit, InitContext
 
 
-def uniform(given: Given) -> HeadStart:
+def uniform(given: InitContext) -> HeadInit:
     """Each student head starts as the mean of its share of the teacher's heads, see `shares`."""
-    return HeadStart(shares(given.shape.student_heads, given.shape.teacher_heads), given.width)
+    return HeadInit(shares(given.shape.student_heads, given.shape.teacher_heads), given.width)
 
 
-def random(given: Given) -> HeadStart:
+def random(given: InitContext) -> HeadInit:
     """Gaussian mixing weights, each row scaled to the Euclidean norm of `uniform`'s row."""
     shape = given.shape
     scale = shares(shape.student_heads, shape.teacher_heads).norm(dim=1, keepdim=True)
     drawn = torch.randn(shape.student_heads, shape.teacher_heads, generator=given.generator)
-    return HeadStart(drawn * scale / drawn.norm(dim=1, keepdim=True), given.width)
+    return HeadInit(drawn * scale / drawn.norm(dim=1, keepdim=True), given.width)
 
 
 def shares(num_student_heads: int, num_teacher_heads: int) -> Float[Tensor, "hs ht"]:

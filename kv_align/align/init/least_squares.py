@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from kv_align.align.head_map import Given, HeadStart
+from kv_align.align.head_map import HeadInit, InitContext
 from kv_align.align.init.fixed import shares
 from kv_align.align.paired_states import Calibration
 from kv_align.config.options import NonNegativeFloat
@@ -15,7 +15,7 @@ from kv_align.config.options import NonNegativeFloat
 _SWEEPS = 20
 
 
-def least_squares(given: Given, calibration: Calibration, *, ridge: NonNegativeFloat) -> HeadStart:
+def least_squares(given: InitContext, calibration: Calibration, *, ridge: NonNegativeFloat) -> HeadInit:
     """Head mix and width map with the least squared error between projected teacher and student.
 
     Sets mix and width map. In closed form: ridge regression of the student's states on all of the teacher's heads, and of
@@ -45,7 +45,7 @@ def least_squares(given: Given, calibration: Calibration, *, ridge: NonNegativeF
         scale = shares(shape.student_heads, shape.teacher_heads)[each].norm().to(mix) / mix.norm().clamp(min=1e-30)
         mixes.append(mix * scale)
         widths.append(width / scale)
-    return HeadStart(torch.cat(mixes).to(given.width), torch.stack(widths).to(given.width))
+    return HeadInit(torch.cat(mixes).to(given.width), torch.stack(widths).to(given.width))
 
 
 def _nearest_product(dense_GHDE: Float[Tensor, "g h d e"]) -> tuple[Float[Tensor, "g h"], Float[Tensor, "d e"]]:

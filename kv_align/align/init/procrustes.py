@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kv_align.align.head_map import Given, HeadStart
+from kv_align.align.head_map import HeadInit, InitContext
 from kv_align.align.init.fixed import shares
 from kv_align.align.paired_states import Calibration
 
 
-def procrustes(given: Given, calibration: Calibration) -> HeadStart:
+def procrustes(given: InitContext, calibration: Calibration) -> HeadInit:
     """Width map that turns the uniform head mix onto the student's states: orthogonal Procrustes (Schönemann, 1966).
 
     Sets the width map; the mix is that of `uniform`. With X the mixed teacher heads and Y the student's, of all student
@@ -25,4 +25,4 @@ def procrustes(given: Given, calibration: Calibration) -> HeadStart:
     if len(given.width) == 1:
         products_GDE = products_GDE.sum(dim=0, keepdim=True)
     left, _, right = torch.linalg.svd(products_GDE, full_matrices=False)
-    return HeadStart(mix, (left @ right).to(given.width))
+    return HeadInit(mix, (left @ right).to(given.width))

@@ -17,7 +17,7 @@ _NOT_SEEN = -1e30
 
 
 @dataclass(frozen=True)
-class AttentionForm:
+class AttentionSpec:
     """A causal softmax of scores; beyond scaled dot products only what is not None.
 
     Attributes
@@ -41,7 +41,7 @@ class AttentionForm:
     sinks: Float[Tensor, " hq"] | None = None
     slopes: Float[Tensor, " hq"] | None = None
 
-    def cooled(self, temperature: float) -> AttentionForm:
+    def cooled(self, temperature: float) -> AttentionSpec:
         """Return the form whose scores are these divided by a temperature."""
         return replace(
             self,
@@ -53,7 +53,7 @@ class AttentionForm:
 
 
 def attention_of(
-    q: Float[Tensor, "b hq t d"], k: Float[Tensor, "b hk t d"], mask: Bool[Tensor, "b t"], form: AttentionForm
+    q: Float[Tensor, "b hq t d"], k: Float[Tensor, "b hk t d"], mask: Bool[Tensor, "b t"], form: AttentionSpec
 ) -> Float[Tensor, "b hq t t"]:
     """Return how each query token weighs each key token; HK divides HQ. At padding it means nothing.
 
@@ -65,7 +65,7 @@ def attention_of(
 
 
 def log_attention(
-    q: Float[Tensor, "b k g t d"], k: Float[Tensor, "b k 1 r d"], hidden: Bool[Tensor, "b 1 1 t r"], form: AttentionForm
+    q: Float[Tensor, "b k g t d"], k: Float[Tensor, "b k 1 r d"], hidden: Bool[Tensor, "b 1 1 t r"], form: AttentionSpec
 ) -> tuple[Float[Tensor, "b k g t s"], Float[Tensor, "b k g t r"] | None]:
     """Return the logarithm of attention weights, and the derivative of scores by scaled dot products where it is not 1.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.recorder import Layer, Recorder, current_recorder, record
 from kv_align.models.capture.rotary import RotaryForm, RotaryTable
 
@@ -57,13 +57,13 @@ class Tap:
     """
 
     argument: str
-    form: AttentionForm | None = None
+    form: AttentionSpec | None = None
 
 
 class CacheTap:
     """Stands in for the cache of one attention layer that is run without one: records what is put into it."""
 
-    def __init__(self, recorder: Recorder, module: Any, form: AttentionForm | None) -> None:
+    def __init__(self, recorder: Recorder, module: Any, form: AttentionSpec | None) -> None:
         self._recorder, self._module, self._form = recorder, module, form
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class CacheTap:
 
 
 @dataclass(frozen=True)
-class Turning:
+class RotaryInfo:
     """How an attention layer turns its keys by their position; by default not at all.
 
     Attributes
@@ -104,7 +104,7 @@ class Turning:
     table: RotaryTable | None = None
 
 
-def listen(module: nn.Module, turning: Turning, tap: Tap | None) -> RemovableHandle:
+def listen(module: nn.Module, turning: RotaryInfo, tap: Tap | None) -> RemovableHandle:
     """Make an attention layer tell the current recorder its rotation and, through a tap, its keys, values and queries.
 
     Parameters

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from kv_align.models.capture.cache_tap import Tap, Turning, listen
+from kv_align.models.capture.cache_tap import RotaryInfo, Tap, listen
 from kv_align.models.capture.probe_attention import attends_by_its_form, tapped_forms
 from kv_align.models.capture.probe_rotary import Unsupported, close, hooks, read, turnings
 from kv_align.models.capture.recorder import EAGER, SDPA, Layer, Recorder, own_eager_attention, record
@@ -41,7 +41,7 @@ class Geometry:
     gives_queries
         Whether queries are recorded too.
     plain_attention
-        Whether the attention of all layers is what an `AttentionForm` says, and so can be computed from queries and keys.
+        Whether the attention of all layers is what an `AttentionSpec` says, and so can be computed from queries and keys.
     """
 
     num_layers: int
@@ -95,7 +95,7 @@ def _prepare(model: PreTrainedModel) -> Geometry:
     taps = _choose_attention(model)
 
     def tapped() -> AbstractContextManager[None]:
-        return hooks(listen(module, Turning(), tap) for module, tap in taps.items())
+        return hooks(listen(module, RotaryInfo(), tap) for module, tap in taps.items())
 
     with tapped():
         recorder = read(model)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kv_align.models.capture.attention import AttentionForm, attention_of
+from kv_align.models.capture.attention import AttentionSpec, attention_of
 from kv_align.models.capture.cache_tap import Marked, Tap, left_of_marked
 from kv_align.models.capture.probe_rotary import Unsupported, hooks, read
 from kv_align.models.capture.recorder import Enough, Layer, Recorder, record
@@ -72,7 +72,7 @@ def tapped_forms(
     return found if len(found) == len(taps) else None
 
 
-def _measured_form(attend: Attend, q: Tensor, layer: Layer) -> AttentionForm:
+def _measured_form(attend: Attend, q: Tensor, layer: Layer) -> AttentionSpec:
     """Read scaling and slopes off the weights that the last query gives the first and the last key."""
     q, k, v = (torch.zeros_like(each) for each in (q, layer.k, layer.v))
     v[:, :, 0, 0] = v[:, :, -1, 1] = 1
@@ -86,7 +86,7 @@ def _measured_form(attend: Attend, q: Tensor, layer: Layer) -> AttentionForm:
     q[..., 0] = k[:, :, -1, 0] = 2
     scaling = float((lead() - sloped).mean()) / 4
     slopes = sloped / (k.shape[2] - 1)
-    return AttentionForm(scaling, slopes=slopes if slopes.abs().max() > 16 * torch.finfo(layer.k.dtype).eps else None)
+    return AttentionSpec(scaling, slopes=slopes if slopes.abs().max() > 16 * torch.finfo(layer.k.dtype).eps else None)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
-from kv_align.models.capture.cache_tap import Tap, Turning, run_attention
+from kv_align.models.capture.cache_tap import RotaryInfo, Tap, run_attention
 from kv_align.models.capture.recorder import Layer, Recorder, record
 from kv_align.models.capture.rotary import rotary_form, rotary_table
 from kv_align.models.devices import device_of
@@ -45,7 +45,9 @@ def read(model: PreTrainedModel, *, last: int = 0, cache: DynamicCache | None = 
     return recorder
 
 
-def turnings(model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[nn.Module, Tap]) -> dict[int, Turning]:
+def turnings(
+    model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[nn.Module, Tap]
+) -> dict[int, RotaryInfo]:
     """Return, for each attention layer, how it turns its keys by their position.
 
     Raises
@@ -53,7 +55,7 @@ def turnings(model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[n
     Unsupported
         If that cannot be undone.
     """
-    found: dict[int, Turning] = {}
+    found: dict[int, RotaryInfo] = {}
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _TOKENS
 
     def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -64,7 +66,7 @@ def turnings(model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[n
     return found
 
 
-def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None, limit: int) -> Turning:
+def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None, limit: int) -> RotaryInfo:
     """Run one attention layer on the input it was called with, under other angles or positions than those it was handed."""
     hidden_BTC = args[0] if args else kwargs["hidden_states"]
 
@@ -74,7 +76,7 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
         return run_attention(module, args, {**kwargs, **changed, "hidden_states": hidden_BTC}, tap)
 
     angles, positions = kwargs.get("position_embeddings"), kwargs.get("position_ids")
-    turning, rotation = Turning(), None
+    turning, rotation = RotaryInfo(), None
     unturned: dict[str, Any] = {}
     try:
         if angles is not None:
@@ -83,7 +85,7 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
             cos, sin = angles
             unturned = {"position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
             form = rotary_form(lambda c, s: run(hidden_BTC.expand(len(c), -1, -1), position_embeddings=(c, s)).k, cos)
-            turning, rotation = Turning(form), None if form is None else form.at(cos, sin)
+            turning, rotation = RotaryInfo(form), None if form is None else form.at(cos, sin)
         elif isinstance(positions, Tensor):
             unturned = {"position_ids": torch.zeros_like(positions)}
             if not close(run(hidden_BTC).k, run(hidden_BTC, **unturned).k):
@@ -91,7 +93,7 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
                 two_BTC = hidden_BTC[0, :2, None].repeat(1, limit, 1)
                 places = torch.arange(limit, device=hidden_BTC.device).repeat(2, 1)
                 table = rotary_table(run(two_BTC, position_ids=places).k)
-                turning, rotation = Turning(table=table), table.at(positions)
+                turning, rotation = RotaryInfo(table=table), table.at(positions)
     except ValueError as error:
         raise Unsupported(f"its rotary embedding cannot be undone: {error}") from None
     plain, rotated = run(hidden_BTC, **unturned), run(hidden_BTC)

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from kv_align.models.capture.attention import AttentionForm
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.rotary import Rotation
 
 SDPA, EAGER = "kv_align_sdpa", "kv_align_eager"
@@ -47,7 +47,7 @@ class Layer:
     q: Tensor | None
     k: Tensor
     v: Tensor
-    form: AttentionForm | None
+    form: AttentionSpec | None
     rotation: Rotation | None
 
     @property
@@ -111,7 +111,7 @@ class Recorder:
         """Whether a layer of this number is to be recorded."""
         return self.wanted is None or number in self.wanted
 
-    def add(self, module: Any, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionForm | None) -> None:
+    def add(self, module: Any, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionSpec | None) -> None:
         """Record a layer, and end the forward pass if it is the last one that is asked for."""
         number = module.layer_idx
         self.layers[number] = Layer(q, k, v, form, self.rotations.get(module))
@@ -168,7 +168,7 @@ def _recording(
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         # A copy: what stands in a parameter of the layer may be gathered only while the layer runs.
         sinks = None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach().flatten().clone()
-        form = AttentionForm(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks)
+        form = AttentionSpec(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks)
         recorder.attend[number] = partial(attention, module, attention_mask=attention_mask, **kwargs)
         recorder.add(module, query, key, value, form)
     return attention(module, query, key, value, attention_mask, **kwargs)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kv_align.models.adapter import Adapter
-from kv_align.training.agreement import GradientReach
+from kv_align.training.agreement import AlignmentGradNorm
 from kv_align.training.step import Distiller, StepResult
 
 
 class Reach(Protocol):
-    """Gradient norm from the alignment loss alone into the student, see `kv_align.training.agreement.GradientReach`."""
+    """Gradient norm from the alignment loss alone into the student, see `kv_align.training.agreement.AlignmentGradNorm`."""
 
     def add(self, result: StepResult) -> None:
         """Add the gradient of one micro-batch."""
@@ -45,19 +45,19 @@ class Parallel(ABC):
     accelerator: Accelerator
 
     @abstractmethod
-    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+    def for_evaluation(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
         """Return what is evaluated and written in the place of a distiller, which is not yet prepared, and its adapter."""
 
     @abstractmethod
-    def up_to_date(self) -> AbstractContextManager[None]:
-        """Context in which what `readable` returned has the trained weights; all processes enter it together."""
+    def full_weights(self) -> AbstractContextManager[None]:
+        """Context in which what `for_evaluation` returned has the trained weights; all processes enter it together."""
 
     @abstractmethod
     def prepare(self, distiller: Distiller, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Return what is called in training in the place of a distiller, and the optimizer of its parameters."""
 
     @abstractmethod
-    def apart(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Context of a micro-batch that is not the last of its step: gradients need not meet yet."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Parallel(ABC):
         """Scale the gradients of some parameters to a common norm of `limit` at most; returns the norm before that."""
 
 
-class Replicated(Parallel):
+class DDP(Parallel):
     """Every process holds all of it (DDP), or there is one process.
 
     Parameters
@@ -81,11 +81,11 @@ class Replicated(Parallel):
     def __init__(self, **options: Any) -> None:
         self.accelerator = Accelerator(**options)
 
-    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+    def for_evaluation(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
         """Return the two themselves."""
         return distiller, adapter
 
-    def up_to_date(self) -> AbstractContextManager[None]:
+    def full_weights(self) -> AbstractContextManager[None]:
         """Context that does nothing."""
         return nullcontext()
 
@@ -94,14 +94,14 @@ class Replicated(Parallel):
         wrapped, prepared = self.accelerator.prepare(distiller, optimizer)
         return wrapped, prepared
 
-    def apart(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Context in which each process adds to its own gradients."""
         context: AbstractContextManager[None] = self.accelerator.no_sync(wrapped)
         return context
 
     def reach(self, student: nn.Module) -> Reach:
         """Return a measure that differentiates with respect to the student's parameters."""
-        return GradientReach(student)
+        return AlignmentGradNorm(student)
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """Scale gradients that are the same in all processes."""

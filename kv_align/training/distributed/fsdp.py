@@ -33,7 +33,7 @@ from kv_align.training.distributed.ddp import Parallel, Reach
 from kv_align.training.step import Distiller, StepResult
 
 
-class Sharded(Parallel):
+class FSDP(Parallel):
     """Shards over all processes of the run, of which there are several.
 
     Parameters
@@ -63,7 +63,7 @@ class Sharded(Parallel):
         self._copy: Distiller | None = None
         self._parameters: list[nn.Parameter] = []
 
-    def readable(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
+    def for_evaluation(self, distiller: Distiller, adapter: Adapter | None) -> tuple[Distiller, Adapter | None]:
         """Return a copy whose parameters take no memory, with an adapter of the copy."""
         empty = {
             id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -73,7 +73,7 @@ class Sharded(Parallel):
         return self._copy, adapter
 
     @contextmanager
-    def up_to_date(self) -> Iterator[None]:
+    def full_weights(self) -> Iterator[None]:
         """Context in which the copy holds the whole weights."""
         assert self._copy is not None
         copies = list(self._copy.parameters())
@@ -94,7 +94,7 @@ class Sharded(Parallel):
         self._parameters = list(wrapped.parameters())
         return wrapped, prepared
 
-    def apart(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Context that does nothing: kept apart, gradients would be whole in every process, so they meet every time."""
         return nullcontext()
 

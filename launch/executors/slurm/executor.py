@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from kv_align.runs.errors import ConfigError, refused
+from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster import SlurmCluster, check_signal
@@ -72,14 +72,14 @@ class SlurmExecutor(Executor):
         for partition in named:
             if partition not in known:
                 allowed = f"one of {', '.join(sorted(known))}"
-                raise refused(
+                raise invalid_value(
                     "cluster.partition", resources["partition"], allowed + (", or several" if named[1:] else "")
                 )
         asked = named or [default_partition()]
         most = max(minutes(known.get(partition, "infinite")) for partition in asked)
         if resources["time_min"] > most:
             limit = f"at most {most:g}, the limit of {','.join(asked)}"
-            raise refused("cluster.time_min", resources["time_min"], limit)
+            raise invalid_value("cluster.time_min", resources["time_min"], limit)
 
     def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Queue the runs: one sbatch per array, behind the prepare job and the canary, before the report."""
