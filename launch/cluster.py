@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from kv_align.config.options import NonNegativeInt, PositiveFloat, PositiveInt
-from kv_align.config.schema import Section, config_directory, validate
+from kv_align.config.schema import Section, validate
+from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 
 

@@ -102,7 +102,7 @@ def test_the_wheel_composes_in_an_empty_folder(unpacked: Path, tmp_path: Path) -
 
 def test_the_wheel_finds_its_own_conf_and_its_own_models(unpacked: Path, tmp_path: Path) -> None:
     script = (
-        "from kv_align.config.schema import config_directory\n"
+        "from kv_align.config.targets import config_directory\n"
         "from kv_align.config.model_card import EMBEDDED, model_card\n"
         "print(config_directory(), EMBEDDED, model_card(str(EMBEDDED / 'teacher')).has_weights, sep='\\n')"
     )

@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import kv_align
+from kv_align.runs.digests import digest_of_json
 from kv_align.runs.errors import ConfigError, first_error, unknown_key
-from kv_align.runs.sweep_dir import digest
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 PositivePercent = Annotated[float, Field(gt=0, lt=100)]
@@ -144,4 +144,4 @@ def default_criteria_file() -> Path:
 
 def criteria_hash(raw: dict[str, Any]) -> str:
     """SHA-256 (hex) of criteria, the same as the plan's of the same ones."""
-    return digest(raw)
+    return digest_of_json(raw)

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.design.cells import DIVERGED, FINISHED
-from kv_align.runs.sweep_dir import digest
+from kv_align.runs.digests import digest_of_json
 
 _MARK = re.compile(r"<!-- look (\{.*\}) -->")
 _CELL = ("arm", "group", "seed")
@@ -59,7 +59,7 @@ def results_digest(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
     for arm, group, seed, state, run in zip(*(ended[name] for name in (*_CELL, "state", "run")), strict=True):
         loss = losses.get(run)
         rows.append((arm, group, int(seed), state, None if loss is None or loss != loss else float(loss)))
-    return digest(sorted(rows, key=lambda row: row[:3]))
+    return digest_of_json(sorted(rows, key=lambda row: row[:3]))
 
 
 def looks(file: Path, results: str, *, tested: bool) -> Looks:

@@ -18,6 +18,22 @@ from kv_align.config.schema import Choice
 from kv_align.config.signals import signal_of, uses_keys_values
 from kv_align.runs.errors import ConfigError, invalid_value
 
+_LONGEST_NAME = 150  # file systems take 255 bytes; loss, seed and hash, and the suffixes of temporary files, come to it
+
+
+def check_places(config: Config) -> None:
+    """Refuse names of folders that are none, or that lead elsewhere."""
+    if not config.output_dir.strip():
+        raise invalid_value("output_dir", repr(config.output_dir), "the name of a folder, such as outputs")
+    for key, name in (("run_name", config.run_name), ("arm", config.arm)):
+        if name is None:
+            continue
+        if not name.strip() or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+            allowed = "a plain name without slashes and control characters, such as first_try, or null"
+            raise invalid_value(key, repr(name), allowed)
+        if len(name.encode()) > _LONGEST_NAME:
+            raise invalid_value(key, f"{name[:20]}...", f"a name of at most {_LONGEST_NAME} bytes")
+
 
 def check_loss_against_aligner(config: Config) -> None:
     """Refuse a loss that needs an aligner without one."""

@@ -22,9 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kv_align.config.compose import compose_config, compose_raw, default_run_name, expand_sweep
-from kv_align.config.config import Config, PretrainConfig, content_hash
+from kv_align.config.config import Config, PretrainConfig
+from kv_align.config.identity import going_on
 from kv_align.config.resolve import resolve
-from kv_align.config.schema import config_directory, validate
+from kv_align.config.schema import validate
+from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
@@ -134,11 +136,11 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         _check_output_dir(config)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-        name = config.run_name or default_run_name(config)
+        name = config.run_name or _folder_name(config)
         if not any("hydra.run.dir=" in override for override in overrides):
             # Before Hydra writes its own files there.
             directory = RunDirectory(Path(config.output_dir) / name)
-            directory.earlier_attempt(content_hash(config))
+            going_on(directory, config)
             directory.refuse_to_redo()
         quoted = name.replace("\\", r"\\").replace("'", r"\'")
         return [f"run_name='{quoted}'"] if config.run_name is None else []
@@ -158,6 +160,12 @@ def _check(arguments: argparse.Namespace) -> list[str]:
                 seen.add(note)
             advance(1)
     return []
+
+
+def _folder_name(config: Config) -> str:
+    """Return the folder of a run that was given no name: that of version 0.1.0 where it began there."""
+    former = default_run_name(config.model_copy(update={"inputs": None}))
+    return former if (Path(config.output_dir) / former).is_dir() else default_run_name(config)
 
 
 def _check_output_dir(config: Config) -> None:

@@ -21,9 +21,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
+from kv_align.config.identity import content_hash
 from kv_align.config.resolve import resolve
-from kv_align.config.schema import config_directory
+from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, unknown_key
 
 

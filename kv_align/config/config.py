@@ -1,28 +1,18 @@
 """The typed schema of `conf/`: what a run is asked to do, before anything of it is built. Imports no torch.
 
 A `Config` is made once, by `kv_align.config.schema.validate`, from what Hydra composed; no `DictConfig` travels further. Its
-sections and choices are plain frozen data. What choices mean together is in `kv_align.config.resolve`.
+sections and choices are plain frozen data. What choices mean together is in `resolve`, what makes a run the same run in
+`identity`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kv_align.config.schema import Choice, Section
-
-# Excluded from the content hash: these change where a run is written, how it is shown and how fast it goes, or are mere
-# labels, but no number of the result.
-_NOT_HASHED = {
-    "": {"output_dir", "run_name", "arm", "teacher_cache"},
-    "model": {"teacher_device_map"},
-    "trainer": {"parallel", "num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"},
-    "*": {"name"},
-}
 
 
 class ModelConfig(Section):
@@ -126,6 +116,8 @@ class Config(Section):
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
     teacher_cache_keeps: Literal["states", "targets"] | None = None
     adapter: Choice = Choice(name="none")
+    inputs: dict[str, str] | None = None
+    """SHA-256 of what the run reads, by name (see `kv_align.config.inputs`); nothing that is asked for on a command line."""
 
 
 class LlamaShape(Section):
@@ -154,23 +146,3 @@ class PretrainConfig(Section):
     evaluation_examples: PositiveInt
     teacher: LlamaShape
     student: LlamaShape
-
-
-def content_hash(config: Config) -> str:
-    """SHA-256 (hex) over everything that can change a number of the run: its identity."""
-    raw = config.model_dump(by_alias=True)
-    if raw["teacher_cache_dtype"] is None:  # whether there is a cache matters, where it is does not
-        del raw["teacher_cache_dtype"]
-    if raw["model"]["teacher_quantization"] is None:
-        del raw["model"]["teacher_quantization"]
-    if not raw["adapter"]["_target_"]:
-        del raw["adapter"]
-    if raw["teacher_cache_keeps"] != "targets":  # what is rounded
-        del raw["teacher_cache_keeps"]
-    for section, excluded in _NOT_HASHED.items():
-        parts = [raw] if section == "" else [raw[section]] if section != "*" else list(raw.values())
-        for part in parts:
-            if isinstance(part, dict):
-                for key in excluded:
-                    part.pop(key, None)
-    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

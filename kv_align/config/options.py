@@ -12,6 +12,7 @@ import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,24 +67,21 @@ def options_of(target: str) -> dict[str, Option]:
     Parameters
     ----------
     target
-        Dotted path, `package.module.Name`. The parent packages are imported, the module itself is not.
+        Dotted path, `package.module.Name`. Nothing of it is imported.
 
     Raises
     ------
     ValueError
         If there is no such module or name, or an annotation uses names other than this module's types.
     """
-    module_name, _, name = target.rpartition(".")
-    definition = _definition(module_name, name, target)
-    if isinstance(definition, ast.ClassDef):
-        initialisers = [
-            node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-        ]
+    node = definition(target)
+    if isinstance(node, ast.ClassDef):
+        initialisers = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
         if not initialisers:
             return {}
         arguments = initialisers[0].args
     else:
-        arguments = definition.args
+        arguments = node.args
     return {
         argument.arg: Option(_evaluate(argument.annotation, target, argument.arg), default is None)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
@@ -101,11 +99,10 @@ def parameters_of(target: str) -> tuple[str, ...]:
     ValueError
         As `options_of`.
     """
-    module_name, _, name = target.rpartition(".")
-    definition = _definition(module_name, name, target)
-    if isinstance(definition, ast.FunctionDef):
-        return tuple(argument.arg for argument in definition.args.args)
-    for node in definition.body:
+    target_node = definition(target)
+    if isinstance(target_node, ast.FunctionDef):
+        return tuple(argument.arg for argument in target_node.args.args)
+    for node in target_node.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return tuple(argument.arg for argument in node.args.args[1:])
     return ()
@@ -120,9 +117,8 @@ def constant_of(target: str, name: str) -> Any:
     ValueError
         If the target is no class or has no such literal.
     """
-    module_name, _, class_name = target.rpartition(".")
-    definition = _definition(module_name, class_name, target)
-    for node in definition.body if isinstance(definition, ast.ClassDef) else ():
+    target_node = definition(target)
+    for node in target_node.body if isinstance(target_node, ast.ClassDef) else ():
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -132,21 +128,67 @@ def constant_of(target: str, name: str) -> Any:
     raise ValueError(f"{target} does not say its {name}")
 
 
-def _definition(module_name: str, name: str, target: str) -> ast.ClassDef | ast.FunctionDef:
-    try:
-        spec = importlib.util.find_spec(module_name) if module_name else None
-    except (ImportError, ValueError):
-        spec = None
+def source_file(module_name: str) -> Path | None:
+    """Return the Python file of a module, which is not imported for it; None where there is none."""
+    spec, where = None, None
+    parts = module_name.split(".")
+    for depth in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), where)
+        if spec is None:
+            break
+        where = spec.submodule_search_locations
+        if where is None and depth + 1 < len(parts):  # a module has no modules in it
+            return None
+    if spec is None:  # not on the path: what another finder knows, as of an editable installation
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(module_name) if module_name else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise ValueError(f"_target_={target} names no module that can be found")
-    try:
-        module = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise ValueError(f"_target_={target}: {spec.origin} is not Python ({error})") from error
+        return None
+    return Path(spec.origin)
+
+
+@cache
+def imported_names(module_name: str) -> dict[str, str]:
+    """Names that a module imports at its top, with the dotted path that each stands for, read from its source."""
+    names: dict[str, str] = {}
+    package = module_name.split(".")[:-1]
+    for node in _module(module_name, module_name).body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                names[alias.asname or first] = alias.name if alias.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*parents, *([node.module] if node.module else [])])
+            names |= {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
+    return names
+
+
+def definition(target: str) -> ast.ClassDef | ast.FunctionDef:
+    """Return the definition of a class or function, from its module's source.
+
+    Raises
+    ------
+    ValueError
+        As `options_of`.
+    """
+    module_name, _, name = target.rpartition(".")
+    module = _module(module_name, target)
     for node in module.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node
-    raise ValueError(f"_target_={target}: {spec.origin} defines no class or function {name}")
+    raise ValueError(f"_target_={target}: {source_file(module_name)} defines no class or function {name}")
+
+
+@cache
+def _module(module_name: str, target: str) -> ast.Module:
+    file = source_file(module_name)
+    if file is None:
+        raise ValueError(f"_target_={target} names no module that can be found")
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ValueError(f"_target_={target}: {file} is not Python ({error})") from error
 
 
 def _evaluate(annotation: ast.expr | None, target: str, argument: str) -> Any:

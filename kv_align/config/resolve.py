@@ -18,11 +18,13 @@ from kv_align.config.checks import (
     check_logits,
     check_loss_against_aligner,
     check_models,
+    check_places,
     check_teacher_loading,
     check_trainer,
 )
 from kv_align.config.config import Config
 from kv_align.config.extras import check_extras
+from kv_align.config.inputs import check_inputs, digest_inputs
 from kv_align.config.model_card import model_path
 from kv_align.config.options import constant_of, options_of, parameters_of
 from kv_align.config.schema import Choice, validate
@@ -48,6 +50,8 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
         For whatever can be known to be wrong before anything is loaded.
     """
     config = validate(Config, raw)
+    check_inputs(config)
+    check_places(config)
     check_loss_against_aligner(config)
     changes, notes = _without_effect(config)
     config = config.model_copy(update=changes)
@@ -65,6 +69,7 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     config = config.model_copy(
         update={"model": config.model.model_copy(update=absolute), "data": absolute_data(config)}
     )
+    config = config.model_copy(update={"inputs": digest_inputs(config)})
     return config, notes + _fitted_to_noise(config)
 
 

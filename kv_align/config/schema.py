@@ -7,12 +7,12 @@ are.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from kv_align.config.options import options_of
+from kv_align.config.targets import FORMER_PATHS, check_target
 from kv_align.runs.errors import ConfigError, first_error, unknown_key
 
 
@@ -32,6 +32,11 @@ class Choice(Section):
 
     name: str
     target: str = Field(alias="_target_", default="")
+
+    @field_validator("target")
+    @classmethod
+    def _where_it_is_now(cls, target: str) -> str:
+        return FORMER_PATHS.get(target, target)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -90,6 +95,7 @@ def check_options(group: str, choice: ChoiceType) -> ChoiceType:
             known = options_of(choice.target)
         except ValueError as error:
             raise ConfigError(f"{group}={choice.name}: {error}; correct it in that choice's YAML file.") from None
+        check_target(group, choice.name, choice.target)
     options = choice.options
     for option, value in options.items():
         if option not in known:
@@ -104,10 +110,3 @@ def check_options(group: str, choice: ChoiceType) -> ChoiceType:
             f"{group}.{missing[0]} is missing: {group}={choice.name} needs it; add it to the command line."
         )
     return choice.model_copy(update=options)
-
-
-def config_directory() -> Path:
-    """Return the folder `conf/`: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"

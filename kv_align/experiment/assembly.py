@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +17,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from kv_align.align.aligner import count_parameters
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
 from kv_align.config.extras import extras_versions
+from kv_align.config.identity import content_hash, continued_run
 from kv_align.config.signals import signal_of
+from kv_align.data.example import Example
 from kv_align.data.loader import data_order, total_steps
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
@@ -184,6 +188,7 @@ def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
 def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
     """Return what `provenance.json` says of a run: seeds, hashes, sizes, and this attempt."""
     projection = built.distiller.trainable_projection
+    splits = {"train": built.train, "validation": built.validation, "test": built.test}
     return {
         "content_hash": content_hash(config),
         "seed": config.seed,
@@ -191,7 +196,10 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         "data_order_sha256": data_order(config, len(built.train.examples)).digest(built.num_steps, built.train.ids),
         "initial_weights_sha256": built.initial_digests["student"],
         "initial_aligner_sha256": built.initial_digests["aligner"],
+        "texts_sha256": {name: texts_digest(split.examples) for name, split in splits.items()},
         "teacher_sha256": weights_digest(built.teacher_reader.model),
+        "inputs": config.inputs,
+        "continues": continued_run(config),
         "layer_map": built.layers,
         "key_variance": built.distiller.key_variance.tolist(),
         "value_variance": built.distiller.value_variance.tolist(),
@@ -202,16 +210,21 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
             # Or what the loss learns itself: whatever learns beside the student.
             "aligner": 0 if projection is None else count_parameters(projection),
         },
-        "examples": {
-            name: _split_facts(split)
-            for name, split in (("train", built.train), ("validation", built.validation), ("test", built.test))
-        },
+        "examples": {name: _split_facts(split) for name, split in splits.items()},
         "device": str(built.accelerator.device),
         "processes": built.processes.number,
         "attempts": [
             attempt_provenance() | {"torch_threads": torch.get_num_threads(), "extras": extras_versions(config)}
         ],
     }
+
+
+def texts_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 (hex) over the texts of a split, with their ids, segments and answers: what was read, from wherever it came."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.id, example.question, example.steps, example.answer)).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _split_facts(split: PreparedSplit) -> dict[str, int]:

@@ -10,7 +10,8 @@ import pandas as pd
 from safetensors.torch import save_file
 
 from kv_align.config.compose import arm_name
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
+from kv_align.config.identity import content_hash, settings_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
 from kv_align.experiment.assembly import Assembly
 from kv_align.runs.run_dir import RunDirectory, append_row, read_rows, write_json
@@ -68,7 +69,7 @@ def _summary(
         "loss": config.loss.name,
         "seed": config.seed,
         "content_hash": content_hash(config),
-        "settings_hash": content_hash(config.model_copy(update={"seed": 0})),
+        "settings_hash": settings_hash(config),
         "steps": built.num_steps,
         "tokens": built.loop.progress.tokens,
         **row,

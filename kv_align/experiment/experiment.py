@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from kv_align.config.compose import arm_name
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
+from kv_align.config.identity import content_hash, going_on
+from kv_align.config.inputs import check_inputs
 from kv_align.experiment.assembly import Assembly, starting_point
 from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
@@ -37,13 +39,15 @@ def run(config: Config, path: Path) -> State:
         For bad input; nothing of an earlier run is touched then.
     """
     quiet_libraries()
-    whole, identity = RunDirectory(path), content_hash(config)
+    whole = RunDirectory(path)
     with ExitStack() as stack:
         directory = stack.enter_context(own_directory(whole))
         stack.enter_context(directory.lock())
         preemption = stack.enter_context(Preemption())
         stack.enter_context(heartbeat(directory.status_file))
-        before = whole.status()
+        check_inputs(config)
+        config = going_on(whole, config)
+        before, identity = whole.status(), content_hash(config)
         if before is not None and before.content_hash == identity and whole.is_complete():
             LOGGER.info("%s already holds this run, finished: nothing to do", path)
             _warn_of_other_code(whole)
@@ -108,8 +112,8 @@ def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembl
     new = starting_point(config, built)
     old = read_json(directory.provenance_file)
     if old is not None:
-        for what in ("data_order_sha256", "initial_weights_sha256", "teacher_sha256"):
-            if old[what] != new[what]:
+        for what in ("data_order_sha256", "texts_sha256", "initial_weights_sha256", "teacher_sha256"):
+            if what in old and old[what] != new[what]:  # version 0.1.0 did not record the texts
                 raise ConfigError(
                     f"{directory.path} cannot go on: its {what} is no longer what it started from, so code, data or a "
                     "model has changed since; restore that, or choose another run_name."

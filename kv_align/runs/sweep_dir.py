@@ -10,12 +10,12 @@ A plain Hydra multirun is a sweep directory without a plan: its runs are the sub
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kv_align.runs.digests import digest_of_json
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_json, write_json
 
@@ -38,7 +38,7 @@ class PlannedRun:
     control
         Whether the arm is a control.
     content_hash
-        Of the configuration (`kv_align.config.config.content_hash`).
+        Of the configuration (`kv_align.config.identity.content_hash`).
     config
         The effective configuration, complete.
     """
@@ -90,14 +90,14 @@ class Plan:
     @property
     def plan_hash(self) -> str:
         """SHA-256 (hex) over which runs there are and what they are compared by; not over when it was made."""
-        return digest(
+        return digest_of_json(
             {"runs": [(run.arm, run.group, run.content_hash) for run in self.runs], "baseline": self.baseline}
         )
 
     @property
     def criteria_hash(self) -> str:
         """SHA-256 (hex) over the criteria."""
-        return digest(self.criteria)
+        return digest_of_json(self.criteria)
 
 
 class SweepDirectory:
@@ -135,7 +135,7 @@ class SweepDirectory:
             assert raw is not None
             content = dict(raw)
             recorded, version = content.pop("sha256"), content.pop("format")
-            sound = version == FORMAT and recorded == digest(content)
+            sound = version == FORMAT and recorded == digest_of_json(content)
             runs = tuple(PlannedRun(**each) for each in content.pop("runs"))
             plan = Plan(**content | {"runs": runs, "extensions": tuple(content["extensions"])})
         except (AssertionError, KeyError, TypeError) as error:
@@ -149,13 +149,8 @@ class SweepDirectory:
     def write_plan(self, plan: Plan) -> None:
         """Write a plan atomically, with its digest."""
         content = json.loads(json.dumps(asdict(plan)))
-        write_json(self.plan_file, {"format": FORMAT, "sha256": digest(content), **content})
+        write_json(self.plan_file, {"format": FORMAT, "sha256": digest_of_json(content), **content})
 
     def found_runs(self) -> list[RunDirectory]:
         """Return all run directories that are there, planned or not, in the order of their paths."""
         return [RunDirectory(file.parent) for file in sorted(self.path.rglob("status.json"))]
-
-
-def digest(content: Any) -> str:
-    """SHA-256 (hex) over a JSON value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

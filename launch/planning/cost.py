@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kv_align.runs.digests import digest_of_json
 from kv_align.runs.run_dir import RunDirectory
-from kv_align.runs.sweep_dir import Plan, PlannedRun, digest
+from kv_align.runs.sweep_dir import Plan, PlannedRun
 
 _EARLIER = 40  # finished runs that are looked at for an estimate, newest first
 
@@ -84,7 +85,7 @@ def _finished(output_dir: Path) -> list[RunDirectory]:
 
 def _size(config: dict[str, Any]) -> str:
     data = {key: value for key, value in config["data"].items() if key != "shuffle_teacher"}
-    return digest([config["model"], data, config["trainer"], config["evaluation"]])
+    return digest_of_json([config["model"], data, config["trainer"], config["evaluation"]])
 
 
 def _ranges(seeds: list[int]) -> str:

@@ -14,7 +14,9 @@ from itertools import product
 from typing import Any
 
 from kv_align.config.compose import compose_config, expand_sweep
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
+from kv_align.config.identity import content_hash
+from kv_align.config.inputs import check_inputs
 from kv_align.config.schema import validate
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
@@ -130,6 +132,7 @@ def extend_plan(plan: Plan, seeds: object) -> tuple[Plan, list[PlannedRun]]:
     for run in plan.runs:
         if (run.arm, run.group) not in cells:
             config = validate(Config, run.config)
+            check_inputs(config)
             cells[run.arm, run.group] = Cell(run.arm, run.arm, run.group, run.control, config)
     added, _ = _runs(cells.values(), new)
     record = {"created": time.time(), "seeds": new}

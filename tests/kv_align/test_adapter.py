@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from kv_align.config.compose import arm_name, compose_config
-from kv_align.config.config import Config, content_hash
+from kv_align.config.config import Config
+from kv_align.config.identity import content_hash
 from kv_align.config.model_card import EMBEDDED
 from kv_align.config.schema import validate
 from kv_align.experiment.build import make_adapter

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from kv_align.config.compose import compose_config, compose_raw
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.runs.run_dir import RunDirectory, Status, read_json
 from tests.short_runs import SHORT
 

@@ -374,7 +374,9 @@ def test_a_class_that_does_not_declare_what_its_group_asks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, missing: str
 ) -> None:
     module = f"written_for_effective_{group}"
-    (tmp_path / f"{module}.py").write_text("class Mine: ...\n")
+    base = {"aligner": "kv_align.align.head_map.HeadMap", "loss": "kv_align.losses.base.Loss"}[group]
+    of, _, name = base.rpartition(".")
+    (tmp_path / f"{module}.py").write_text(f"from {of} import {name} as Base\nclass Mine(Base): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     raw = composed(**{group: {"name": "mine", "_target_": f"{module}.Mine"}})
     assert sentence_of(raw) == (
@@ -383,7 +385,9 @@ def test_a_class_that_does_not_declare_what_its_group_asks_is_refused(
 
 
 def test_a_loss_with_a_signal_that_nobody_gives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "written_for_signals.py").write_text("class Mine:\n    signal = 'keys'\n")
+    (tmp_path / "written_for_signals.py").write_text(
+        "import kv_align.losses.base\nclass Mine(kv_align.losses.base.Loss):\n    signal = 'keys'\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     raw = composed(loss={"name": "mine", "_target_": "written_for_signals.Mine"})
     assert sentence_of(raw) == (

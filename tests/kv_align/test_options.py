@@ -134,7 +134,7 @@ def test_annotations_are_evaluated_to_the_types_they_name(
         ("NameAlone", "_target_=NameAlone names no module that can be found"),
         ("", "_target_= names no module that can be found"),
         ("sys.exit", "_target_=sys.exit names no module that can be found"),
-        ("os.system", "_target_=os.system names no module that can be found"),
+        ("os.system", "os.py defines no class or function system"),
         ("kv_align.align.flat.Flat", "flat.py defines no class or function Flat"),
     ],
 )

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import (
     EXIT_CODES,
@@ -182,7 +182,7 @@ with RunDirectory(sys.argv[1]).lock():
 """
 TAKE = """
 import sys
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 try:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kv_align.align.aligner import Aligner
 from kv_align.config.compose import compose_config
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
 from kv_align.data.example import Segment

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from kv_align.config.compose import compose_config
-from kv_align.config.config import Config, ModelConfig, content_hash
+from kv_align.config.config import Config, ModelConfig
+from kv_align.config.identity import content_hash
 from kv_align.config.model_card import EMBEDDED
 from kv_align.config.schema import validate
 from kv_align.data.batch import Tokens

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.base import Pairing
 from kv_align.losses.functional import Masked, logit_divergence

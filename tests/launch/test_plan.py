@@ -6,7 +6,7 @@ import math
 import pytest
 
 from kv_align.config.compose import compose_config
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from launch.planning.cost import smallest_p
 from launch.planning.plan import extend_plan, make_plan
 from launch.planning.sweep import load_sweep

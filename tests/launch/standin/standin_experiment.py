@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from kv_align.config.compose import arm_name
-from kv_align.config.config import content_hash
+from kv_align.config.identity import content_hash
 from kv_align.runs.run_dir import RunDirectory, append_row, file_digest, read_json, write_json
 
 

@@ -1,0 +1,123 @@
+"""What a run reads beside its settings, by digest: data, models, tokenizers, and code of the user's own. Imports no torch.
+
+Each input has a name that a message can say. A generated source, and what a hub gives by name, have none here: these are
+settings, and what came of them is recorded when they have been read (`provenance.json`).
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from kv_align.config.config import Config
+from kv_align.config.model_card import model_path
+from kv_align.config.options import source_file
+from kv_align.config.schema import Choice
+from kv_align.config.targets import own_choices
+from kv_align.runs.digests import digest_of, digest_of_files
+from kv_align.runs.errors import ConfigError
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+CODE = "source "
+"""What the names of inputs that are code begin with; arms may differ in it."""
+
+
+def digest_inputs(config: Config) -> dict[str, str]:
+    """Return the SHA-256 of each input of a run, by its name."""
+    digests: dict[str, str] = {}
+    for role in ("teacher", "student"):
+        folder = Path(model_path(getattr(config.model, role), role))
+        if not folder.is_dir():
+            continue  # a name on the hub
+        digests[f"{role} config"] = digest_of(folder / "config.json")
+        digests[f"{role} tokenizer"] = _matching(folder, _TOKENIZER)
+        if role == "teacher" or config.model.student_start == "pretrained":
+            digests[f"{role} weights"] = _matching(folder, _WEIGHTS)
+        if getattr(config.model, role) in config.model.remote_code:
+            digests[f"{role} code"] = _matching(folder, ("*.py",))
+    path = config.data.options.get("path")
+    if path:
+        digests["data"] = _data(Path(path).expanduser())
+    for group, choice in config:
+        if isinstance(choice, Choice) and choice.target and choice.target not in own_choices(group):
+            digests[f"{CODE}{group}"] = digest_of_files(_sources(choice.target))
+    return digests
+
+
+def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return the names of inputs that are not what they were."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse a frozen configuration whose inputs are no longer what they were when it was frozen.
+
+    Raises
+    ------
+    ConfigError
+        Naming what changed, and where it is.
+    """
+    if config.inputs is None:  # frozen by a version that did not record them
+        return
+    changed = changed_inputs(config.inputs, digest_inputs(config))
+    if changed:
+        raise ConfigError(
+            f"{describe(config, changed)} since this was frozen: restore what it was, or submit a new sweep."
+        )
+
+
+def describe(config: Config, names: list[str]) -> str:
+    """Return which inputs have changed, with the place of each, as the beginning of a sentence."""
+    where = {
+        "data": f"data.path={config.data.options.get('path')}",
+        **{
+            f"source {group}": f"{group}._target_={choice.target}"
+            for group, choice in config
+            if isinstance(choice, Choice)
+        },
+    }
+    for role in ("teacher", "student"):
+        where |= {
+            f"{role} {part}": f"the {part} of model.{role}={getattr(config.model, role)}"
+            for part in ("config", "tokenizer", "weights", "code")
+        }
+    return f"{' and '.join(where.get(name, name) for name in names)} {'has' if len(names) == 1 else 'have'} changed"
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> str:
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return digest_of_files((file.name, file) for file in files)
+
+
+def _data(path: Path) -> str:
+    if path.is_file():
+        return digest_of(path)
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return digest_of_files((file.relative_to(path).as_posix(), file) for file in files)
+
+
+def _sources(target: str) -> Iterator[tuple[str, Path]]:
+    """The module of a target and what it imports of the user's own code; what is installed is a version in the provenance."""
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+    waiting, seen = [target.rpartition(".")[0]], set[str]()
+    while waiting:
+        module = waiting.pop()
+        file = source_file(module)
+        if module in seen or file is None or any(file.resolve().is_relative_to(root) for root in installed):
+            continue
+        if module.partition(".")[0] == "kv_align" and seen:
+            continue  # the project's own code is in the provenance by its commit
+        seen.add(module)
+        yield module, file
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.ImportFrom):
+                package = module.split(".")[: -node.level]
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                waiting += [".".join([*package, name]) for name in names]
