@@ -26,6 +26,7 @@ from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry, prepare
 from kv_align.models.devices import stored
 from kv_align.models.placement import check_names, check_processes, loading_options, offload_folder, placeable
+from kv_align.models.quantization import check_widths, keep_layout
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.seeds import derive_seed
 
@@ -57,12 +58,16 @@ def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) 
         If it cannot be loaded, has no safetensors weights or no fast tokenizer, its attention cannot be recorded, or one of
         several `processes` would have it on several devices.
     """
-    options = loading_options(config, _architecture(config, "teacher"), device)
+    architecture = _architecture(config, "teacher")
+    options = loading_options(config, architecture, device)
     if not options:
         model = _pretrained(config, "teacher", config.teacher_dtype).to(device)
     else:
+        with placeable(config):
+            check_widths(config, architecture, options)
         with offload_folder(options) as loaded:
             loaded.append(model := _pretrained(config, "teacher", config.teacher_dtype, **options))
+        keep_layout(model)
         check_names(config, model)
         check_processes(config, model, processes)
     model = model.eval().requires_grad_(False)

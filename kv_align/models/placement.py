@@ -14,16 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kv_align.config.config import ModelConfig
 from kv_align.models.devices import is_spread
+from kv_align.models.quantization import quantization_of
 from kv_align.runs.errors import ConfigError
-
-_QUANTIZATIONS: dict[str, dict[str, Any]] = {
-    "int8": {"load_in_8bit": True},  # LLM.int8 (Dettmers et al., 2022)
-    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},  # QLoRA (Dettmers et al., 2023)
-}
 
 
 def loading_options(config: ModelConfig, architecture: PreTrainedConfig, device: torch.device) -> dict[str, Any]:
@@ -37,10 +33,9 @@ def loading_options(config: ModelConfig, architecture: PreTrainedConfig, device:
         Where all of a quantised teacher goes that has no device map; it cannot be moved later.
     """
     options: dict[str, Any] = {}
-    if config.teacher_quantization is not None:
-        dtype = architecture.dtype if config.teacher_dtype == "auto" else getattr(torch, config.teacher_dtype)
-        arguments = _QUANTIZATIONS[config.teacher_quantization]
-        options["quantization_config"] = BitsAndBytesConfig(**arguments, bnb_4bit_compute_dtype=dtype)
+    quantization = quantization_of(config, architecture)
+    if quantization is not None:
+        options["quantization_config"] = quantization
     if config.teacher_device_map is not None:
         options["device_map"] = config.teacher_device_map
     elif options or getattr(architecture, "quantization_config", None) is not None:
