@@ -11,16 +11,16 @@ from analysis.compare.sections import audit, configuration, mean_of, quality
 from analysis.compare.sides import Side, read_side
 from analysis.design.cells import COLUMNS, FINISHED, cell_of
 from analysis.design.criteria import Criteria, default_criteria_file, load_criteria
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.design.training import areas, curves
-from analysis.report.document import Block, Document, Figure, Heading, Paragraph, Table, to_markdown
-from analysis.report.figures import Curve, CurvePanel
-from analysis.report.figures import curves as draw_curves
-from analysis.report.style import INK, PALETTE, figure_style, write_figure
-from analysis.report.wording import test_phrase
+from analysis.report.render.document import Block, Document, Figure, Heading, Paragraph, Table, to_markdown
+from analysis.report.render.figures import Curve, CurvePanel
+from analysis.report.render.figures import curves as draw_curves
+from analysis.report.render.style import INK, PALETTE, figure_style, write_figure
+from analysis.report.sections.wording import test_phrase
 from analysis.stats.curves import pointwise_band
 from analysis.stats.paired import relative_percent
-from analysis.verdict.comparison import Comparison, estimate
+from analysis.verdict.comparison import ArmComparison, estimate
 from analysis.verdict.testing import decide_alone
 from analysis.words import count, number, percent, percent_interval, share
 from kv_align.runs.errors import ConfigError
@@ -71,7 +71,7 @@ def write_comparison(a: str, b: str, output: Path) -> Path:
     return output
 
 
-def _compare(sides: tuple[Side, Side], criteria: Criteria) -> Comparison:
+def _compare(sides: tuple[Side, Side], criteria: Criteria) -> ArmComparison:
     metrics = pd.concat([side.metrics for side in sides])
     runs = [record["run"] for side in sides for record in side.records]
     found = areas(metrics, runs, criteria.training_window).by_run
@@ -87,11 +87,11 @@ def _compare(sides: tuple[Side, Side], criteria: Criteria) -> Comparison:
         for record in side.records
         if record.get("seed") is not None and record["seed"] == record["seed"]
     ]
-    grid = Grid(pd.DataFrame(cells, columns=list(COLUMNS)))
-    return decide_alone(estimate(grid, "contrast", "A − B", ("A", ""), ("B", ""), "", criteria), criteria)
+    paired = PairedGrid(pd.DataFrame(cells, columns=list(COLUMNS)))
+    return decide_alone(estimate(paired, "contrast", "A − B", ("A", ""), ("B", ""), "", criteria), criteria)
 
 
-def _result(sides: tuple[Side, Side], comparison: Comparison, criteria: Criteria) -> list[Block]:
+def _result(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criteria) -> list[Block]:
     a, b = sides
     summary = comparison.summary
     if summary is not None:
@@ -141,7 +141,7 @@ def _unpaired(sides: tuple[Side, Side]) -> str:
     )
 
 
-def _curves(sides: tuple[Side, Side], comparison: Comparison, criteria: Criteria, output: Path) -> list[Block]:
+def _curves(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criteria, output: Path) -> list[Block]:
     drawn, tables = [], []
     for letter, side, colour in zip("AB", sides, (PALETTE[1], INK), strict=True):
         found = curves(side.metrics, _runs(side), "task_loss", until=EARLY_STEPS)

@@ -10,8 +10,8 @@ import numpy as np
 from analysis.compare.sides import Side
 from analysis.design.cells import FINISHED
 from analysis.design.expected import config_leaves
-from analysis.report.document import Block, Bullets, Heading, Paragraph, Table
-from analysis.verdict.comparison import Comparison
+from analysis.report.render.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.verdict.comparison import ArmComparison
 from analysis.verdict.provenance import KINDS
 from analysis.words import count, number
 
@@ -72,7 +72,7 @@ def configuration(sides: tuple[Side, Side]) -> list[Block]:
     return [Heading(2, "What differs"), Table(("setting", "A", "B"), tuple(rows))]
 
 
-def audit(sides: tuple[Side, Side], comparison: Comparison) -> list[Block]:
+def audit(sides: tuple[Side, Side], comparison: ArmComparison) -> list[Block]:
     """Runs, end states, pairs, and what is wrong with the folders."""
     pairs = comparison.pairs
     items = [

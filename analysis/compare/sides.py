@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.design.cells import sweep_of
+from analysis.design.cells import grid_of
 from analysis.design.criteria import Criteria
 from analysis.read import rows
 from analysis.read.collect import collect
+from analysis.read.health import smallest_variance_shares
 from analysis.read.records import UNREADABLE, read_record
-from analysis.read.soundness import smallest_variance_shares
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 
@@ -88,10 +88,10 @@ def _run(letter: str, path: Path) -> Side:
 
 def _arm(letter: str, path: Path, arm: str, loss: str | None, criteria: Criteria) -> Side:
     collected = collect(path)
-    sweep = sweep_of(collected, criteria, needs_baseline=False)
-    groups = [group for name, group, _ in sweep.arms if name == arm]
+    grid = grid_of(collected, criteria, needs_baseline=False)
+    groups = [group for name, group, _ in grid.arms if name == arm]
     if not groups:
-        names = ", ".join(dict.fromkeys(name for name, _, _ in sweep.arms))
+        names = ", ".join(dict.fromkeys(name for name, _, _ in grid.arms))
         raise ConfigError(f"{letter}={path}:{arm} is not allowed: the arms of that sweep are {names}; choose one.")
     if loss is not None and loss not in groups and groups != [""]:
         raise ConfigError(
@@ -103,7 +103,7 @@ def _arm(letter: str, path: Path, arm: str, loss: str | None, criteria: Criteria
             f"{arm}:{groups[0]}."
         )
     group = loss if loss in groups else groups[0]
-    cells = sweep.cells[(sweep.cells["arm"] == arm) & (sweep.cells["group"] == group)]
+    cells = grid.cells[(grid.cells["arm"] == arm) & (grid.cells["group"] == group)]
     runs = [run for run in cells["run"] if run]
     renamed = {run: f"{letter}/{run}" for run in runs}
     records: list[dict[str, Any]] = [
@@ -123,4 +123,4 @@ def _arm(letter: str, path: Path, arm: str, loss: str | None, criteria: Criteria
         if not run
     ]
     name = f"{arm}, {group}" if group else arm
-    return Side(name, records, sweep.configs.get((arm, group), {}), tables[0], tables[1], named)
+    return Side(name, records, grid.configs.get((arm, group), {}), tables[0], tables[1], named)

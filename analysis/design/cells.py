@@ -37,7 +37,7 @@ FINISHED, DIVERGED, MISSING = "finished", "diverged", "missing"
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class Grid:
     """What was expected and what was found.
 
     Attributes
@@ -87,9 +87,9 @@ class Sweep:
         return None
 
 
-def sweep_of(
+def grid_of(
     collected: Collected, criteria: Criteria, baseline: str | None = None, *, needs_baseline: bool = True
-) -> Sweep:
+) -> Grid:
     """Lay what was collected over the expected grid.
 
     Parameters
@@ -129,7 +129,7 @@ def sweep_of(
         raise ConfigError(
             f"--baseline={chosen} is not allowed: the arms are {', '.join(names)}; choose one with --baseline ARM."
         )
-    return Sweep(
+    return Grid(
         cells=pd.DataFrame(rows, columns=list(COLUMNS)),
         baseline=chosen,
         # What was expected was expected against the plan's baseline.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 
 FLOPS_NOTE = (
     "Floating-point operations are an estimate: 6 per token and trained parameter (student and aligner), 2 per token "
@@ -50,12 +50,12 @@ class ArmCost:
     step_s: float | None
 
 
-def costs(sweep: Sweep, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCost]:
+def costs(grid: Grid, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCost]:
     """Return the cost of every arm, in the order of the sweep.
 
     Parameters
     ----------
-    sweep
+    grid
         Whose arms.
     runs, metrics
         Of `analysis.read.collect`; of the metrics `run` and `elapsed_s`.
@@ -63,8 +63,8 @@ def costs(sweep: Sweep, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCo
     logged = metrics.groupby("run", observed=True)["elapsed_s"].max()
     logged.index = logged.index.astype(str)
     found = []
-    for arm, group, _ in sweep.arms:
-        cells = sweep.cells[(sweep.cells["arm"] == arm) & (sweep.cells["group"] == group)]
+    for arm, group, _ in grid.arms:
+        cells = grid.cells[(grid.cells["arm"] == arm) & (grid.cells["group"] == group)]
         own = runs.loc[[run for run in cells["run"] if run in runs.index]]
         spent = logged.reindex(own.index).astype(float)
         if "elapsed_s" in own.columns:
@@ -74,7 +74,7 @@ def costs(sweep: Sweep, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCo
         )
         flops = None
         if tokens is not None and student is not None and aligner is not None and teacher is not None:
-            reads_teacher = (sweep.configs.get((arm, group), {}).get("loss") or {}).get("name") != "ce"
+            reads_teacher = (grid.configs.get((arm, group), {}).get("loss") or {}).get("name") != "ce"
             flops = tokens * (6 * (student + aligner) + (2 * teacher if reads_teacher else 0))
         step_s = _mean(own, "step_time_s_median")
         hours = float(spent.sum()) / 3600 if spent.notna().any() else None

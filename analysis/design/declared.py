@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria, criteria_hash, default_criteria_file, load_criteria, parse_criteria
 from analysis.design.history import Looks
 from analysis.read.collect import Collected
@@ -34,14 +34,14 @@ def criteria_for(collected: Collected, file: Path | None) -> tuple[Criteria, dic
     return criteria, raw, plan is not None and criteria_hash(raw) != plan.criteria_hash
 
 
-def holds_primary(sweep: Sweep, criteria: Criteria) -> bool:
+def holds_primary(grid: Grid, criteria: Criteria) -> bool:
     """Whether the sweep has the arm of the primary comparison and a baseline to compare it with."""
-    arms = (criteria.primary.arm, sweep.baseline)
-    return arms[0] != arms[1] and all(sweep.group_of(arm, criteria.primary.loss) is not None for arm in arms)
+    arms = (criteria.primary.arm, grid.baseline)
+    return arms[0] != arms[1] and all(grid.group_of(arm, criteria.primary.loss) is not None for arm in arms)
 
 
 def departures(
-    collected: Collected, sweep: Sweep, criteria: Criteria, differ: bool, baseline: str | None, look: Looks
+    collected: Collected, grid: Grid, criteria: Criteria, differ: bool, baseline: str | None, look: Looks
 ) -> tuple[str, ...]:
     """Say why a report is exploratory; nothing where everything is as it was declared.
 
@@ -61,14 +61,14 @@ def departures(
         reasons.append("The criteria of this report are not the ones that were frozen with the plan.")
     if baseline is not None and collected.plan is not None and baseline != collected.plan.baseline:
         reasons.append(f"The baseline of this report is {baseline}; the plan's is {collected.plan.baseline}.")
-    elif sweep.baseline != criteria.primary.baseline:
-        reasons.append(f"The baseline is {sweep.baseline}; the criteria declare {criteria.primary.baseline}.")
+    elif grid.baseline != criteria.primary.baseline:
+        reasons.append(f"The baseline is {grid.baseline}; the criteria declare {criteria.primary.baseline}.")
     if collected.plan is not None and collected.plan.extensions:
         added = count(len(collected.plan.extensions), "time")
         reasons.append(
             f"The sweep was extended {added} after it was frozen, so its p values are not those of one look."
         )
-    seeds = sweep.cells["seed"].nunique()
+    seeds = grid.cells["seed"].nunique()
     if seeds > criteria.seeds:
         reasons.append(f"The criteria declare {criteria.seeds} seeds; this sweep has {seeds}.")
     if look.tests > criteria.looks:

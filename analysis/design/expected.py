@@ -116,14 +116,14 @@ def _found(collected: Collected) -> Expected:
         by_cell.setdefault((name, group), config)
         places.setdefault((name, group, control), {})[int(seed)] = run
     seeds = sorted({seed for found in places.values() for seed in found})
-    grid = [
+    paired = [
         ExpectedRun(arm, group, control, seed, found.get(seed, ""))
         for (arm, group, control), found in sorted(places.items(), key=lambda item: item[0][2])
         for seed in seeds
     ]
-    arms = list(dict.fromkeys(each.arm for each in grid))
+    arms = list(dict.fromkeys(each.arm for each in paired))
     flat = (arm for arm in arms if _is_flat(arm, by_cell))
-    return Expected(tuple(grid), by_cell, "baseline" if "baseline" in arms else next(flat, None))
+    return Expected(tuple(paired), by_cell, "baseline" if "baseline" in arms else next(flat, None))
 
 
 def _states(collected: Collected) -> dict[str, str]:

@@ -49,7 +49,7 @@ def results_digest(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
     Parameters
     ----------
     cells
-        Of `analysis.design.cells.Sweep`.
+        Of `analysis.design.cells.Grid`.
     runs
         Of `analysis.read.collect`.
     """

@@ -76,7 +76,7 @@ class Pairs:
         return len(self.seeds) + len(self.unpaired)
 
 
-class Grid:
+class PairedGrid:
     """The cells by arm, group and seed, for quick look-up.
 
     Parameters

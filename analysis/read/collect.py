@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from analysis.read import records, rows
-from analysis.read.health import problems_of
+from analysis.read.health import last_steps, problems_of, rows_not_finite, smallest_variance_shares
 from analysis.read.scan import FoundRun, find_runs
-from analysis.read.soundness import last_steps, rows_not_finite, smallest_variance_shares
 from analysis.read.store import LEVELS, Before, in_order, write_tables
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory

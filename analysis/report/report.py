@@ -12,22 +12,27 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from analysis.design import history
-from analysis.report.document import Document, Figure, Paragraph, to_markdown
-from analysis.report.page import to_html
-from analysis.report.sections.audit import audit_section
-from analysis.report.sections.factors import factors_section
-from analysis.report.sections.found import found_section
-from analysis.report.sections.methods import methods_section
-from analysis.report.sections.training import training_section
-from analysis.report.sections.verdict import verdict_section
-from analysis.report.style import figure_style, write_figure
-from analysis.report.wording import conclusion, label
+from analysis.report.render.document import Block, Document, Figure, Paragraph, to_markdown
+from analysis.report.render.page import to_html
+from analysis.report.render.style import figure_style, write_figure
+from analysis.report.sections import audit, factors, found, methods, training, verdict
+from analysis.report.sections.tables import Draw
+from analysis.report.sections.wording import conclusion, label
 from analysis.stats.paired import relative_percent
-from analysis.verdict.study import Study, study
+from analysis.verdict.study import Study, study_sweep
 from kv_align.runs.run_dir import write_atomically
 from kv_align.runs.sweep_dir import SweepDirectory
 
 FIGURES = "figures"
+SECTIONS: tuple[Callable[[Study, Draw], list[Block]], ...] = (
+    verdict.section,
+    found.section,
+    training.section,
+    factors.section,
+    audit.section,
+    methods.section,
+)
+"""The sections of a report in their order: a new one is a module under `sections/` and a line here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,67 +71,67 @@ def write_report(
     ConfigError
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
-    found = study(path, criteria_file=criteria_file, baseline=baseline)
+    study = study_sweep(path, criteria_file=criteria_file, baseline=baseline)
     sweep = SweepDirectory(path)
     sweep.report.mkdir(parents=True, exist_ok=True)
     moment = now or datetime.now(UTC)
     for stale in (sweep.report / FIGURES).glob("*.[sp][vn]g"):
         stale.unlink()
-    written = make_document(found, sweep.report / FIGURES, moment)
+    written = make_document(study, drawing_into(sweep.report / FIGURES), moment)
     markdown, page = sweep.report / "report.md", sweep.report / "report.html"
     write_atomically(markdown, to_markdown(written, FIGURES))
     write_atomically(page, to_html(written))
-    table = results_table(found)
+    table = results_table(study)
     table.to_csv(sweep.report / "results.csv", index=False)
     table.to_parquet(sweep.report / "results.parquet", index=False)
     # What the page shows the first lines of: every expected run with its state, and every problem.
-    found.sweep.cells.to_csv(sweep.report / "runs.csv", index=False)
-    found.collected.problems.to_csv(sweep.report / "problems.csv", index=False)
+    study.grid.cells.to_csv(sweep.report / "runs.csv", index=False)
+    study.collected.problems.to_csv(sweep.report / "problems.csv", index=False)
     history.append(
         sweep.history_file,
         now=moment,
-        look=found.looks,
-        results=found.results,
-        tested=found.tested,
-        plan=found.plan_hash,
-        criteria=found.criteria_hash,
-        conclusion=conclusion(found),
+        look=study.looks,
+        results=study.results,
+        tested=study.tested,
+        plan=study.plan_hash,
+        criteria=study.criteria_hash,
+        conclusion=conclusion(study),
     )
-    return Report(found, markdown, page)
+    return Report(study, markdown, page)
 
 
-def make_document(found: Study, figure_folder: Path, now: datetime) -> Document:
-    """Tell the results in the order of a report; figures are written as they are drawn."""
+def drawing_into(folder: Path) -> Draw:
+    """Return what draws figures in the report's style and writes them into a folder."""
 
     def draw(name: str, caption: str, make: Callable[[], Drawing]) -> Figure:
         with figure_style():
-            return Figure(name, caption, write_figure(make(), name, figure_folder))
+            return Figure(name, caption, write_figure(make(), name, folder))
 
-    name = found.collected.plan.name if found.collected.plan is not None else found.collected.sweep.resolve().name
-    verdict = found.verdict
+    return draw
+
+
+def make_document(study: Study, draw: Draw, now: datetime) -> Document:
+    """Tell the results in the order of `SECTIONS`."""
+    name = study.collected.plan.name if study.collected.plan is not None else study.collected.sweep.resolve().name
+    coverage = study.verdict
     made = (
-        f"{verdict.ended} of {verdict.expected} runs ended. Report of {now.astimezone(UTC):%Y-%m-%d %H:%M} UTC; "
-        f"criteria {found.criteria_hash[:12]}, plan {found.plan_hash[:12] or 'none'}, look {found.looks.number}."
+        f"{coverage.ended} of {coverage.expected} runs ended. Report of {now.astimezone(UTC):%Y-%m-%d %H:%M} UTC; "
+        f"criteria {study.criteria_hash[:12]}, plan {study.plan_hash[:12] or 'none'}, look {study.looks.number}."
     )
     return Document(
         f"Results of {name}",
         (
             Paragraph(made, tone="note"),
-            *verdict_section(found),
-            *found_section(found, draw),
-            *training_section(found, draw),
-            *factors_section(found),
-            *audit_section(found),
-            *methods_section(found),
+            *(block for section in SECTIONS for block in section(study, draw)),
         ),
     )
 
 
-def results_table(found: Study) -> pd.DataFrame:
+def results_table(study: Study) -> pd.DataFrame:
     """All comparisons as one tidy table, in the units of the metric (nats per token) and in percent of perplexity."""
-    against = [each for control in found.controls for each in control.against.values()]
+    against = [each for control in study.controls for each in control.against.values()]
     rows: list[dict[str, Any]] = []
-    for each in (*found.arms, *against, *found.contrasts):
+    for each in (*study.arms, *against, *study.contrasts):
         summary, interval = each.summary, each.summary.interval if each.summary is not None else None
         rows.append(
             {
@@ -154,7 +159,7 @@ def results_table(found: Study) -> pd.DataFrame:
                 "conditional": each.conditional,
                 "worst_case_nats": None if each.bounds is None else each.bounds.high,
                 "best_case_nats": None if each.bounds is None else each.bounds.low,
-                "verdict": label(each, found.criteria),
+                "verdict": label(each, study.criteria),
             }
         )
     return pd.DataFrame(rows)

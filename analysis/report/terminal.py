@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.report.report import Report
-from analysis.report.sections.found import OUT_OF_REACH, p_cell
-from analysis.report.wording import headline, power_sentence, primary_sentence
+from analysis.report.sections.tables import OUT_OF_REACH, p_cell
+from analysis.report.sections.wording import headline, power_sentence, primary_sentence
 from analysis.stats.paired import relative_percent
 from analysis.verdict.controls import control_notes, control_warnings
 from analysis.words import count, percent, percent_interval, share
@@ -30,8 +30,8 @@ def print_verdict(report: Report, console: Console | None = None) -> None:
         Where to print; None: standard output, at most 80 columns wide.
     """
     out = console or Console(width=min(WIDTH, Console().width), highlight=False)
-    found = report.study
-    verdict, criteria = found.verdict, found.criteria
+    study = report.study
+    verdict, criteria = study.verdict, study.criteria
     out.print()
     for reason in verdict.exploratory:
         _say(out, f"Exploratory: {reason}", "yellow")
@@ -41,16 +41,16 @@ def print_verdict(report: Report, console: Console | None = None) -> None:
         said = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
         out.print()
         _say(out, said)
-    uncertain = [] if verdict.primary is None else control_notes(found.controls, verdict.primary)
-    for warning in uncertain + control_warnings(found.controls, found.arms):
+    uncertain = [] if verdict.primary is None else control_notes(study.controls, verdict.primary)
+    for warning in uncertain + control_warnings(study.controls, study.arms):
         out.print()
         _say(out, f"Warning: {warning}", "yellow")
-    if found.arms:
+    if study.arms:
         out.print(Padding(_table(report), (1, 0, 0, 0)))
-    if any(each.conditional for each in found.arms):
+    if any(each.conditional for each in study.arms):
         _say(out, "* of the pairs in which no run diverged; a diverged run counts as the worst outcome in p and wins.")
-    if len(found.collected.broken):
-        many = count(len(found.collected.broken), "problem")
+    if len(study.collected.broken):
+        many = count(len(study.collected.broken), "problem")
         _say(out, f"{many} with run folders: see the section on coverage in the report.")
     out.print(Text(f"Report: {report.page}"), soft_wrap=True)
 
@@ -61,13 +61,13 @@ def _say(out: Console, text: str, style: str = "") -> None:
 
 
 def _table(report: Report) -> Table:
-    found = report.study
+    study = report.study
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("arm")
     table.add_column("loss")
-    for title in ("expected", "perplexity", f"{share(found.criteria.confidence)} interval", "p", "wins"):
+    for title in ("expected", "perplexity", f"{share(study.criteria.confidence)} interval", "p", "wins"):
         table.add_column(title, justify="right", no_wrap=True)
-    for each in found.arms:
+    for each in study.arms:
         marked = "*" if each.conditional else ""
         summary, expected = each.summary, each.expected_percent
         interval = None if summary is None else summary.interval
@@ -77,7 +77,7 @@ def _table(report: Report) -> Table:
             "" if expected is None else percent(-expected),
             "–" if summary is None else percent(relative_percent(summary.mean)) + marked,
             "–" if interval is None else percent_interval(*(relative_percent(end) for end in interval)) + marked,
-            p_cell(each.adjusted_p, each.floor, found.criteria.alpha).replace(OUT_OF_REACH, "–"),
+            p_cell(each.adjusted_p, each.floor, study.criteria.alpha).replace(OUT_OF_REACH, "–"),
             each.wins,
         )
     return table

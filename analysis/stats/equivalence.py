@@ -1,4 +1,4 @@
-"""Differences against a margin: equivalence, non-inferiority, and the label of one comparison.
+"""Differences against a margin: superiority, equivalence, non-inferiority, and the label of one comparison.
 
 Margins are positive numbers in the units of the metric; which side of zero is better is said by `lower_is_better`.
 The sign-flip p decides on superiority and harm, the t interval on margins.
@@ -7,36 +7,8 @@ The sign-flip p decides on superiority and harm, the t interval on margins.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from numpy.typing import ArrayLike
-from scipy import stats
-from statsmodels.stats.weightstats import DescrStatsW
-
 from analysis.stats.checks import finite_array, open_probability, positive
-from analysis.stats.paired import Interval, no_t_reason, t_interval
-
-
-@dataclass(frozen=True)
-class MarginTest:
-    """A test of a mean difference against a margin.
-
-    Attributes
-    ----------
-    interval : Interval or None
-        The t interval whose place relative to the margin decides: of 1 - 2 alpha for equivalence (90 %), of 1 - alpha
-        for non-inferiority (95 %, two-sided).
-    p_value : float or None
-        p of the null hypothesis that the margin is exceeded; to be compared with alpha for equivalence and, since
-        non-inferiority is one-sided and read off a two-sided interval, with alpha / 2 for non-inferiority.
-    shown : bool
-        Whether equivalence, or non-inferiority, was shown. False where there is no t.
-    reason : str or None
-        Why there is no t.
-    """
-
-    interval: Interval | None
-    p_value: float | None
-    shown: bool
-    reason: str | None
+from analysis.stats.paired import Interval
 
 
 class Label(StrEnum):
@@ -78,80 +50,6 @@ class Judgement:
     non_inferior: bool
     equivalent: bool
     reachable: bool
-
-
-def equivalence_test(differences: ArrayLike, margin: float, *, alpha: float = 0.05) -> MarginTest:
-    """Test whether the mean difference lies inside plus and minus a margin (TOST).
-
-    Parameters
-    ----------
-    differences : array_like, shape (num_pairs,)
-        Arm minus baseline.
-    margin : float
-        Above 0, in the units of the differences.
-    alpha : float
-        Level of each of the two one-sided tests.
-
-    Returns
-    -------
-    MarginTest
-        Its interval has coverage 1 - 2 alpha and lies inside the margin exactly when p < alpha.
-
-    Raises
-    ------
-    ValueError
-        If a difference is NaN or infinite, or `margin` or `alpha` is out of range.
-
-    Notes
-    -----
-    Schuirmann (1987); the larger of the two one-sided p values.
-    """
-    d_S = finite_array("differences", differences, ndim=1, at_least=(1,))
-    positive("margin", margin)
-    if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must lie strictly between 0 and 0.5, got {alpha!r}.")
-    reason, interval = no_t_reason(d_S), t_interval(d_S, 1 - 2 * alpha)
-    if interval is None:
-        return MarginTest(None, None, False, reason)
-    p_value = float(DescrStatsW(d_S).ttost_mean(-margin, margin)[0])
-    return MarginTest(interval, p_value, p_value < alpha, None)
-
-
-def non_inferiority_test(
-    differences: ArrayLike, margin: float, *, alpha: float = 0.05, lower_is_better: bool = True
-) -> MarginTest:
-    """Test whether the arm is worse than the baseline by less than a margin.
-
-    Parameters
-    ----------
-    differences : array_like, shape (num_pairs,)
-        Arm minus baseline.
-    margin : float
-        Above 0: the harm that would be tolerated, in the units of the differences.
-    alpha : float
-        Two-sided level of the interval; the one-sided test has alpha / 2.
-    lower_is_better : bool
-        Whether a positive difference is harm.
-
-    Returns
-    -------
-    MarginTest
-        Shown exactly when the 1 - alpha interval lies wholly on the better side of the margin.
-
-    Raises
-    ------
-    ValueError
-        If a difference is NaN or infinite, or `margin` or `alpha` is out of range.
-    """
-    d_S = finite_array("differences", differences, ndim=1, at_least=(1,))
-    positive("margin", margin)
-    open_probability("alpha", alpha)
-    reason, interval = no_t_reason(d_S), t_interval(d_S, 1 - alpha)
-    if interval is None:
-        return MarginTest(None, None, False, reason)
-    limit, side = (margin, "less") if lower_is_better else (-margin, "greater")
-    p_value = float(stats.ttest_1samp(d_S, limit, alternative=side).pvalue)
-    return MarginTest(interval, p_value, p_value < alpha / 2, None)
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""Per-example outcomes such as exact match: rates, two checkpoints against each other, and the method.
+"""Per-example outcomes such as exact match: two checkpoints against each other, and the method.
 
 Examples are not replicates of a training method. McNemar's test compares two given checkpoints over examples; pooled
 over seeds it still speaks of these checkpoints. `crossed_mean` speaks of the method: it takes seeds and examples both
@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
-from analysis.stats.checks import finite_array, open_probability, whole
+from analysis.stats.checks import finite_array, open_probability
 from analysis.stats.paired import ROUNDING, Interval
 
 
@@ -74,34 +73,6 @@ class CrossedMean:
     num_seeds: int
     num_items: int
     reason: str | None
-
-
-def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval of a rate, such as exact match of one checkpoint.
-
-    Parameters
-    ----------
-    successes, trials : int
-        Examples solved, and examples, at least 1.
-    confidence : float
-        Coverage.
-
-    Returns
-    -------
-    Interval
-        Shares in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If there is no trial or there are more successes than trials.
-    """
-    whole("trials", trials, at_least=1)
-    if whole("successes", successes, at_least=0) > trials:
-        raise ValueError(f"successes must not exceed trials = {trials}, got {successes}.")
-    alpha = 1 - open_probability("confidence", confidence)
-    low, high = proportion_confint(successes, trials, alpha=alpha, method="wilson")
-    return Interval(float(low), float(high))
 
 
 def mcnemar(table: ArrayLike) -> McNemarResult:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.stats.checks import FloatArray
 from analysis.stats.outcomes import CrossedMean, McNemarResult, crossed_mean, mcnemar
-from analysis.verdict.comparison import Comparison
+from analysis.verdict.comparison import ArmComparison
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Agreement:
 
 
 def agreement(
-    outcomes: pd.DataFrame, comparison: Comparison, runs: dict[tuple[str, str, int], str]
+    outcomes: pd.DataFrame, comparison: ArmComparison, runs: dict[tuple[str, str, int], str]
 ) -> Agreement | None:
     """Compare which examples two arms solve.
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria
-from analysis.design.pairing import Grid, Pairs
+from analysis.design.pairing import PairedGrid, Pairs
 from analysis.stats.divergence import mean_difference_bounds
 from analysis.stats.equivalence import Judgement
 from analysis.stats.paired import Interval, PairedSummary, paired_summary, t_interval
@@ -23,7 +23,7 @@ JUDGED = "validation_loss"
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class ArmComparison:
     """What is known of one arm against another.
 
     Attributes
@@ -96,7 +96,7 @@ class Comparison:
 
 
 def estimate(
-    grid: Grid,
+    paired: PairedGrid,
     role: Role,
     name: str,
     arm: tuple[str, str],
@@ -108,7 +108,7 @@ def estimate(
     lower_is_better: bool = True,
     limits: tuple[float, float] | None = None,
     expected_percent: float | None = None,
-) -> Comparison:
+) -> ArmComparison:
     """Estimate a difference, and test nothing.
 
     Parameters
@@ -116,14 +116,14 @@ def estimate(
     limits
         Lowest and highest value that an unobserved run could have had, for the bounds.
     """
-    pairs = grid.pair(arm, against, metric)
+    pairs = paired.pair(arm, against, metric)
     observed, judged = pairs.differences[pairs.finished], metric == JUDGED
     summary = (
         paired_summary(observed, confidence=criteria.confidence, lower_is_better=lower_is_better)
         if observed.size
         else None
     )
-    return Comparison(
+    return ArmComparison(
         role=role,
         name=name,
         arm=arm,
@@ -134,7 +134,7 @@ def estimate(
         pairs=pairs,
         summary=summary,
         interval_90=t_interval(observed, 1 - 2 * criteria.alpha) if observed.size and judged else None,
-        bounds=_bounds(grid, pairs, arm, against, metric, limits),
+        bounds=_bounds(paired, pairs, arm, against, metric, limits),
         p_value=None,
         adjusted_p=None,
         statistic=None,
@@ -147,19 +147,19 @@ def estimate(
     )
 
 
-def value_limits(sweep: Sweep) -> tuple[float, float] | None:
+def value_limits(grid: Grid) -> tuple[float, float] | None:
     """Return the lowest and highest validation loss that an unobserved run is taken to have had.
 
     Nothing better than the best run of the sweep, nothing worse than the worst run or the untrained student.
     """
-    losses = sweep.cells["validation_loss"].dropna()
-    untrained = sweep.cells["untrained_validation_loss"].dropna()
+    losses = grid.cells["validation_loss"].dropna()
+    untrained = grid.cells["untrained_validation_loss"].dropna()
     if losses.empty:
         return None
     return float(losses.min()), float(max(losses.max(), untrained.max() if len(untrained) else losses.max()))
 
 
-def seeds_needed(comparison: Comparison, criteria: Criteria) -> int | None:
+def seeds_needed(comparison: ArmComparison, criteria: Criteria) -> int | None:
     """Seeds that would detect the asked-for improvement at the observed spread; None where no spread is known."""
     summary = comparison.summary
     if summary is None or summary.sd is None or summary.reason is not None:
@@ -183,7 +183,7 @@ def _detectable_dz(num_pairs: int, alpha: float, power: float) -> float:
 
 
 def _bounds(
-    grid: Grid,
+    paired: PairedGrid,
     pairs: Pairs,
     arm: tuple[str, str],
     against: tuple[str, str],
@@ -197,7 +197,7 @@ def _bounds(
         return None
 
     def span(cell: tuple[str, str], seed: int) -> tuple[float, float]:
-        row = grid.cell(*cell)[seed]
+        row = paired.cell(*cell)[seed]
         value = row[metric]
         known = row["state"] == "finished" and value is not None and np.isfinite(value)
         return (float(value), float(value)) if known else limits

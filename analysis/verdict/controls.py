@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.stats.paired import relative_percent
-from analysis.verdict.comparison import Comparison, estimate
+from analysis.verdict.comparison import ArmComparison, estimate
 from analysis.words import listed, percent, percent_interval
 
 Kind = Literal["declared", "frozen", "shuffled"]
@@ -54,7 +54,7 @@ class Control:
     name: str
     kind: Kind
     why: str
-    against: dict[tuple[str, str], Comparison]
+    against: dict[tuple[str, str], ArmComparison]
 
     def standing(self, arm: str, group: str) -> Standing | None:
         """Whether an arm is better than the control, its interval excluding zero; None where there is no pair."""
@@ -67,29 +67,29 @@ class Control:
         return "better" if interval is not None and interval.high < 0 else "not shown"
 
 
-def controls_to_beat(grid: Grid, sweep: Sweep, criteria: Criteria) -> list[Control]:
+def controls_to_beat(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[Control]:
     """Compare every arm, the baseline too, with every control that the sweep has of those that have to be beaten."""
     found: list[Control] = []
-    for name, own, _ in sweep.arms:
-        config = sweep.configs.get((name, own), {})
+    for name, own, _ in grid.arms:
+        config = grid.configs.get((name, own), {})
         kind = _kind(name, config, criteria)
         if kind is None or name in {each.name for each in found}:
             continue
         teaches_nothing = kind == "declared" and bool(config) and config.get("align") is None
         against = {}
-        for arm, group, control in sweep.arms:
+        for arm, group, control in grid.arms:
             # A control is compared with the declared one only, as every other arm within each loss.
-            for within in sweep.groups if control and kind == "declared" else [] if control else [group]:
-                opposite = sweep.group_of(name, within)
+            for within in grid.groups if control and kind == "declared" else [] if control else [group]:
+                opposite = grid.group_of(name, within)
                 if arm != name and opposite is not None:
                     against[arm, within] = estimate(
-                        grid, "contrast", f"against {name}", (arm, group), (name, opposite), within, criteria
+                        paired, "contrast", f"against {name}", (arm, group), (name, opposite), within, criteria
                     )
         found.append(Control(name, kind, _WHY_NONE if teaches_nothing else _WHY[kind], against))
     return sorted(found, key=lambda each: each.kind != "declared")
 
 
-def control_warnings(controls: list[Control], arms: list[Comparison]) -> list[str]:
+def control_warnings(controls: list[Control], arms: list[ArmComparison]) -> list[str]:
     """Say of every control which arms are not better than it.
 
     Parameters
@@ -115,7 +115,7 @@ def control_warnings(controls: list[Control], arms: list[Comparison]) -> list[st
     return said
 
 
-def control_notes(controls: list[Control], primary: Comparison) -> list[str]:
+def control_notes(controls: list[Control], primary: ArmComparison) -> list[str]:
     """Say which controls the primary arm seems to be better than without that being shown."""
     arm, group = primary.arm[0], primary.group
     return [
@@ -139,7 +139,7 @@ def _kind(name: str, config: dict[str, Any], criteria: Criteria) -> Kind | None:
     return "shuffled" if (config.get("data") or {}).get("shuffle_teacher") else None
 
 
-def _numbers(comparison: Comparison, control: Control) -> str:
+def _numbers(comparison: ArmComparison, control: Control) -> str:
     """`v4_0_2 with loss kv (+0.3 %)`; with its difference to the baseline before it where that makes the point."""
     inside = percent(_change(control.against[comparison.arm[0], comparison.group]))
     if control.kind == "declared":
@@ -148,7 +148,7 @@ def _numbers(comparison: Comparison, control: Control) -> str:
     return f"{comparison.arm[0]} with loss {comparison.group} ({inside})"
 
 
-def _uncertain(against: Comparison) -> str:
+def _uncertain(against: ArmComparison) -> str:
     """`−0.4 %, interval −1.2 to +0.4 %`."""
     assert against.summary is not None
     interval, change = against.summary.interval, percent(_change(against))
@@ -159,6 +159,6 @@ def _uncertain(against: Comparison) -> str:
     return f"{change}, interval {percent_interval(*(relative_percent(end) for end in interval))}"
 
 
-def _change(comparison: Comparison) -> float:
+def _change(comparison: ArmComparison) -> float:
     assert comparison.summary is not None
     return relative_percent(comparison.summary.mean)

@@ -6,75 +6,75 @@ every baseline. Nothing is tested here.
 
 from __future__ import annotations
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria
-from analysis.design.pairing import Grid
-from analysis.verdict.comparison import Comparison, estimate, value_limits
+from analysis.design.pairing import PairedGrid
+from analysis.verdict.comparison import ArmComparison, estimate, value_limits
 
 
-def primary_comparison(grid: Grid, sweep: Sweep, criteria: Criteria) -> Comparison | None:
+def primary_comparison(paired: PairedGrid, grid: Grid, criteria: Criteria) -> ArmComparison | None:
     """The declared primary comparison, not tested yet; None where the sweep lacks the arm or its baseline."""
     primary = criteria.primary
-    own = sweep.group_of(primary.arm, primary.loss)
-    base = sweep.group_of(sweep.baseline, primary.loss)
-    if own is None or base is None or primary.arm == sweep.baseline:
+    own = grid.group_of(primary.arm, primary.loss)
+    base = grid.group_of(grid.baseline, primary.loss)
+    if own is None or base is None or primary.arm == grid.baseline:
         return None
     return estimate(
-        grid,
+        paired,
         "primary",
         primary.arm,
         (primary.arm, own),
-        (sweep.baseline, base),
+        (grid.baseline, base),
         primary.loss,
         criteria,
-        limits=value_limits(sweep),
-        expected_percent=sweep.expected_percent.get(primary.arm),
+        limits=value_limits(grid),
+        expected_percent=grid.expected_percent.get(primary.arm),
     )
 
 
-def arm_comparisons(grid: Grid, sweep: Sweep, criteria: Criteria) -> list[Comparison]:
+def arm_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[ArmComparison]:
     """Every arm and control against the baseline of each loss, without the primary; not tested yet."""
     found = []
-    limits = value_limits(sweep)
-    for group in sweep.groups:
-        base = sweep.group_of(sweep.baseline, group)
-        for arm, own, control in sweep.arms:
+    limits = value_limits(grid)
+    for group in grid.groups:
+        base = grid.group_of(grid.baseline, group)
+        for arm, own, control in grid.arms:
             is_primary = (arm, group) == (criteria.primary.arm, criteria.primary.loss)
-            if base is None or arm == sweep.baseline or (own != group and not control) or is_primary:
+            if base is None or arm == grid.baseline or (own != group and not control) or is_primary:
                 continue
             found.append(
                 estimate(
-                    grid,
+                    paired,
                     "control" if control else "arm",
                     arm,
                     (arm, own),
-                    (sweep.baseline, base),
+                    (grid.baseline, base),
                     group,
                     criteria,
                     limits=limits,
-                    expected_percent=sweep.expected_percent.get(arm),
+                    expected_percent=grid.expected_percent.get(arm),
                 )
             )
     return found
 
 
-def contrast_comparisons(grid: Grid, sweep: Sweep, criteria: Criteria) -> list[Comparison]:
+def contrast_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[ArmComparison]:
     """The declared clean contrasts that the sweep has the arms for, within each loss; not tested yet."""
     found = []
-    for group in sweep.groups:
+    for group in grid.groups:
         for name, contrast in criteria.contrasts.items():
-            own, other = sweep.group_of(contrast.arm, group), sweep.group_of(contrast.against, group)
+            own, other = grid.group_of(contrast.arm, group), grid.group_of(contrast.against, group)
             if own is not None and other is not None:
                 found.append(
                     estimate(
-                        grid,
+                        paired,
                         "contrast",
                         name,
                         (contrast.arm, own),
                         (contrast.against, other),
                         group,
                         criteria,
-                        limits=value_limits(sweep),
+                        limits=value_limits(grid),
                     )
                 )
     return found

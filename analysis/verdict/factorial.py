@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria
 from analysis.design.expected import config_leaves
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.stats.checks import FloatArray
 from analysis.stats.paired import PairedSummary, holm, paired_summary
 from analysis.stats.sign_flip import sign_flip_floor, sign_flip_test
@@ -68,7 +68,7 @@ class Effect:
     floor: float | None = None
 
 
-def effects(grid: Grid, sweep: Sweep, criteria: Criteria, *, test: bool) -> list[Effect]:
+def effects(paired: PairedGrid, grid: Grid, criteria: Criteria, *, test: bool) -> list[Effect]:
     """Estimate all main effects and two-factor interactions that the design allows.
 
     Parameters
@@ -76,15 +76,15 @@ def effects(grid: Grid, sweep: Sweep, criteria: Criteria, *, test: bool) -> list
     test
         Whether tests may be made.
     """
-    controls = {(arm, group) for arm, group, control in sweep.arms if control}
-    flat = {cell: _levels(config) for cell, config in sweep.configs.items() if config and cell not in controls}
-    pairs = dict(_matched_pairs(flat, sweep, criteria))
-    found = [_effect(grid, name, matched, criteria) for name, matched in pairs.items()]
+    controls = {(arm, group) for arm, group, control in grid.arms if control}
+    flat = {cell: _levels(config) for cell, config in grid.configs.items() if config and cell not in controls}
+    pairs = dict(_matched_pairs(flat, grid, criteria))
+    found = [_effect(paired, name, matched, criteria) for name, matched in pairs.items()]
     for first, (name, matched) in enumerate(pairs.items()):
         for other in list(pairs)[first + 1 :]:
             crossed = list(_crossed(matched, pairs[other]))
             if crossed:
-                found.append(_interaction(grid, f"{name.split(':')[0]} × {other.split(':')[0]}", crossed, criteria))
+                found.append(_interaction(paired, f"{name.split(':')[0]} × {other.split(':')[0]}", crossed, criteria))
     if not test:
         return found
     # Two families: which factors matter, and which depend on each other.
@@ -100,14 +100,14 @@ def _levels(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _matched_pairs(
-    flat: dict[Cell, dict[str, str]], sweep: Sweep, criteria: Criteria
+    flat: dict[Cell, dict[str, str]], grid: Grid, criteria: Criteria
 ) -> Iterator[tuple[str, list[tuple[Cell, Cell]]]]:
     """Yield (name, [(cell at the first level, cell at the second), ...])."""
     aligner = criteria.contrasts.get("aligner")
     if aligner is not None:
         matched = []
-        for group in sweep.groups:
-            own, other = sweep.group_of(aligner.arm, group), sweep.group_of(aligner.against, group)
+        for group in grid.groups:
+            own, other = grid.group_of(aligner.arm, group), grid.group_of(aligner.against, group)
             if own is not None and other is not None:
                 matched.append(((aligner.against, other), (aligner.arm, own)))
         if matched:
@@ -145,22 +145,22 @@ def _crossed(
                 yield (a, b), (c, d)
 
 
-def _by_seed(grid: Grid, matched: tuple[Cell, Cell]) -> dict[int, float]:
-    pairs = grid.pair(matched[1], matched[0], "validation_loss")
+def _by_seed(paired: PairedGrid, matched: tuple[Cell, Cell]) -> dict[int, float]:
+    pairs = paired.pair(matched[1], matched[0], "validation_loss")
     finished = zip(pairs.seeds, pairs.differences, pairs.finished, strict=True)
     return {seed: float(difference) for seed, difference, both in finished if both}
 
 
-def _effect(grid: Grid, name: str, matched: list[tuple[Cell, Cell]], criteria: Criteria) -> Effect:
-    return _summarised(name, False, [_by_seed(grid, each) for each in matched], criteria)
+def _effect(paired: PairedGrid, name: str, matched: list[tuple[Cell, Cell]], criteria: Criteria) -> Effect:
+    return _summarised(name, False, [_by_seed(paired, each) for each in matched], criteria)
 
 
 def _interaction(
-    grid: Grid, name: str, crossed: list[tuple[tuple[Cell, Cell], tuple[Cell, Cell]]], criteria: Criteria
+    paired: PairedGrid, name: str, crossed: list[tuple[tuple[Cell, Cell], tuple[Cell, Cell]]], criteria: Criteria
 ) -> Effect:
     differences = []
     for low, high in crossed:
-        before, after = _by_seed(grid, low), _by_seed(grid, high)
+        before, after = _by_seed(paired, low), _by_seed(paired, high)
         differences.append({seed: after[seed] - before[seed] for seed in before.keys() & after.keys()})
     return _summarised(name, True, differences, criteria)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from analysis.design.cells import FINISHED
 from analysis.design.criteria import Criteria
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.stats.paired import relative_percent
-from analysis.verdict.comparison import Comparison
+from analysis.verdict.comparison import ArmComparison
 from analysis.words import count, declared_percent, p_text, percent, share
 
 
@@ -31,9 +31,11 @@ class Check:
     found: str
 
 
-def minimum_checks(grid: Grid, primary: Comparison, criteria: Criteria, ended: int, expected: int) -> tuple[Check, ...]:
+def minimum_checks(
+    paired: PairedGrid, primary: ArmComparison, criteria: Criteria, ended: int, expected: int
+) -> tuple[Check, ...]:
     """Conditions of the minimum level: the runs ended, and the arm is not worse by more than is tolerated."""
-    cells = [row for cell in (primary.arm, primary.against) for row in grid.cell(*cell).values()]
+    cells = [row for cell in (primary.arm, primary.against) for row in paired.cell(*cell).values()]
     finished = sum(row["state"] == FINISHED for row in cells)
     interval = primary.summary.interval if primary.summary and not primary.conditional else None
     if interval is None:
@@ -53,11 +55,11 @@ def minimum_checks(grid: Grid, primary: Comparison, criteria: Criteria, ended: i
 
 
 def ideal_checks(
-    grid: Grid,
-    primary: Comparison,
-    control: Comparison | None,
-    area: Comparison,
-    probe: Comparison,
+    paired: PairedGrid,
+    primary: ArmComparison,
+    control: ArmComparison | None,
+    area: ArmComparison,
+    probe: ArmComparison,
     criteria: Criteria,
 ) -> tuple[Check, ...]:
     """Conditions of the ideal level beyond the minimum."""
@@ -74,15 +76,15 @@ def ideal_checks(
         _sign_check(f"better than the control {criteria.ideal.better_than}", control, relative=True),
         _sign_check("training loss falls faster (smaller area under it)", area, relative=False),
         _sign_check("higher probe R²", probe, relative=False),
-        _nothing_collapsed(grid, primary, criteria),
+        _nothing_collapsed(paired, primary, criteria),
     )
 
 
-def _nothing_collapsed(grid: Grid, primary: Comparison, criteria: Criteria) -> Check:
+def _nothing_collapsed(paired: PairedGrid, primary: ArmComparison, criteria: Criteria) -> Check:
     shares = {
         f"{row['arm']} seed {seed}": row["variance_share_min"]
         for cell in (primary.arm, primary.against)
-        for seed, row in sorted(grid.cell(*cell).items())
+        for seed, row in sorted(paired.cell(*cell).items())
         if row["variance_share_min"] is not None and row["variance_share_min"] == row["variance_share_min"]
     }
     collapsed = [name for name, least in shares.items() if least < criteria.collapse_share]
@@ -96,7 +98,7 @@ def _nothing_collapsed(grid: Grid, primary: Comparison, criteria: Criteria) -> C
 
 
 def paper_checks(
-    primary: Comparison, criteria: Criteria, ended: int, expected: int, exploratory: tuple[str, ...]
+    primary: ArmComparison, criteria: Criteria, ended: int, expected: int, exploratory: tuple[str, ...]
 ) -> tuple[Check, ...]:
     """Conditions of the paper level beyond the ideal."""
     p_value, floor = primary.p_value, primary.floor
@@ -122,7 +124,7 @@ def paper_checks(
     )
 
 
-def _sign_check(asked: str, comparison: Comparison | None, *, relative: bool) -> Check:
+def _sign_check(asked: str, comparison: ArmComparison | None, *, relative: bool) -> Check:
     """Whether the estimate is on the better side of zero."""
     if comparison is None or comparison.summary is None:
         return Check(asked, None, "not in this sweep" if comparison is None else "not measured in any pair")
@@ -132,7 +134,7 @@ def _sign_check(asked: str, comparison: Comparison | None, *, relative: bool) ->
     return Check(asked, better, f"{shown}, better in {comparison.wins.replace('/', ' of ')}")
 
 
-def _no_interval(primary: Comparison) -> str:
+def _no_interval(primary: ArmComparison) -> str:
     if primary.conditional:
         return "no interval over all pairs, since a run diverged"
     return "no pair" if primary.summary is None else str(primary.summary.reason)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis.verdict.comparison import Comparison
+from analysis.verdict.comparison import ArmComparison
 from analysis.words import count, listed
 
 KINDS = {
@@ -42,7 +42,9 @@ def origin_sentences(found: dict[str, list[str]]) -> tuple[tuple[str, ...], bool
     return tuple(said), mixed
 
 
-def pairs_made_differently(runs: pd.DataFrame, comparison: Comparison, by_cell: dict[tuple[str, str, int], str]) -> str:
+def pairs_made_differently(
+    runs: pd.DataFrame, comparison: ArmComparison, by_cell: dict[tuple[str, str, int], str]
+) -> str:
     """Return a warning where the two runs of a pair differ in what made them; empty where none do.
 
     Parameters

@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.design import cells as cells_module
-from analysis.design.cells import Sweep, coverage, sweep_of
+from analysis.design.cells import Grid, coverage, grid_of
 from analysis.design.cost import ArmCost, costs
 from analysis.design.criteria import Criteria, criteria_hash
 from analysis.design.declared import criteria_for, departures, holds_primary
 from analysis.design.history import Looks, looks, results_digest
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.design.training import areas, thresholds
 from analysis.read.collect import Collected, collect
 from analysis.stats.curves import CensoredSummary
 from analysis.verdict.agreement import Agreement, agreement
-from analysis.verdict.comparison import Comparison, estimate
+from analysis.verdict.comparison import ArmComparison, estimate
 from analysis.verdict.controls import Control, controls_to_beat
 from analysis.verdict.declared_comparisons import arm_comparisons, contrast_comparisons
 from analysis.verdict.factorial import Effect, effects
@@ -33,8 +33,8 @@ class Study:
 
     Attributes
     ----------
-    collected, sweep, criteria
-        What was read, laid over the grid, and declared.
+    collected, grid, criteria
+        What was read, the expected grid with what was found of it, and what was declared.
     criteria_hash, plan_hash, results
         SHA-256 (hex) of the criteria, of the plan (empty without one) and of the ended runs.
     looks
@@ -62,21 +62,21 @@ class Study:
     """
 
     collected: Collected
-    sweep: Sweep
+    grid: Grid
     criteria: Criteria
     criteria_hash: str
     plan_hash: str
     results: str
     looks: Looks
     verdict: Verdict
-    arms: list[Comparison]
-    contrasts: list[Comparison]
+    arms: list[ArmComparison]
+    contrasts: list[ArmComparison]
     effects: list[Effect]
     controls: list[Control]
-    area: dict[tuple[str, str], Comparison]
-    probe: dict[tuple[str, str], Comparison]
-    exact: dict[tuple[str, str], Comparison]
-    secondary: Comparison | None
+    area: dict[tuple[str, str], ArmComparison]
+    probe: dict[tuple[str, str], ArmComparison]
+    exact: dict[tuple[str, str], ArmComparison]
+    secondary: ArmComparison | None
     agreement: Agreement | None
     window: tuple[float, float] | None
     threshold: dict[str, tuple[float, dict[str, CensoredSummary]]]
@@ -88,7 +88,7 @@ class Study:
         return self.verdict.primary is not None and self.verdict.primary.p_value is not None
 
 
-def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None = None) -> Study:
+def study_sweep(path: Path, *, criteria_file: Path | None = None, baseline: str | None = None) -> Study:
     """Collect a sweep and compute everything that is reported of it.
 
     Parameters
@@ -107,34 +107,34 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
     """
     collected = collect(path)
     criteria, raw, differ = criteria_for(collected, criteria_file)
-    sweep = sweep_of(collected, criteria, baseline)
-    results = results_digest(sweep.cells, collected.runs)
-    ended, expected = coverage(sweep.cells)
+    grid = grid_of(collected, criteria, baseline)
+    results = results_digest(grid.cells, collected.runs)
+    ended, expected = coverage(grid.cells)
     complete = ended >= criteria.coverage * expected
-    grid = Grid(sweep.cells)
+    paired = PairedGrid(grid.cells)
     history = SweepDirectory(path).history_file
-    look = looks(history, results, tested=complete and holds_primary(sweep, criteria))
-    exploratory = departures(collected, sweep, criteria, differ, baseline, look)
-    verdict = decide(sweep, criteria, exploratory, grid)
-    arms, contrasts = arm_comparisons(grid, sweep, criteria), contrast_comparisons(grid, sweep, criteria)
+    look = looks(history, results, tested=complete and holds_primary(grid, criteria))
+    exploratory = departures(collected, grid, criteria, differ, baseline, look)
+    verdict = decide(grid, criteria, exploratory, paired)
+    arms, contrasts = arm_comparisons(paired, grid, criteria), contrast_comparisons(paired, grid, criteria)
     if complete:
         arms = [
             done
-            for group in sweep.groups
+            for group in grid.groups
             for done in decide_together([each for each in arms if each.group == group], criteria)
         ]
         contrasts = under_holm(contrasts, criteria)
-    arms = _with_primary(arms, verdict.primary, sweep)
+    arms = _with_primary(arms, verdict.primary, grid)
     metrics = collected.training()
-    finished = list(sweep.cells.loc[sweep.cells["state"] == cells_module.FINISHED, "run"])
+    finished = list(grid.cells.loc[grid.cells["state"] == cells_module.FINISHED, "run"])
     window = areas(metrics, finished, criteria.training_window).window
     others = {
-        metric: _others(grid, arms, criteria, metric, lower_is_better=metric == "training_area")
+        metric: _others(paired, arms, criteria, metric, lower_is_better=metric == "training_area")
         for metric in ("training_area", "probe_r2", "exact_match")
     }
     return Study(
         collected=collected,
-        sweep=sweep,
+        grid=grid,
         criteria=criteria,
         criteria_hash=criteria_hash(raw),
         plan_hash=collected.plan.plan_hash if collected.plan is not None else "",
@@ -143,45 +143,45 @@ def study(path: Path, *, criteria_file: Path | None = None, baseline: str | None
         verdict=verdict,
         arms=arms,
         contrasts=contrasts,
-        effects=effects(grid, sweep, criteria, test=complete),
-        controls=controls_to_beat(grid, sweep, criteria),
+        effects=effects(paired, grid, criteria, test=complete),
+        controls=controls_to_beat(paired, grid, criteria),
         area=others["training_area"],
         probe=others["probe_r2"],
         exact=others["exact_match"],
         secondary=_secondary(verdict, others["exact_match"], criteria),
-        agreement=_agreement(collected, sweep, verdict),
+        agreement=_agreement(collected, grid, verdict),
         window=window,
-        threshold=_thresholds(metrics, sweep, criteria, window),
-        cost=costs(sweep, collected.runs, collected.table("metrics", ["run", "elapsed_s"])),
+        threshold=_thresholds(metrics, grid, criteria, window),
+        cost=costs(grid, collected.runs, collected.table("metrics", ["run", "elapsed_s"])),
     )
 
 
-def runs_of(sweep: Sweep, arm: str, group: str, *, diverged: bool = False) -> list[str]:
+def runs_of(grid: Grid, arm: str, group: str, *, diverged: bool = False) -> list[str]:
     """Return the finished runs of an arm, and on demand those that diverged."""
-    cells = sweep.cells
+    cells = grid.cells
     wanted = [cells_module.FINISHED, *([cells_module.DIVERGED] if diverged else [])]
     chosen = (cells["arm"] == arm) & (cells["group"] == group) & cells["state"].isin(wanted)
     return list(cells.loc[chosen, "run"])
 
 
-def arms_in(sweep: Sweep, group: str) -> list[tuple[str, str]]:
+def arms_in(grid: Grid, group: str) -> list[tuple[str, str]]:
     """Return (arm, own group) of all that are compared within a loss, controls last."""
-    return [(arm, own) for arm, own, control in sweep.arms if control or own == group]
+    return [(arm, own) for arm, own, control in grid.arms if control or own == group]
 
 
-def _with_primary(arms: list[Comparison], primary: Comparison | None, sweep: Sweep) -> list[Comparison]:
+def _with_primary(arms: list[ArmComparison], primary: ArmComparison | None, grid: Grid) -> list[ArmComparison]:
     """All comparisons with a baseline in the order of the losses and arms, controls last."""
     every = [*arms, *([primary] if primary is not None else [])]
-    order = {(arm, own): place for place, (arm, own, _) in enumerate(sweep.arms)}
-    return sorted(every, key=lambda each: (sweep.groups.index(each.group), each.role == "control", order[each.arm]))
+    order = {(arm, own): place for place, (arm, own, _) in enumerate(grid.arms)}
+    return sorted(every, key=lambda each: (grid.groups.index(each.group), each.role == "control", order[each.arm]))
 
 
 def _others(
-    grid: Grid, arms: list[Comparison], criteria: Criteria, metric: str, *, lower_is_better: bool
-) -> dict[tuple[str, str], Comparison]:
+    paired: PairedGrid, arms: list[ArmComparison], criteria: Criteria, metric: str, *, lower_is_better: bool
+) -> dict[tuple[str, str], ArmComparison]:
     return {
         (each.arm[0], each.group): estimate(
-            grid,
+            paired,
             each.role,
             metric,
             each.arm,
@@ -195,7 +195,9 @@ def _others(
     }
 
 
-def _secondary(verdict: Verdict, exact: dict[tuple[str, str], Comparison], criteria: Criteria) -> Comparison | None:
+def _secondary(
+    verdict: Verdict, exact: dict[tuple[str, str], ArmComparison], criteria: Criteria
+) -> ArmComparison | None:
     """Fixed sequence: exact match is tested only if the primary passed."""
     primary = verdict.primary
     if primary is None or criteria.secondary is None:
@@ -205,24 +207,24 @@ def _secondary(verdict: Verdict, exact: dict[tuple[str, str], Comparison], crite
     return decide_alone(found, criteria) if found is not None and passed else found
 
 
-def _agreement(collected: Collected, sweep: Sweep, verdict: Verdict) -> Agreement | None:
+def _agreement(collected: Collected, grid: Grid, verdict: Verdict) -> Agreement | None:
     if verdict.primary is None:
         return None
     wanted = {verdict.primary.arm, verdict.primary.against}
-    runs = {cell: run for cell, run in sweep.run_of.items() if cell[:2] in wanted}
+    runs = {cell: run for cell, run in grid.run_of.items() if cell[:2] in wanted}
     outcomes: pd.DataFrame = collected.table("outcomes", ["run", "split", "id", "correct"])
     outcomes = outcomes[outcomes["run"].isin(list(runs.values()))]
     return agreement(outcomes, verdict.primary, runs)
 
 
 def _thresholds(
-    metrics: pd.DataFrame, sweep: Sweep, criteria: Criteria, window: tuple[float, float] | None
+    metrics: pd.DataFrame, grid: Grid, criteria: Criteria, window: tuple[float, float] | None
 ) -> dict[str, tuple[float, dict[str, CensoredSummary]]]:
     found = {}
-    for group in sweep.groups if window is not None else []:
-        by_arm = {arm: runs_of(sweep, arm, own, diverged=True) for arm, own in arms_in(sweep, group)}
+    for group in grid.groups if window is not None else []:
+        by_arm = {arm: runs_of(grid, arm, own, diverged=True) for arm, own in arms_in(grid, group)}
         assert window is not None
-        reached = thresholds(metrics, by_arm, sweep.baseline, share=criteria.threshold_share, window=window)
+        reached = thresholds(metrics, by_arm, grid.baseline, share=criteria.threshold_share, window=window)
         if reached is not None:
             found[group] = reached
     return found

@@ -16,13 +16,13 @@ from analysis.stats.divergence import worst_rank_scores, worst_rank_test
 from analysis.stats.equivalence import Judgement, judge
 from analysis.stats.paired import holm
 from analysis.stats.sign_flip import max_t_test, sign_flip_test
-from analysis.verdict.comparison import JUDGED, Comparison
+from analysis.verdict.comparison import JUDGED, ArmComparison
 
 RNG_SEED = 20_240_229
 """Signs are drawn only above 20 seeds; the same ones in every report, so that rendering again changes nothing."""
 
 
-def decide_alone(comparison: Comparison, criteria: Criteria) -> Comparison:
+def decide_alone(comparison: ArmComparison, criteria: Criteria) -> ArmComparison:
     """Test a comparison that is a family by itself."""
     pairs = comparison.pairs
     if len(pairs.seeds) < 2:
@@ -50,7 +50,7 @@ def decide_alone(comparison: Comparison, criteria: Criteria) -> Comparison:
     return replace(tested, judgement=_judge(tested, criteria))
 
 
-def decide_together(comparisons: list[Comparison], criteria: Criteria) -> list[Comparison]:
+def decide_together(comparisons: list[ArmComparison], criteria: Criteria) -> list[ArmComparison]:
     """Test arms against one baseline by max-T: one sign per seed, shared by all arms.
 
     Seeds that one of the arms lacks are left out of the test of all (not of the estimates); an arm with no pair is left
@@ -82,7 +82,7 @@ def decide_together(comparisons: list[Comparison], criteria: Criteria) -> list[C
     return [tested.get(id(each), replace(each, reason="one seed gives no p value")) for each in comparisons]
 
 
-def under_holm(comparisons: list[Comparison], criteria: Criteria) -> list[Comparison]:
+def under_holm(comparisons: list[ArmComparison], criteria: Criteria) -> list[ArmComparison]:
     """Test each alone and adjust all of them as one exploratory family."""
     alone = [decide_alone(each, criteria) for each in comparisons]
     made = [each for each in alone if each.p_value is not None]
@@ -100,7 +100,7 @@ def under_holm(comparisons: list[Comparison], criteria: Criteria) -> list[Compar
     return done
 
 
-def _judge(comparison: Comparison, criteria: Criteria) -> Judgement | None:
+def _judge(comparison: ArmComparison, criteria: Criteria) -> Judgement | None:
     if comparison.statistic is None or comparison.floor is None or comparison.metric != JUDGED:
         return None
     usable = comparison.summary is not None and not comparison.conditional
@@ -117,7 +117,7 @@ def _judge(comparison: Comparison, criteria: Criteria) -> Judgement | None:
     )
 
 
-def _scores(comparison: Comparison, seeds: list[int]) -> FloatArray:
+def _scores(comparison: ArmComparison, seeds: list[int]) -> FloatArray:
     """Differences on the given seeds; signed worst-rank scores where a run diverged."""
     pairs = comparison.pairs
     places = [pairs.seeds.index(seed) for seed in seeds]

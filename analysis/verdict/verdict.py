@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.design.cells import Sweep, coverage
+from analysis.design.cells import Grid, coverage
 from analysis.design.criteria import Criteria
-from analysis.design.pairing import Grid
-from analysis.verdict.comparison import Comparison, estimate
+from analysis.design.pairing import PairedGrid
+from analysis.verdict.comparison import ArmComparison, estimate
 from analysis.verdict.declared_comparisons import primary_comparison
 from analysis.verdict.levels import Check, ideal_checks, minimum_checks, paper_checks
 from analysis.verdict.testing import decide_alone
@@ -66,48 +66,50 @@ class Verdict:
         The primary comparison in training area and probe R²; None where the sweep lacks its arms.
     """
 
-    primary: Comparison | None
+    primary: ArmComparison | None
     levels: tuple[Level, ...]
     ended: int
     expected: int
     complete: bool
     exploratory: tuple[str, ...]
-    control: Comparison | None
-    area: Comparison | None
-    probe: Comparison | None
+    control: ArmComparison | None
+    area: ArmComparison | None
+    probe: ArmComparison | None
 
     def reached(self, name: LevelName) -> bool | None:
         """Whether a level was reached; None where it was not judged."""
         return self.levels[LEVELS.index(name)].reached
 
 
-def decide(sweep: Sweep, criteria: Criteria, exploratory: tuple[str, ...] = (), grid: Grid | None = None) -> Verdict:
+def decide(
+    grid: Grid, criteria: Criteria, exploratory: tuple[str, ...] = (), paired: PairedGrid | None = None
+) -> Verdict:
     """Judge a sweep.
 
     Parameters
     ----------
-    sweep, criteria
+    grid, criteria
         What was found, and what was declared.
     exploratory
         Why this report is not the declared one.
-    grid
-        The sweep's cells, where they are at hand already.
+    paired
+        The same cells by arm, group and seed, where they are at hand already.
     """
-    grid = grid or Grid(sweep.cells)
-    ended, expected = coverage(sweep.cells)
+    paired = paired or PairedGrid(grid.cells)
+    ended, expected = coverage(grid.cells)
     complete = ended >= criteria.coverage * expected
-    primary = primary_comparison(grid, sweep, criteria)
+    primary = primary_comparison(paired, grid, criteria)
     if primary is None:
         levels = tuple(Level(name, (), None) for name in LEVELS)
         return Verdict(None, levels, ended, expected, complete, exploratory, None, None, None)
     if complete:
         primary = decide_alone(primary, criteria)
-    control = _against_control(grid, sweep, criteria, primary)
-    area = _other(grid, criteria, primary, "training_area", lower_is_better=True)
-    probe = _other(grid, criteria, primary, "probe_r2", lower_is_better=False)
+    control = _against_control(paired, grid, criteria, primary)
+    area = _other(paired, criteria, primary, "training_area", lower_is_better=True)
+    probe = _other(paired, criteria, primary, "probe_r2", lower_is_better=False)
     own = {
-        "minimum": minimum_checks(grid, primary, criteria, ended, expected),
-        "ideal": ideal_checks(grid, primary, control, area, probe, criteria),
+        "minimum": minimum_checks(paired, primary, criteria, ended, expected),
+        "ideal": ideal_checks(paired, primary, control, area, probe, criteria),
         "paper": paper_checks(primary, criteria, ended, expected, exploratory),
     }
     below, levels_ = True, []
@@ -117,17 +119,21 @@ def decide(sweep: Sweep, criteria: Criteria, exploratory: tuple[str, ...] = (), 
     return Verdict(primary, tuple(levels_), ended, expected, complete, exploratory, control, area, probe)
 
 
-def _against_control(grid: Grid, sweep: Sweep, criteria: Criteria, primary: Comparison) -> Comparison | None:
-    own = sweep.group_of(criteria.ideal.better_than, primary.group)
+def _against_control(
+    paired: PairedGrid, grid: Grid, criteria: Criteria, primary: ArmComparison
+) -> ArmComparison | None:
+    own = grid.group_of(criteria.ideal.better_than, primary.group)
     if own is None:
         return None
     cell = (criteria.ideal.better_than, own)
-    return estimate(grid, "contrast", f"against {cell[0]}", primary.arm, cell, primary.group, criteria)
+    return estimate(paired, "contrast", f"against {cell[0]}", primary.arm, cell, primary.group, criteria)
 
 
-def _other(grid: Grid, criteria: Criteria, primary: Comparison, metric: str, *, lower_is_better: bool) -> Comparison:
+def _other(
+    paired: PairedGrid, criteria: Criteria, primary: ArmComparison, metric: str, *, lower_is_better: bool
+) -> ArmComparison:
     return estimate(
-        grid,
+        paired,
         "contrast",
         metric,
         primary.arm,

@@ -3,21 +3,15 @@
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 
 from analysis.__main__ import main
-from kv_align.runs.sweep_dir import SweepDirectory
 from tests.analysis.synthetic import CRITERIA, SMALL, make_plan, write_sweep
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> SweepDirectory:
-    return write_sweep(tmp_path / "small", SMALL)
-
-
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_line_reports_and_requires(small, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["report", str(small.path)]) == 0

@@ -6,7 +6,8 @@ import pandas as pd
 
 from analysis.design.cells import DIVERGED, FINISHED, states
 from analysis.design.cost import FLOPS_NOTE
-from analysis.report.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.report.render.document import Block, Bullets, Heading, Paragraph, Table
+from analysis.report.sections.tables import Draw
 from analysis.stats.paired import relative_percent
 from analysis.verdict.provenance import origin_sentences, origins
 from analysis.verdict.study import Study
@@ -15,7 +16,7 @@ from analysis.words import amount, count, listed, number, percent_interval, seco
 SHOWN_PROBLEMS = 60
 
 
-def audit_section(study: Study) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """5. Coverage, pairing audit, lost runs with bounds, problems, provenance, looks, cost."""
     return [
         Heading(2, "Coverage and audit"),
@@ -33,20 +34,20 @@ def texts(table: pd.DataFrame, *columns: str) -> list[tuple[str, ...]]:
 
 
 def _coverage(study: Study) -> list[Block]:
-    sweep = study.sweep
-    found = states(sweep.cells)
+    grid = study.grid
+    found = states(grid.cells)
     ended = found[FINISHED] + found[DIVERGED]
     others = [f"{many} {state}" for state, many in found.items() if state not in (FINISHED, DIVERGED)]
-    said = f"{ended} of {count(len(sweep.cells), 'expected run')} ended"
+    said = f"{ended} of {count(len(grid.cells), 'expected run')} ended"
     if found[DIVERGED]:
         said += f", {found[DIVERGED]} of them diverged"
     said += f"; {listed(others)}." if others else "."
-    if not sweep.planned:
+    if not grid.planned:
         said += " Without a plan, every arm found times every seed found is what is expected."
     columns = ("arm", "loss", "expected", "finished", "diverged", "not ended")
     rows = []
-    for arm, group, control in sweep.arms:
-        cells = sweep.cells[(sweep.cells["arm"] == arm) & (sweep.cells["group"] == group)]
+    for arm, group, control in grid.arms:
+        cells = grid.cells[(grid.cells["arm"] == arm) & (grid.cells["group"] == group)]
         own = states(cells)
         finished, diverged = own[FINISHED], own[DIVERGED]
         rows.append(
@@ -60,7 +61,7 @@ def _coverage(study: Study) -> list[Block]:
             )
         )
     blocks: list[Block] = [Paragraph(said), Table(columns, tuple(rows), "", frozenset(columns[2:]))]
-    lost = sweep.cells[sweep.cells["state"] != FINISHED]
+    lost = grid.cells[grid.cells["state"] != FINISHED]
     if len(lost):
         shown = lost.head(SHOWN_PROBLEMS)
         table = Table(
@@ -79,7 +80,7 @@ def _coverage(study: Study) -> list[Block]:
 
 def _collapses(study: Study) -> list[Block]:
     """Name every run in which a target's or the student's variance collapsed, whatever its cosine says."""
-    cells = study.sweep.cells
+    cells = study.grid.cells
     shares = cells["variance_share_min"].astype(float)
     found = cells[shares < study.criteria.collapse_share]
     if found.empty:
@@ -161,7 +162,7 @@ def _problems(study: Study) -> list[Block]:
 
 
 def _provenance(study: Study) -> list[Block]:
-    items, mixed = origin_sentences(origins(study.collected.runs, study.sweep.cells["run"]))
+    items, mixed = origin_sentences(origins(study.collected.runs, study.grid.cells["run"]))
     looks = study.looks
     look = (
         f"This is look {looks.number} at the results"

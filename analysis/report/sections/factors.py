@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from analysis.report.document import Block, Heading, Paragraph, Table
-from analysis.report.sections.found import interval_cell, number_cells, p_cell
-from analysis.report.wording import family_sentence, label
+from analysis.report.render.document import Block, Heading, Paragraph, Table
+from analysis.report.sections.tables import Draw, interval_cell, number_cells, p_cell
+from analysis.report.sections.wording import family_sentence, label
 from analysis.stats.paired import relative_percent
 from analysis.verdict.study import Study
 from analysis.words import listed, percent, share
 
 
-def factors_section(study: Study) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """4. Clean contrasts, factor effects and interactions."""
     criteria = study.criteria
     blocks: list[Block] = [

@@ -7,29 +7,23 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure as Drawing
 
-from analysis.report import figures
-from analysis.report.document import Block, Figure, Heading, Paragraph, Table
-from analysis.report.style import colours
-from analysis.report.wording import (
+from analysis.report.render import figures
+from analysis.report.render.document import Block, Heading, Paragraph, Table
+from analysis.report.sections.tables import Draw, arm_colours, interval_cell, number_cells
+from analysis.report.sections.wording import (
     family_sentence,
     label,
 )
 from analysis.stats.paired import relative_percent
-from analysis.verdict.comparison import Comparison
+from analysis.verdict.comparison import ArmComparison
 from analysis.verdict.controls import Control, not_better_than
 from analysis.verdict.study import Study
-from analysis.words import declared_percent, listed, number, p_number, percent, percent_interval, share
-
-OUT_OF_REACH = "out of reach"
-"""Stands for a p value that could not have been below alpha, whatever the runs had given."""
-
-Draw = Callable[[str, str, Callable[[], Drawing]], Figure]
-"""Draws a figure in the report's style, writes it, and returns its block: (name, caption, how to draw it)."""
+from analysis.words import declared_percent, listed, number, percent, share
 
 
-def found_section(study: Study, draw: Draw) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """2. Expected against found."""
-    sweep, criteria = study.sweep, study.criteria
+    grid, criteria = study.grid, study.criteria
     control = criteria.ideal.better_than
     blocks: list[Block] = [Heading(2, "Expected against found")]
     if not study.arms:
@@ -39,16 +33,16 @@ def found_section(study: Study, draw: Draw) -> list[Block]:
         f"loss {group}": [
             _forest_row(each, palette) for each in study.arms if each.group == group and each.pairs.num_planned
         ]
-        for group in sweep.groups
+        for group in grid.groups
     }
     caption = (
-        f"Perplexity on the validation split against {sweep.baseline}, paired by seed: mean, "
+        f"Perplexity on the validation split against {grid.baseline}, paired by seed: mean, "
         f"{share(criteria.confidence)} t interval (bar), every seed (ticks) and what was expected (open diamond)."
     )
-    blocks.append(draw("differences", caption, lambda: figures.forest(panels, sweep.baseline)))
+    blocks.append(draw("differences", caption, lambda: figures.forest(panels, grid.baseline)))
     interval, beside = f"{share(criteria.confidence)} interval", f"against {control}"
     columns = ("arm", "perplexity", "expected", "found", interval, "p", "Hedges g", "wins", beside, "verdict")
-    for group in sweep.groups:
+    for group in grid.groups:
         members = [each for each in study.arms if each.group == group]
         rows = [_baseline_row(study, group), *(_row(each, study) for each in members)]
         role = (
@@ -59,10 +53,10 @@ def found_section(study: Study, draw: Draw) -> list[Block]:
         caption = " ".join(
             each
             for each in (
-                f"Change of perplexity against {sweep.baseline} with the same loss; negative is better.",
+                f"Change of perplexity against {grid.baseline} with the same loss; negative is better.",
                 family_sentence(members),
                 role,
-                _label_words(study) if group == sweep.groups[0] else "",
+                _label_words(study) if group == grid.groups[0] else "",
                 "Expected improvements are written as lower perplexity; Hedges g is paired (dz with the exact "
                 "small-sample correction).",
             )
@@ -82,12 +76,7 @@ def _label_words(study: Study) -> str:
     )
 
 
-def arm_colours(study: Study) -> dict[str, str]:
-    """One colour for each arm, the same in every figure."""
-    return colours(list(dict.fromkeys(arm for arm, _, _ in study.sweep.arms)), study.sweep.baseline)
-
-
-def _forest_row(comparison: Comparison, palette: dict[str, str]) -> figures.ForestRow:
+def _forest_row(comparison: ArmComparison, palette: dict[str, str]) -> figures.ForestRow:
     summary, expected = comparison.summary, comparison.expected_percent
     differences = comparison.pairs.differences[comparison.pairs.finished]
     interval = None
@@ -105,7 +94,7 @@ def _forest_row(comparison: Comparison, palette: dict[str, str]) -> figures.Fore
 
 def _seed_lines(study: Study, palette: dict[str, str]) -> tuple[str, str, Callable[[], Drawing]]:
     primary = study.verdict.primary
-    group = primary.group if primary is not None else study.sweep.groups[0]
+    group = primary.group if primary is not None else study.grid.groups[0]
     members = [each for each in study.arms if each.group == group]
     seeds = sorted({seed for each in members for seed in each.pairs.seeds})
     percent_SA = np.full((len(seeds), len(members)), np.nan)
@@ -113,12 +102,12 @@ def _seed_lines(study: Study, palette: dict[str, str]) -> tuple[str, str, Callab
         for seed, difference in zip(each.pairs.seeds, each.pairs.differences, strict=True):
             percent_SA[seeds.index(seed), column] = 100 * np.expm1(difference)
     arms = [each.arm[0] for each in members]
-    caption = f"Paired differences to {study.sweep.baseline} with loss {group}: one line per seed."
-    return "seeds", caption, lambda: figures.seed_lines(arms, percent_SA, seeds, palette, study.sweep.baseline)
+    caption = f"Paired differences to {study.grid.baseline} with loss {group}: one line per seed."
+    return "seeds", caption, lambda: figures.seed_lines(arms, percent_SA, seeds, palette, study.grid.baseline)
 
 
 def _baseline_row(study: Study, group: str) -> tuple[str, ...]:
-    baseline = study.sweep.baseline
+    baseline = study.grid.baseline
     return (
         baseline,
         _perplexity(study, baseline, group),
@@ -133,7 +122,7 @@ def _baseline_row(study: Study, group: str) -> tuple[str, ...]:
     )
 
 
-def _row(comparison: Comparison, study: Study) -> tuple[str, ...]:
+def _row(comparison: ArmComparison, study: Study) -> tuple[str, ...]:
     arm, group = comparison.arm[0], comparison.group
     expected = comparison.expected_percent
     name = f"{arm} (control)" if comparison.role == "control" else arm
@@ -149,36 +138,9 @@ def _row(comparison: Comparison, study: Study) -> tuple[str, ...]:
     )
 
 
-def number_cells(comparison: Comparison, alpha: float) -> tuple[str, str, str, str, str]:
-    """Cells for found, interval, p, Hedges g, wins."""
-    summary = comparison.summary
-    if summary is None:
-        return ("–", "–", "–", "–", f"0/{comparison.pairs.num_planned}")
-    conditional = "*" if comparison.conditional else ""
-    return (
-        percent(relative_percent(summary.mean)) + conditional,
-        "–" if summary.interval is None else interval_cell(summary.interval) + conditional,
-        p_cell(comparison.adjusted_p, comparison.floor, alpha),
-        number(summary.hedges_g, 2, signed=True),
-        comparison.wins,
-    )
-
-
-def p_cell(value: float | None, floor: float | None, alpha: float) -> str:
-    """A p value for a table: one that could not have been below alpha is no result and is not printed."""
-    if value is None:
-        return "–"
-    return p_number(value) if floor is None or floor < alpha else OUT_OF_REACH
-
-
-def interval_cell(interval: tuple[float, float]) -> str:
-    """An interval of log perplexity as change of perplexity."""
-    return percent_interval(*(relative_percent(end) for end in interval))
-
-
 def _perplexity(study: Study, arm: str, group: str) -> str:
-    own = study.sweep.group_of(arm, group)
-    cells = study.sweep.cells
+    own = study.grid.group_of(arm, group)
+    cells = study.grid.cells
     losses = cells.loc[(cells["arm"] == arm) & (cells["group"] == own), "validation_loss"].dropna()
     return "–" if losses.empty else number(float(np.exp(losses.astype(float).mean())), 4)
 
@@ -196,8 +158,8 @@ def _controls(study: Study) -> list[Block]:
     """Every arm against every control that it has to beat."""
     rows = [
         (arm, group, *(_against_control(each, arm, group) for each in study.controls))
-        for group in study.sweep.groups
-        for arm, own, control in study.sweep.arms
+        for group in study.grid.groups
+        for arm, own, control in study.grid.arms
         if own == group and not control
     ]
     if not study.controls:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from analysis.report.document import Block, Heading, Paragraph
+from analysis.report.render.document import Block, Heading, Paragraph
+from analysis.report.sections.tables import Draw
 from analysis.verdict.study import Study
 from analysis.words import count, declared_percent, share
 
 
-def methods_section(study: Study) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """6. Methods, to be pasted into a paper."""
-    criteria, sweep = study.criteria, study.sweep
-    seeds = sweep.cells["seed"].nunique()
+    criteria, grid = study.criteria, study.grid
+    seeds = grid.cells["seed"].nunique()
     unit = (
         "The unit of replication is the seed, which fixes data order and student start in every arm; arms are "
         "paired by seed, after checking that both recorded hashes match. The outcome is the paired difference in "

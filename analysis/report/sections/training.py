@@ -10,11 +10,11 @@ import pandas as pd
 
 from analysis.design.cells import FINISHED
 from analysis.design.training import Curves, curves
-from analysis.report import figures
-from analysis.report.document import Block, Heading, Paragraph, Table
-from analysis.report.heat_maps import heat_maps
-from analysis.report.sections.found import Draw, arm_colours
-from analysis.report.wording import test_phrase
+from analysis.report.render import figures
+from analysis.report.render.document import Block, Heading, Paragraph, Table
+from analysis.report.render.heat_maps import heat_maps
+from analysis.report.sections.tables import Draw, arm_colours
+from analysis.report.sections.wording import test_phrase
 from analysis.stats.checks import FloatArray
 from analysis.stats.curves import pointwise_band
 from analysis.verdict.study import Study, arms_in, runs_of
@@ -24,7 +24,7 @@ FEW_BANDS = 3
 """Bands that can be told apart when they lie over each other."""
 
 
-def training_section(study: Study, draw: Draw) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """3. Curves, early training, thresholds, alignment, agreement."""
     blocks: list[Block] = [Heading(2, "Training and alignment")]
     metrics = study.collected.training()
@@ -56,16 +56,16 @@ def _curves(
     palette, confidence = arm_colours(study), study.criteria.confidence
     banded = _banded(study)
     panels = {}
-    for group in study.sweep.groups:
+    for group in study.grid.groups:
         drawn, differences = [], []
-        base = study.sweep.group_of(study.sweep.baseline, group)
-        for arm, own in arms_in(study.sweep, group):
-            found = curves(table, runs_of(study.sweep, arm, own), column, until=until)
+        base = study.grid.group_of(study.grid.baseline, group)
+        for arm, own in arms_in(study.grid, group):
+            found = curves(table, runs_of(study.grid, arm, own), column, until=until)
             if found is not None and len(found.steps) > 1:
                 band = pointwise_band(found.values, confidence=confidence)
                 drawn.append(figures.Curve(arm, palette[arm], found.steps, band))
-            if base is not None and arm != study.sweep.baseline:
-                against = _differences(study, table, column, (arm, own), (study.sweep.baseline, base), until, log)
+            if base is not None and arm != study.grid.baseline:
+                against = _differences(study, table, column, (arm, own), (study.grid.baseline, base), until, log)
                 if against is not None:
                     band = pointwise_band(against.values, confidence=confidence)
                     band = band if banded is None or arm == banded else replace(band, low=None, high=None)
@@ -77,7 +77,7 @@ def _curves(
     what = "Training loss (cross-entropy)" if name == "training" else "Validation perplexity at equal steps"
     only = "" if banded is None else f"; in the differences only {banded} has one, since so many would hide each other"
     caption = (
-        f"{what}: mean over the finished seeds, and below it the difference to {study.sweep.baseline} paired by "
+        f"{what}: mean over the finished seeds, and below it the difference to {study.grid.baseline} paired by "
         f"seed. The band is the {share(confidence)} t interval of each step by itself, not of the curve as a whole, "
         f"and may run beyond the frame{only}."
     )
@@ -87,7 +87,7 @@ def _curves(
 
 def _banded(study: Study) -> str | None:
     """The one arm whose differences are drawn with a band; None where there are few enough for all."""
-    most = max((len(arms_in(study.sweep, group)) - 1 for group in study.sweep.groups), default=0)
+    most = max((len(arms_in(study.grid, group)) - 1 for group in study.grid.groups), default=0)
     primary = study.verdict.primary
     return primary.arm[0] if primary is not None and most > FEW_BANDS else None
 
@@ -105,7 +105,7 @@ def _differences(
     comparison = next((each for each in study.arms if each.arm == arm and each.against == baseline), None)
     if comparison is None:
         return None
-    runs = study.sweep.run_of
+    runs = study.grid.run_of
     pairs = [
         (runs[*arm, seed], runs[*baseline, seed])
         for seed, finished in zip(comparison.pairs.seeds, comparison.pairs.finished, strict=True)
@@ -128,10 +128,10 @@ def _early_table(study: Study) -> list[Block]:
         return []
     first, last = study.window
     rows = []
-    for group in study.sweep.groups:
+    for group in study.grid.groups:
         threshold, reached = study.threshold.get(group, (float("nan"), {}))
-        for arm, own in arms_in(study.sweep, group):
-            cells = study.sweep.cells
+        for arm, own in arms_in(study.grid, group):
+            cells = study.grid.cells
             areas = cells.loc[(cells["arm"] == arm) & (cells["group"] == own), "training_area"].dropna().astype(float)
             steps = reached.get(arm)
             difference = study.area.get((arm, group))
@@ -151,7 +151,7 @@ def _early_table(study: Study) -> list[Block]:
     caption = (
         f"Training loss averaged over steps {first:g} to {last:g} (area under the curve over its length, nats per "
         f"token), and the steps until it had fallen by {share(study.criteria.threshold_share)} of "
-        f"{study.sweep.baseline}'s own fall: runs that did not get there are censored, not dropped (Kaplan-Meier "
+        f"{study.grid.baseline}'s own fall: runs that did not get there are censored, not dropped (Kaplan-Meier "
         f"median)."
     )
     columns = ("loss", "arm", "area", "difference", "wins", "threshold", "reached", "median step")
@@ -159,9 +159,9 @@ def _early_table(study: Study) -> list[Block]:
 
 
 def _alignment(study: Study, draw: Draw) -> list[Block]:
-    group = study.verdict.primary.group if study.verdict.primary is not None else study.sweep.groups[0]
+    group = study.verdict.primary.group if study.verdict.primary is not None else study.grid.groups[0]
     palette, blocks = arm_colours(study), list[Block]()
-    members = arms_in(study.sweep, group)
+    members = arms_in(study.grid, group)
     maps: dict[str, dict[str, FloatArray]] = {}
     for kind in ("key", "value"):
         for arm, own in members:
@@ -170,7 +170,7 @@ def _alignment(study: Study, draw: Draw) -> list[Block]:
                 maps.setdefault(f"{kind}s", {})[arm] = mean_LH
     rows = []
     for arm, own in members:
-        cells = study.sweep.cells
+        cells = study.grid.cells
         chosen = (cells["arm"] == arm) & (cells["group"] == own) & (cells["state"] == FINISHED)
         cosine, probe = (cells.loc[chosen, name].dropna().astype(float).tolist() for name in ("cosine", "probe_r2"))
         if cosine or probe:
@@ -194,7 +194,7 @@ def _mean_by_head(study: Study, arm: str, group: str, column: str) -> FloatArray
     if column not in runs.columns:
         return None
     found: list[FloatArray] = []
-    for text in runs.loc[runs_of(study.sweep, arm, group), column].dropna():
+    for text in runs.loc[runs_of(study.grid, arm, group), column].dropna():
         try:
             values = np.array(json.loads(text), dtype=np.float64)
         except (ValueError, TypeError):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from analysis.report.document import Block, Bullets, Heading, Paragraph, Table, Tone
-from analysis.report.wording import headline, power_sentence, primary_notes, primary_sentence
+from analysis.report.render.document import Block, Bullets, Heading, Paragraph, Table, Tone
+from analysis.report.sections.tables import Draw
+from analysis.report.sections.wording import headline, power_sentence, primary_notes, primary_sentence
 from analysis.verdict.controls import control_notes, control_warnings
 from analysis.verdict.provenance import pairs_made_differently
 from analysis.verdict.study import Study
 
 
-def verdict_section(study: Study) -> list[Block]:
+def section(study: Study, draw: Draw) -> list[Block]:
     """1. The verdict."""
     verdict, criteria = study.verdict, study.criteria
     blocks: list[Block] = [Heading(2, "Verdict")]
@@ -23,7 +24,7 @@ def verdict_section(study: Study) -> list[Block]:
     warnings = control_warnings(study.controls, study.arms)
     if verdict.primary is not None:
         warnings = control_notes(study.controls, verdict.primary) + warnings
-        warnings.append(pairs_made_differently(study.collected.runs, verdict.primary, study.sweep.run_of))
+        warnings.append(pairs_made_differently(study.collected.runs, verdict.primary, study.grid.run_of))
     blocks += [Paragraph(warning, "Warning.", "warning") for warning in warnings if warning]
     notes = primary_notes(study)
     if notes:

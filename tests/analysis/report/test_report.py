@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from analysis.report.report import Report, write_report
-from analysis.verdict.study import study
+from analysis.verdict.study import study_sweep
 from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from tests.analysis.synthetic import CRITERIA, HOSTILE, SMALL, Recipe, config_of, make_plan, write_run, write_sweep
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 """Written by this test with KV_ALIGN_WRITE_GOLDEN=1 and read by eye; its numbers are those of the synthetic effects."""
+pytestmark = pytest.mark.usefixtures("undrawn")  # the module's golden report is drawn before
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 FULL = Recipe(seeds=8, steps=100, examples=10)
 
@@ -51,11 +52,6 @@ def golden_sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDirectory:
 @pytest.fixture(scope="module")
 def golden(golden_sweep: SweepDirectory) -> Report:
     return write_report(golden_sweep.path, now=NOW)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> SweepDirectory:
-    return write_sweep(tmp_path / "small", SMALL)
 
 
 def test_the_report_of_a_fixed_sweep_is_the_golden_one(golden):
@@ -109,12 +105,13 @@ def test_tables_are_written_beside_the_report(golden):
         assert (golden.page.parent / "figures" / f"{name}.png").stat().st_size > 5000
 
 
-def test_rendering_again_is_no_look_and_a_new_run_is_one(golden_sweep, golden):
-    write_report(golden_sweep.path, now=NOW)
-    history = golden_sweep.history_file.read_text(encoding="utf-8")
+def test_rendering_again_is_no_look_and_a_new_run_is_one(small):
+    first = write_report(small.path, now=NOW)
+    write_report(small.path, now=NOW)
+    history = small.history_file.read_text(encoding="utf-8")
     lines = [line for line in history.splitlines() if line.startswith("- ")]
     assert [re.search(r", (look [^;]*);", line).group(1) for line in lines] == ["look 1", "look 1 again, the same runs"]
-    assert "plan `" + golden.study.plan_hash[:12] in lines[0]
+    assert "plan `" + first.study.plan_hash[:12] in lines[0]
     assert "2026-01-02 03:04 UTC" in lines[0]
 
 
@@ -128,7 +125,7 @@ def test_an_incomplete_sweep_shows_estimates_and_tests_nothing(tmp_path):
     assert report.study.looks.tests == 0
     last = next(run for run in make_plan(SMALL).runs if (run.arm, run.seed) == ("v4_0_1", 2))
     write_run(sweep.run(last), last, SMALL)
-    complete = study(sweep.path)
+    complete = study_sweep(sweep.path)
     assert (complete.looks.number, complete.looks.tests, complete.verdict.exploratory) == (2, 1, ())
 
 
@@ -141,7 +138,7 @@ def test_what_a_run_counts_as_follows_from_what_is_in_its_folder(small):
     status = json.loads(runs[3].status_file.read_text())
     write_json(runs[3].status_file, status | {"state": "interrupted", "reason": "asked to leave"})
     shutil.rmtree(runs[4].path)
-    cells = study(small.path).sweep.cells
+    cells = study_sweep(small.path).grid.cells
     assert cells["state"].tolist()[:6] == ["diverged", "damaged", "unreadable", "interrupted", "missing", "finished"]
     assert cells["reason"].tolist()[:5] == [
         "it finished, but its validation loss is not a finite number",
@@ -250,9 +247,9 @@ def test_a_plain_multirun_is_reported_and_calls_itself_exploratory(tmp_path):
     report = write_report(folder, now=NOW)
     text = report.markdown.read_text(encoding="utf-8")
     assert "there is no frozen plan" in text
-    assert report.study.sweep.baseline == "baseline"
+    assert report.study.grid.baseline == "baseline"
     assert report.study.verdict.primary.pairs.seeds == (0, 1, 2)
-    assert report.study.sweep.groups == ["kv"]
+    assert report.study.grid.groups == ["kv"]
     assert (folder / "HISTORY.md").exists()
 
 
@@ -266,8 +263,8 @@ def test_runs_of_one_arm_with_different_settings_are_told_apart(tmp_path):
             write_run(RunDirectory(folder / str(number)), planned, SMALL)
             number += 1
     report = write_report(folder, now=NOW)
-    assert [arm for arm, _, _ in report.study.sweep.arms] == ["flat trainer.lr=1", "flat trainer.lr=2"]
-    assert report.study.sweep.baseline == "flat trainer.lr=1"
+    assert [arm for arm, _, _ in report.study.grid.arms] == ["flat trainer.lr=1", "flat trainer.lr=2"]
+    assert report.study.grid.baseline == "flat trainer.lr=1"
 
 
 def test_effects_and_interactions_are_those_that_the_design_allows(golden):
@@ -285,7 +282,7 @@ def test_effects_and_interactions_are_those_that_the_design_allows(golden):
     # Set by the synthetic sweep: kv+struct is 0.01 nats better everywhere, so there is no interaction.
     assert found["loss: kv to kv+struct"].summary.mean == pytest.approx(-0.01, abs=0.004)
     assert found["init: random to uniform"].summary.mean == pytest.approx(-0.03, abs=0.006)
-    cells = golden.study.sweep.cells
+    cells = golden.study.grid.cells
     loss = {
         (arm, group): cells[(cells["arm"] == arm) & (cells["group"] == group)].set_index("seed")["validation_loss"]
         for arm in ("v4_0_1", "v4_0_2")

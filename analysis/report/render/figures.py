@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 
-from analysis.report.style import INK, new_figure
+from analysis.report.render.style import INK, new_figure
 from analysis.stats.checks import FloatArray
 from analysis.stats.curves import PointwiseBand
 from analysis.stats.paired import Interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 
-from analysis.report.document import Block, Bullets, Document, Figure, Heading, Paragraph, Table
+from analysis.report.render.document import Block, Bullets, Document, Figure, Heading, Paragraph, Table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _CSS = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.report.report import write_report
-from tests.analysis.browser import Browser, browser, missing
+from tests.analysis.report.browser import Browser, browser, missing
 from tests.analysis.synthetic import Recipe, write_sweep
 
 if missing() and os.environ.get("KV_ALIGN_REQUIRE_CHROMIUM") != "1":

@@ -1,4 +1,4 @@
-"""A report as data: headings, paragraphs, tables, figures. Rendered to Markdown here, to HTML in `analysis.report.page`.
+"""A report as data: headings, paragraphs, tables, figures. Rendered to Markdown here, to HTML in `render.page`.
 
 Every text is plain: whatever is in a name (HTML, Markdown, a pipe) is escaped by the renderer, never interpreted.
 """

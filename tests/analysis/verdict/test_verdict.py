@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria, parse_criteria
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.stats.equivalence import Label
 from analysis.verdict.comparison import seeds_needed
 from analysis.verdict.declared_comparisons import arm_comparisons, contrast_comparisons, primary_comparison
@@ -25,13 +25,13 @@ def cells_of(recipe: Recipe = GOOD, seed: int = 0) -> pd.DataFrame:
     return simulated_cells(recipe, np.random.default_rng(seed))
 
 
-def sweep_with(cells: pd.DataFrame) -> Sweep:
+def grid_with(cells: pd.DataFrame) -> Grid:
     expected = {arm: percent for arm, percent in EXPECTED.items() if percent is not None}
-    return Sweep(cells, "baseline", expected, {}, {}, True)
+    return Grid(cells, "baseline", expected, {}, {}, True)
 
 
 def judged(cells: pd.DataFrame, criteria: Criteria = READ, exploratory: tuple[str, ...] = ()) -> Verdict:
-    return decide(sweep_with(cells), criteria, exploratory)
+    return decide(grid_with(cells), criteria, exploratory)
 
 
 def change(cells: pd.DataFrame, arm: str, seeds: object = slice(None), group: str = "kv", **values: object) -> None:
@@ -204,9 +204,9 @@ def test_a_sweep_without_the_primary_arm_is_not_judged():
 
 
 def test_arms_of_a_loss_are_tested_together_and_only_among_themselves():
-    sweep = sweep_with(cells_of())
-    grid = Grid(sweep.cells)
-    arms = [each for each in arm_comparisons(grid, sweep, READ) if each.group == "kv"]
+    sweep = grid_with(cells_of())
+    paired = PairedGrid(sweep.cells)
+    arms = [each for each in arm_comparisons(paired, sweep, READ) if each.group == "kv"]
     assert [each.arm for each in arms] == [
         ("v4_0_1", "kv"),
         ("v4_0_3", "kv"),
@@ -226,8 +226,8 @@ def test_arms_of_a_loss_are_tested_together_and_only_among_themselves():
 def test_arms_that_lack_seeds_are_tested_on_the_seeds_all_have():
     cells = cells_of()
     change(cells, "v4_0_1", slice(0, 2), state="failed", validation_loss=np.nan)
-    sweep = sweep_with(cells)
-    arms = [each for each in arm_comparisons(Grid(cells), sweep, READ) if each.group == "kv"]
+    sweep = grid_with(cells)
+    arms = [each for each in arm_comparisons(PairedGrid(cells), sweep, READ) if each.group == "kv"]
     tested = decide_together(arms, READ)
     assert tested[1].adjusted_p == pytest.approx(2 / 64)
     assert {each.family for each in tested} == {"max-T over 6 arms, 6 seeds"}
@@ -235,8 +235,8 @@ def test_arms_that_lack_seeds_are_tested_on_the_seeds_all_have():
 
 
 def test_contrasts_are_one_family_under_holm_whose_floor_is_said():
-    sweep = sweep_with(cells_of())
-    contrasts = under_holm(contrast_comparisons(Grid(sweep.cells), sweep, READ), READ)
+    sweep = grid_with(cells_of())
+    contrasts = under_holm(contrast_comparisons(PairedGrid(sweep.cells), sweep, READ), READ)
     assert [(each.name, each.group) for each in contrasts] == [
         (name, group) for group in ("kv", "kv+struct") for name in ("aligner", "init", "sharing")
     ]
@@ -246,9 +246,9 @@ def test_contrasts_are_one_family_under_holm_whose_floor_is_said():
 
 
 def test_the_seeds_that_are_needed_follow_from_the_spread():
-    few = primary_comparison(Grid(cells_of()), sweep_with(cells_of()), READ)
+    few = primary_comparison(PairedGrid(cells_of()), grid_with(cells_of()), READ)
     noisy_cells = cells_of(replace(GOOD, noise=0.05))
-    many = primary_comparison(Grid(noisy_cells), sweep_with(noisy_cells), READ)
+    many = primary_comparison(PairedGrid(noisy_cells), grid_with(noisy_cells), READ)
     assert seeds_needed(few, READ) == 6
     assert seeds_needed(many, READ) == pytest.approx(8 * (many.summary.sd / READ.improvement_nats) ** 2, abs=4)
     assert many.detectable == pytest.approx(1.1558 * many.summary.sd, rel=1e-3)

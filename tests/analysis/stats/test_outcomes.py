@@ -7,38 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from analysis.stats.outcomes import crossed_mean, mcnemar, wilson_interval
+from analysis.stats.outcomes import crossed_mean, mcnemar
 from analysis.stats.paired import paired_summary
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 outcomes = arrays(
     np.float64, st.tuples(st.integers(2, 7), st.integers(2, 12)), elements=st.sampled_from([-1.0, 0, 1.0])
 )
-
-
-def test_wilson_reference():
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    low, high = wilson_interval(0, 5)
-    assert low == pytest.approx(0.0, abs=1e-12)
-    assert 0 < high < 0.5
-
-
-@PROPERTY
-@given(st.integers(1, 500), st.data())
-def test_wilson_contains_the_rate_and_mirrors(trials, data):
-    successes = data.draw(st.integers(0, trials))
-    low, high = wilson_interval(successes, trials)
-    assert low - 1e-12 <= successes / trials <= high + 1e-12
-    assert wilson_interval(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=1e-12)
-    wider = wilson_interval(successes, trials, confidence=0.99)
-    assert wider.low <= low + 1e-12
-    assert wider.high >= high - 1e-12
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 5), (1.5, 5)])
-def test_wilson_refuses_what_are_no_counts(successes, trials):
-    with pytest.raises(ValueError, match=r"^(successes|trials) must"):
-        wilson_interval(successes, trials)
 
 
 def test_mcnemar_reference_is_the_one_without_continuity_correction():

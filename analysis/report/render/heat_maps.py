@@ -8,7 +8,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.report.style import new_figure
+from analysis.report.render.style import new_figure
 from analysis.stats.checks import FloatArray
 
 COLUMNS = 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.design.cells import Sweep
+from analysis.design.cells import Grid
 from analysis.design.criteria import parse_criteria
 from analysis.verdict.verdict import Verdict, decide
 from tests.analysis.synthetic import CRITERIA, Recipe, simulated_cells
@@ -23,7 +23,7 @@ SMALL = Recipe(effects={}, losses=("kv",), controls=("none",))
 def simulate(recipe: Recipe, count: int, seed: int) -> list[Verdict]:
     rng = np.random.default_rng(seed)
     return [
-        decide(Sweep(simulated_cells(recipe, rng), "baseline", {}, {}, {}, True), CRITERIA_READ) for _ in range(count)
+        decide(Grid(simulated_cells(recipe, rng), "baseline", {}, {}, {}, True), CRITERIA_READ) for _ in range(count)
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.design.criteria import parse_criteria
-from analysis.design.pairing import Grid
+from analysis.design.pairing import PairedGrid
 from analysis.report.report import write_report
 from analysis.verdict.comparison import estimate
 from analysis.verdict.provenance import origin_sentences, origins, pairs_made_differently
@@ -29,7 +29,7 @@ def test_one_origin_is_named_and_several_are_called_mixed():
     assert origin_sentences(origins(runs, ["2"]))[1] is False
 
 
-def test_pairs_whose_runs_were_made_differently_are_warned_about_at_the_top(tmp_path):
+def test_pairs_whose_runs_were_made_differently_are_warned_about_at_the_top(tmp_path, undrawn):
     sweep = write_sweep(tmp_path / "s", SMALL)
     for planned in make_plan(SMALL).runs:
         if planned.arm == "v4_0_2" and planned.seed < 2:
@@ -47,10 +47,12 @@ def test_pairs_whose_runs_were_made_differently_are_warned_about_at_the_top(tmp_
 
 def test_pairs_that_were_made_alike_are_not(tmp_path):
     sweep = write_sweep(tmp_path / "s", replace(SMALL, seeds=2))
-    from analysis.design.cells import sweep_of
+    from analysis.design.cells import grid_of
     from analysis.read.collect import collect
 
     collected = collect(sweep.path)
-    found = sweep_of(collected, READ)
-    comparison = estimate(Grid(found.cells), "primary", "v4_0_2", ("v4_0_2", "kv"), ("baseline", "kv"), "kv", READ)
+    found = grid_of(collected, READ)
+    comparison = estimate(
+        PairedGrid(found.cells), "primary", "v4_0_2", ("v4_0_2", "kv"), ("baseline", "kv"), "kv", READ
+    )
     assert pairs_made_differently(collected.runs, comparison, found.run_of) == ""

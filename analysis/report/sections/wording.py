@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.design.criteria import Criteria
 from analysis.stats.equivalence import Label
 from analysis.stats.paired import relative_percent
-from analysis.verdict.comparison import Comparison, seeds_needed
+from analysis.verdict.comparison import ArmComparison, seeds_needed
 from analysis.verdict.controls import control_notes, not_better_than
 from analysis.verdict.study import Study
 from analysis.verdict.verdict import LEVELS, Verdict
@@ -33,7 +33,7 @@ def headline(verdict: Verdict, criteria: Criteria) -> str:
     return ("Exploratory. " if verdict.exploratory else "") + said + "."
 
 
-def primary_sentence(comparison: Comparison, criteria: Criteria) -> str:
+def primary_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
     """The primary estimate with interval, p and seeds."""
     arm, against = comparison.arm[0], comparison.against[0]
     start = f"With loss {comparison.group}, {arm} has"
@@ -52,7 +52,7 @@ def primary_sentence(comparison: Comparison, criteria: Criteria) -> str:
     return f"{start} {size} ({'; '.join(inside)}; {seeds})."
 
 
-def test_phrase(comparison: Comparison, criteria: Criteria) -> str:
+def test_phrase(comparison: ArmComparison, criteria: Criteria) -> str:
     """The p value, or in words why there is none or what these seeds cannot reach."""
     if comparison.adjusted_p is None:
         return f"no p value: {comparison.reason}"
@@ -65,7 +65,7 @@ def test_phrase(comparison: Comparison, criteria: Criteria) -> str:
     return p_text(comparison.adjusted_p) + f", {how}"
 
 
-def power_sentence(comparison: Comparison, criteria: Criteria) -> str:
+def power_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
     """What these seeds can detect, and how many the asked-for improvement needs at the observed spread."""
     needed = seeds_needed(comparison, criteria)
     asked = declared_percent(criteria.ideal.improvement_percent)
@@ -81,7 +81,7 @@ def power_sentence(comparison: Comparison, criteria: Criteria) -> str:
     return sentence + "."
 
 
-def label(comparison: Comparison, criteria: Criteria) -> str:
+def label(comparison: ArmComparison, criteria: Criteria) -> str:
     """The verdict on one comparison, in a few words."""
     judged = comparison.judgement
     if judged is None:
@@ -111,7 +111,7 @@ def primary_notes(study: Study) -> list[str]:
     primary, notes = study.verdict.primary, list[str]()
     if primary is None:
         return notes
-    seeds = study.sweep.cells["seed"].nunique()
+    seeds = study.grid.cells["seed"].nunique()
     if seeds < study.criteria.seeds:
         notes.append(f"The criteria declare {count(study.criteria.seeds, 'seed')}; this sweep was made with {seeds}.")
     if primary.conditional:
@@ -135,7 +135,7 @@ def primary_notes(study: Study) -> list[str]:
             "This comparison changes the aligner, its start and its number of parameters at once; the clean contrasts "
             "below change one thing each."
         )
-    starts = {(config.get("model") or {}).get("student_start") for config in study.sweep.configs.values() if config}
+    starts = {(config.get("model") or {}).get("student_start") for config in study.grid.configs.values() if config}
     if "pretrained" in starts:
         notes.append(
             "The student was given, so p covers data order and aligner start only, not the student's own start."
@@ -157,7 +157,7 @@ def conclusion(study: Study) -> str:
     return " ".join(parts)
 
 
-def family_sentence(comparisons: list[Comparison]) -> str:
+def family_sentence(comparisons: list[ArmComparison]) -> str:
     """How the p values of a table were adjusted."""
     conditional = " * conditional on both runs of a pair having finished: one diverged, and the worst-rank p decides."
     conditional = conditional if any(each.conditional for each in comparisons) else ""

@@ -5,8 +5,8 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from analysis.report.document import Document, Heading, Paragraph, Table, escape, to_markdown
-from analysis.report.page import to_html
+from analysis.report.render.document import Document, Heading, Paragraph, Table, escape, to_markdown
+from analysis.report.render.page import to_html
 from tests.analysis.synthetic import HOSTILE
 
 

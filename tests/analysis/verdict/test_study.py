@@ -9,12 +9,13 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.report.report import write_report
-from analysis.report.wording import headline
-from analysis.verdict.study import study
+from analysis.report.sections.wording import headline
+from analysis.verdict.study import study_sweep
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory, digest
 from tests.analysis.synthetic import SMALL, Recipe, config_of, make_plan, write_run, write_sweep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TWO = replace(SMALL, seeds=2)
 
 
@@ -41,7 +42,7 @@ def test_a_sweep_of_which_everything_diverged_is_judged_and_reaches_nothing(tmp_
     sweep = write_sweep(tmp_path / "s", TWO, keep=lambda run: False)
     for planned in make_plan(TWO).runs:
         write_run(sweep.run(planned), planned, TWO, state="diverged", until=20)
-    found = study(sweep.path)
+    found = study_sweep(sweep.path)
     assert found.verdict.complete
     assert [level.reached for level in found.verdict.levels] == [False, False, False]
     # Both runs of each pair diverged: a tie, which no sign can turn.
@@ -57,7 +58,7 @@ def test_two_seeds_are_estimated_and_cannot_reach_significance(tmp_path):
 
 
 def test_one_seed_gives_differences_and_neither_interval_nor_p(tmp_path):
-    found = study(write_sweep(tmp_path / "s", replace(SMALL, seeds=1)).path)
+    found = study_sweep(write_sweep(tmp_path / "s", replace(SMALL, seeds=1)).path)
     assert {each.p_value for each in (*found.arms, *found.contrasts)} == {None}
     assert {each.summary.interval for each in found.arms} == {None}
     assert "one pair has no spread" in headline(found.verdict, found.criteria)
@@ -91,7 +92,7 @@ def test_a_multirun_without_a_flat_arm_asks_for_a_baseline(tmp_path, capsys):
     folder = multirun(tmp_path / "m", ("v4_0_1", "v4_0_2"))
     assert main(["report", str(folder)]) == 2
     assert "holds no flat arm to compare with: its arms are v4_0_1, v4_0_2; choose one" in capsys.readouterr().err
-    found = study(folder, baseline="v4_0_1")
+    found = study_sweep(folder, baseline="v4_0_1")
     assert [each.arm[0] for each in found.arms] == ["v4_0_2"]
 
 
@@ -109,14 +110,14 @@ def test_runs_of_one_name_and_seed_whose_configuration_is_gone_do_not_hide_each_
     folder = multirun(tmp_path / "m", ("baseline", "v4_0_2", "v4_0_2"), seeds=1)
     for run in folder.iterdir():
         (run / "config.yaml").unlink()
-    found = study(folder)
-    assert [arm for arm, _, _ in found.sweep.arms] == ["baseline", "v4_0_2", f"v4_0_2 {2:064d}"[:15]]
+    found = study_sweep(folder)
+    assert [arm for arm, _, _ in found.grid.arms] == ["baseline", "v4_0_2", f"v4_0_2 {2:064d}"[:15]]
 
 
 def test_another_baseline_has_no_expectations(tmp_path):
     sweep = write_sweep(tmp_path / "s", TWO)
-    assert {each.expected_percent for each in study(sweep.path).arms} == {2.0, 5.0, 6.0, None}
-    found = study(sweep.path, baseline="v4_0_1")
+    assert {each.expected_percent for each in study_sweep(sweep.path).arms} == {2.0, 5.0, 6.0, None}
+    found = study_sweep(sweep.path, baseline="v4_0_1")
     assert {each.expected_percent for each in found.arms} == {None}
     assert found.verdict.exploratory == ("The baseline of this report is v4_0_1; the plan's is baseline.",)
 
@@ -127,7 +128,7 @@ def test_an_extended_sweep_is_exploratory(tmp_path):
     sweep.write_plan(plan)
     for run in plan.runs:
         write_run(sweep.run(run), run, TWO)
-    (reason,) = study(sweep.path).verdict.exploratory
+    (reason,) = study_sweep(sweep.path).verdict.exploratory
     assert reason.startswith("The sweep was extended 1 time after it was frozen")
 
 
@@ -140,18 +141,18 @@ def test_hours_of_a_run_that_did_not_finish_count(tmp_path, left):
     shutil.rmtree(directory.path)
     write_run(directory, planned, recipe, state="failed", until=20)
     (directory.path / left).unlink()
-    (cost,) = (each for each in study(sweep.path).cost if each.arm == "v4_0_2")
+    (cost,) = (each for each in study_sweep(sweep.path).cost if each.arm == "v4_0_2")
     # Twenty steps of half a second were logged, or nothing was.
     assert cost.hours == (None if left == "metrics.jsonl" else pytest.approx(10 / 3600))
 
 
 def test_a_run_whose_logged_steps_were_lost_does_not_shorten_the_curves_of_the_others(tmp_path):
     sweep = write_sweep(tmp_path / "s", SMALL)
-    whole = study(sweep.path)
+    whole = study_sweep(sweep.path)
     planned = next(run for run in make_plan(SMALL).runs if (run.arm, run.seed) == ("v4_0_2", 1))
     file = sweep.run(planned).metrics_file
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
-    found = study(sweep.path)
+    found = study_sweep(sweep.path)
     assert found.window == whole.window == (1.0, 50.0)
     assert found.verdict.area.pairs.seeds == (0, 2)
     assert found.verdict.primary.pairs.seeds == (0, 1, 2)
