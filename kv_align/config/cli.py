@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kv_align.config.compose import compose_config, compose_raw, default_run_name, expand_sweep
+from kv_align.config.compose import check_hydra, compose_config, compose_raw, default_run_name, expand_sweep, no_config
 from kv_align.config.config import Config, PretrainConfig
 from kv_align.config.identity import going_on
 from kv_align.config.resolve import resolve
@@ -40,7 +40,8 @@ def train_main(task: Task) -> None:
 
     Exit codes are `kv_align.runs.run_dir.EXIT_CODES`, and 2 for bad input.
     """
-    arguments = _arguments()
+    with bad_input_exits():
+        arguments = _arguments()
     end: list[State] = []
 
     def job(composed: DictConfig) -> str:
@@ -122,15 +123,28 @@ def _arguments() -> argparse.Namespace | None:
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_args()
-    if arguments.config_name not in (None, "train") or arguments.config_path is not None:
+    if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA):
         return None
-    return None if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA) else arguments
+    if arguments.config_path is not None:
+        raise ConfigError(
+            f"--config-path={arguments.config_path} is not allowed: conf/ is where it is; lay your own groups over it with "
+            "--config-dir."
+        )
+    if arguments.config_name not in (None, "train"):
+        own = Path(arguments.config_dir or "") / f"{arguments.config_name}.yaml"
+        if arguments.config_dir is None or not own.is_file():
+            raise no_config(arguments.config_name)
+        return None  # a primary configuration of the user's own: each run of it is checked as it starts
+    result: argparse.Namespace = arguments
+    return result
 
 
 def _check(arguments: argparse.Namespace) -> list[str]:
     """Validate every run of the command line; returns overrides to add to it (the run's name)."""
     overrides, config_dir = arguments.overrides, arguments.config_dir
     own = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    if len(own) < len(overrides):
+        check_hydra([override for override in overrides if override not in own], config_dir=config_dir)
     if not arguments.multirun:
         config, notes = compose_config(own, config_dir=config_dir)
         _check_output_dir(config)

@@ -25,7 +25,7 @@ from kv_align.config.config import Config
 from kv_align.config.identity import content_hash
 from kv_align.config.resolve import resolve
 from kv_align.config.targets import config_directory
-from kv_align.runs.errors import ConfigError, unknown_key
+from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 
 
 def compose_raw(
@@ -74,13 +74,31 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         for override in _parse(overrides):
             key = override.input_line.split("=", 1)[0] if override.input_line else override.key_or_group
             if override.is_sweep_override():
-                axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+                axes.append([f"{key}={value}" for value in _swept_values(override)])
             else:
                 axes.append([str(override.input_line)])
     runs: list[list[str]] = [[]]
     for axis in axes:
         runs = [[*run, choice] for run in runs for choice in axis]
     return runs
+
+
+def check_hydra(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
+    """Refuse overrides of Hydra's own settings that it could not follow.
+
+    Raises
+    ------
+    ConfigError
+        For a launcher, sweeper or key that does not exist, or for a run without a folder of its own.
+    """
+    with _hydra(config_dir) as search:
+        for override in _parse(overrides):
+            if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value()).strip():
+                raise invalid_value(override.key_or_group, "''", "the name of a folder")
+        try:
+            compose("train", overrides=[*search, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from None
 
 
 def default_run_name(config: Config) -> str:
@@ -103,18 +121,33 @@ def arm_name(config: Config) -> str:
     return "-".join(marks + adapter)
 
 
+def no_config(name: str) -> ConfigError:
+    """Return the sentence for a primary configuration that does not exist."""
+    return ConfigError(
+        f"--config-name={name} is not allowed: this command's own is train, and --config-dir names no folder with a {name}.yaml"
+        "; leave it out, or name such a folder."
+    )
+
+
 def explain(error: Exception) -> ConfigError:
     """Return what Hydra or OmegaConf found as one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if not group:
-            return ConfigError(f"--config-name={choice} is not allowed: there is no such file in conf/; use train.")
+            return no_config(choice)
         options = ", ".join(error.options or ())
         return ConfigError(f"{group}={choice} is not allowed: {group} must be one of {options}; choose one of these.")
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"{error.override} is not an override: overrides are written key=value, group=choice, +key=value or ~key; "
-            "correct it (and quote it for the shell)."
+            f"{error.override} is not an override: overrides are written key=value, group=choice, +key=value or ~key, and a "
+            "value with spaces, quotes, commas, ; or brackets has quotes of its own, as in 'run_name=\"a b\"'; correct it."
+        )
+    ambiguous = re.match(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error))
+    if ambiguous is not None:
+        key, value = ambiguous.groups()
+        return ConfigError(
+            f"{key}={value} is not allowed: it names several values and this is one run; add --multirun for a run of each, "
+            f"or write a list as {key}=[{value}]."
         )
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -129,6 +162,23 @@ def explain(error: Exception) -> ConfigError:
             return unknown_key(cause.full_key, map(str, parent), where)
     first_line = re.sub(r"\s+", " ", str(error)).strip().rstrip(".")
     return ConfigError(f"The configuration cannot be composed: {first_line}; correct that override.")
+
+
+def _swept_values(override: Override) -> list[str]:
+    if override.is_interval_sweep():
+        raise ConfigError(
+            f"{override.input_line} is not allowed: an interval holds no values to run one by one; list them, as in "
+            "seed=0,1,2, or use range(0,3)."
+        )
+    values = list(override.sweep_string_iterator())
+    if not values:
+        group = override.key_or_group
+        choices = GlobalHydra.instance().config_loader().get_group_options(group)
+        raise ConfigError(
+            f"{override.input_line} is not allowed: it matches no choice of {group}, which are {', '.join(choices)}; correct "
+            "the pattern."
+        )
+    return values
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
