@@ -111,8 +111,6 @@ def _submit(parsed: argparse.Namespace) -> int:
 
 def _wait(path: Path) -> int:
     """Show the sweep until it is over, and its verdict; the sweep itself goes on without this process."""
-    import subprocess
-
     from kv_align.runs.sweep_dir import SweepDirectory
     from launch.status.overview import Watcher
     from launch.status.table import watch
@@ -122,9 +120,18 @@ def _wait(path: Path) -> int:
     except KeyboardInterrupt:
         print(f"the sweep goes on without this terminal: python -m launch status {path}", file=sys.stderr)
         raise
-    # In a process of its own, as the last job of a sweep on a cluster does it: launch knows nothing of the analysis.
-    reported = subprocess.run([sys.executable, "-m", "analysis", "report", str(path)], check=False).returncode
-    return reported or int(set(over.counts()) != {"done"})
+    return write_report(path) or int(set(over.counts()) != {"done"})
+
+
+def write_report(path: Path) -> int:
+    """Write a sweep's report in a process of its own, since launch knows nothing of the analysis; returns its exit code."""
+    import subprocess
+
+    from launch.worker.snapshot import code_root, with_code_first
+
+    # Without -P, a folder `analysis` or a file `analysis.py` where this was called would come first.
+    command = [sys.executable, "-P", "-m", "analysis", "report", str(path)]
+    return subprocess.run(command, env=with_code_first(code_root()), check=False).returncode
 
 
 def _plan(parsed: argparse.Namespace) -> None:
@@ -156,7 +163,7 @@ def _status(parsed: argparse.Namespace) -> None:
 
 
 def _logs(parsed: argparse.Namespace) -> None:
-    from launch.executors.base import SchedulerSilent
+    from launch.executors.base import SchedulerUnavailable
     from launch.status.judgement import WAITING
     from launch.status.logs import follow, log_files
     from launch.status.lookup import find_runs, open_sweep
@@ -173,7 +180,7 @@ def _logs(parsed: argparse.Namespace) -> None:
     def over() -> bool:
         try:
             return next(each for each in look().runs if each.id == run.id).state not in WAITING
-        except SchedulerSilent:
+        except SchedulerUnavailable:
             return False
 
     files = log_files(sweep, run)

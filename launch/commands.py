@@ -13,9 +13,11 @@ from rich.console import Console
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster import AnyCluster, SlurmCluster, change_cluster, load_cluster
-from launch.executors.base import Executor, SchedulerSilent, make_executor
-from launch.journal.journal import Journal, Setting
+from launch.cluster.schema import Cluster
+from launch.cluster.setting import Setting
+from launch.executors.base import Executor, SchedulerUnavailable
+from launch.executors.registry import change_cluster, load_cluster, make_executor
+from launch.journal.journal import Journal
 from launch.planning.cost import estimate, print_plan
 from launch.planning.plan import extend_plan, make_plan
 from launch.planning.sweep import load_sweep
@@ -70,12 +72,12 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
     draft = make_plan(declared, request.overrides, config_dir=request.config_dir)
     plan = draft.plan
     sweep = SweepDirectory((request.output_dir / "sweeps" / f"{plan.name}-{plan.plan_hash[:8]}").resolve())
-    cost = estimate(plan.runs, request.output_dir, _gpus(cluster))
+    setting = Setting(cluster, draft.resources, accounting=False, code=str(code_root()))
+    cost = estimate(plan.runs, request.output_dir, make_executor(sweep, setting).gpus_per_run())
     print_plan(plan, sweep.path, cost, draft.notes, console)
     if dry_run:
         return sweep.path, []
     journal = Journal(sweep)
-    setting = Setting(cluster, draft.resources, accounting=False, code=str(code_root()))
     setting = check(sweep, setting, plan)
     with journal.lock():
         before = sweep.plan()
@@ -169,12 +171,12 @@ def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
         if names:
             executor.journal.cancelled(names)
         if names or before:
-            places = executor.journal.ledger().places
-            executor.cancel({name: places[name] for name in (*names, *before) if name in places})
+            jobs = executor.journal.ledger().jobs
+            executor.cancel({name: jobs[name] for name in (*names, *before) if name in jobs})
         console.print(f"{len(names)} runs cancelled", highlight=False)
 
 
-def _open(path: Path) -> tuple[SweepDirectory, Executor, Plan]:
+def _open(path: Path) -> tuple[SweepDirectory, Executor[Any], Plan]:
     sweep = open_sweep(path)
     plan = sweep.plan()
     if plan is None:
@@ -190,7 +192,7 @@ def _open(path: Path) -> tuple[SweepDirectory, Executor, Plan]:
 
 def _queue(
     sweep: SweepDirectory,
-    executor: Executor,
+    executor: Executor[Any],
     retry: str | None,
     names: set[str],
     *,
@@ -209,7 +211,7 @@ def _queue(
     unfinished = []
     if chosen:
         ledger = executor.journal.ledger()
-        former = {run.id: ledger.places[run.id] for run in chosen if run.id in ledger.places}
+        former = {run.id: ledger.jobs[run.id] for run in chosen if run.id in ledger.jobs}
         if former:
             executor.journal.cancelled(list(former))
             executor.withdraw(former)
@@ -218,7 +220,7 @@ def _queue(
         unfinished = executor.submit(plan, [run.id for run in chosen], canary=canary)
     try:
         counts = counts_in_words(overview(sweep).counts())
-    except SchedulerSilent as error:  # all that was asked for is done
+    except SchedulerUnavailable as error:  # all that was asked for is done
         counts = str(error).rstrip(".")
     console.print(f"{counts}; python -m launch status {sweep.path}", markup=False, highlight=False, soft_wrap=True)
     if not chosen:
@@ -226,9 +228,7 @@ def _queue(
     return unfinished
 
 
-def _refuse_other(
-    sweep: SweepDirectory, before: Plan, plan: Plan, setting: Setting | None, cluster: AnyCluster
-) -> None:
+def _refuse_other(sweep: SweepDirectory, before: Plan, plan: Plan, setting: Setting | None, cluster: Cluster) -> None:
     if before.criteria_hash != plan.criteria_hash:
         raise ConfigError(
             f"{sweep.path} was frozen with other success criteria: criteria are declared before the runs; restore "
@@ -239,11 +239,3 @@ def _refuse_other(
             f"cluster={cluster.name} is not allowed: {sweep.path} was submitted on cluster={setting.cluster.name}; submit it "
             "there, or give the new sweep another name with sweep.name=NAME."
         )
-
-
-def _gpus(cluster: AnyCluster) -> int:
-    if isinstance(cluster, SlurmCluster):
-        return cluster.gpus_per_node * cluster.nodes
-    from launch.executors.local.executor import visible_gpus
-
-    return min(1, len(visible_gpus()))

@@ -2,7 +2,7 @@
 
 import sys
 
-from launch.journal.ending import end_job
+from launch.executors.slurm.ending import end_job
 
 if __name__ == "__main__":
     end_job(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -17,8 +17,9 @@ from typing import Any
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.executors.base import make_executor
-from launch.journal.journal import NO_LOCKS, Setting, no_locks
+from launch.cluster.setting import Setting
+from launch.executors.registry import make_executor
+from launch.journal.journal import NO_LOCKS, no_locks
 
 _EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
 # Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.

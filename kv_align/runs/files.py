@@ -9,21 +9,40 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _TAIL_BYTES = 4096  # a row and a half, with lists by layer in it
 
 
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line; numbers that are no numbers are written as null, since JSON has none."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(_line(row))
+def append_row(file: Path, row: dict[str, Any], *, durable: bool = False) -> None:
+    """Append one JSON line; numbers that are no numbers are written as null, since JSON has none.
+
+    Parameters
+    ----------
+    file
+        It need not exist; its folder must.
+    row
+        What is appended. If the last writer was killed within its line, only that line is lost.
+    durable
+        Whether to return only when the row has reached the disk.
+    """
+    with file.open("ab+") as stream:
+        torn = stream.seek(0, os.SEEK_END) > 0 and _last_byte(stream) != b"\n"
+        stream.write(b"\n" * torn + _line(row).encode())
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file, without lines that a kill left incomplete."""
+def _last_byte(stream: IO[bytes]) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1)
+
+
+def read_rows(file: Path, key: str = "step") -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file that have this key, without lines that a kill left incomplete."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [row for row in map(_row, lines) if row is not None]
+    return [row for row in (_row(line, key) for line in lines) if row is not None]
 
 
 def read_last_row(file: Path) -> dict[str, Any] | None:
@@ -34,18 +53,18 @@ def read_last_row(file: Path) -> dict[str, Any] | None:
             stream.seek(max(0, size - tail))
             # The first line of a tail may be the end of one, which is no row: more is read where there is no other.
             lines = stream.read(tail).decode("utf-8", errors="replace").splitlines()
-            row = next((row for row in map(_row, reversed(lines)) if row is not None), None)
+            row = next((row for row in (_row(line, "step") for line in reversed(lines)) if row is not None), None)
             if row is not None or tail >= size:
                 return row
             tail *= 4
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: str, key: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and key in row else None
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,21 +1,25 @@
-"""What every executor does; `make_executor` imports only the one that is asked for."""
+"""What every executor does: submit the runs of one sweep, answer for their jobs, cancel them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
+from kv_align.config.schema import validate
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.journal.journal import Journal, Setting
-from launch.journal.ledger import Place
+from launch.cluster.schema import OwnCluster
+from launch.cluster.setting import Setting
+from launch.journal.journal import Journal
+from launch.journal.ledger import JobRef
 
 Phase = Literal["pending", "held", "running", "ended", "gone"]
+ClusterType = TypeVar("ClusterType", bound=OwnCluster)
 
 
-class SchedulerSilent(ConfigError):  # noqa: N818 - the scheduler's, not an error of whoever asks
+class SchedulerUnavailable(ConfigError):  # noqa: N818 - the scheduler's, not an error of whoever asks
     """The scheduler gave no answer: nothing is known then, which is not to know that there is nothing."""
 
 
@@ -35,27 +39,44 @@ class JobState:
     reason: str = ""
 
 
-class Executor(ABC):
+class Executor(ABC, Generic[ClusterType]):
     """Executes the runs of one sweep.
+
+    A kind of cluster is a module with a subclass of this as its `EXECUTOR` (`launch.executors.registry`).
 
     Parameters
     ----------
     sweep, setting
         What is executed, and how.
+
+    Attributes
+    ----------
+    schema
+        The keys of `conf/cluster/` that this kind has.
+    ask_every_s
+        So often the scheduler may be asked by one who watches; the runs' status files are read in between.
     """
+
+    schema: ClassVar[type[OwnCluster]]
+    ask_every_s: ClassVar[float] = 0.0
 
     def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
         self.sweep, self.setting, self.journal = sweep, setting, Journal(sweep)
+        self.cluster: ClusterType = validate(self.schema, setting.cluster.model_dump())  # type: ignore[assignment]
 
     @abstractmethod
     def preflight(self, plan: Plan) -> None:
         """Refuse, with a `ConfigError`, what this executor could not execute; queues nothing."""
 
+    @abstractmethod
+    def gpus_per_run(self) -> int:
+        """Return how many GPUs a run has."""
+
     def has_accounting(self) -> bool:
         """Whether the scheduler keeps a record of jobs that ended."""
         return False
 
-    def recover(self) -> None:  # noqa: B027 - most have nothing to recover
+    def recover(self) -> None:
         """Complete the journal of a submitter that died, with the sweep's lock held.
 
         Raises
@@ -74,41 +95,25 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Return what is known of runs that were submitted, by id; changes nothing.
 
         Parameters
         ----------
-        places
+        jobs
             Where they were submitted.
         silent
             Those of them that should give signs of life and do not.
 
         Raises
         ------
-        SchedulerSilent
+        SchedulerUnavailable
             If the scheduler does not answer.
         """
 
     @abstractmethod
-    def cancel(self, places: Mapping[str, Place]) -> None:
+    def cancel(self, jobs: Mapping[str, JobRef]) -> None:
         """Stop runs, after the journal says that they are cancelled; a running one is asked to leave first."""
 
-    def withdraw(self, places: Mapping[str, Place]) -> None:  # noqa: B027 - most look into the journal before each run
+    def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
         """See that runs which are about to be submitted again, and count as cancelled, have no job left from before."""
-
-
-def make_executor(sweep: SweepDirectory, setting: Setting) -> Executor:
-    """Return the executor of a setting's kind."""
-    kind = setting.cluster.kind
-    if kind == "slurm":
-        from launch.executors.slurm.executor import SlurmExecutor
-
-        return SlurmExecutor(sweep, setting)
-    if kind == "local":
-        from launch.executors.local.executor import LocalExecutor
-
-        return LocalExecutor(sweep, setting)
-    from launch.executors.debug import DebugExecutor
-
-    return DebugExecutor(sweep, setting)

@@ -14,32 +14,40 @@ from typing import TextIO, cast
 
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, read_json, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster import DebugCluster
+from launch.cluster.schema import OwnCluster
+from launch.cluster.setting import Setting
 from launch.executors.base import Executor, JobState
-from launch.journal.ending import end_attempt
-from launch.journal.journal import Setting
-from launch.journal.ledger import Place
-from launch.journal.processes import Identity, identify, is_alive, living
+from launch.journal.attempts import end_attempt
+from launch.journal.ledger import JobRef
+from launch.journal.processes import Identity, identify, is_alive, living, visible_gpus
 from launch.journal.retry import cause_of
+from launch.worker.worker import execute
 
 
-class DebugExecutor(Executor):
+class DebugCluster(OwnCluster):
+    """The keys of a debug cluster, which has none of its own."""
+
+
+class DebugExecutor(Executor[DebugCluster]):
     """Executes runs here and now; see `Executor`."""
+
+    schema = DebugCluster
 
     def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
         super().__init__(sweep, setting)
-        assert isinstance(setting.cluster, DebugCluster)
-        self._doer = self.journal.folder / "debug.json"
+        self._process_file = self.journal.folder / "debug.json"
+
+    def gpus_per_run(self) -> int:
+        """Return 1 where this process sees a GPU, else 0."""
+        return min(1, len(visible_gpus()))
 
     def preflight(self, plan: Plan) -> None:
         """Ask for nothing."""
 
     def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
-        from launch.worker.worker import execute
-
         me = identify(os.getpid()) or Identity(os.getpid(), "")
-        write_json(self._doer, {"host": socket.gethostname(), **asdict(me)})
+        write_json(self._process_file, {"host": socket.gethostname(), **asdict(me)})
         submission = self.journal.submitting([[run] for run in runs], uuid.uuid4().hex[:12])
         self.journal.submitted(submission.uid, submission.uid)
         for number, name in enumerate(runs):
@@ -47,17 +55,17 @@ class DebugExecutor(Executor):
             with _also_to(self.journal.log_file(name)):
                 code = execute(str(self.sweep.path), [name], submission.uid, to_log=False)
             cause = cause_of(code, RunDirectory(self.sweep.runs / name).status())
-            end_attempt(self.sweep, self.journal, name, submission.uid, cause, self.setting.cluster.retry, code)
+            end_attempt(self.sweep, self.journal, name, submission.uid, cause, self.cluster.retry, code)
             if code == EXIT_CODES["interrupted"] or (code and canary and number == 0):
                 break
         return [name for name in runs if not RunDirectory(self.sweep.runs / name).is_complete()]
 
-    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Answer from the attempts, and from whether the process that does them lives."""
         states = {}
         at_it = self._is_done_elsewhere()
-        for name, place in places.items():
-            attempts = self.journal.attempts(name, place.uid)
+        for name, ref in jobs.items():
+            attempts = self.journal.attempts(name, ref.uid)
             if living(attempts) is not None:
                 states[name] = JobState("running")
             elif attempts:
@@ -66,15 +74,15 @@ class DebugExecutor(Executor):
                 states[name] = JobState("pending")
         return states
 
-    def cancel(self, places: Mapping[str, Place]) -> None:
+    def cancel(self, jobs: Mapping[str, JobRef]) -> None:
         """Leave it to the process that does them, which looks before each run."""
 
     def _is_done_elsewhere(self) -> bool:
         """Whether another process of this machine does the sweep now."""
-        doer = read_json(self._doer)
-        if doer is None or doer["host"] != socket.gethostname() or doer["pid"] == os.getpid():
+        holder = read_json(self._process_file)
+        if holder is None or holder["host"] != socket.gethostname() or holder["pid"] == os.getpid():
             return False
-        return is_alive(Identity(doer["pid"], doer["born"]))
+        return is_alive(Identity(holder["pid"], holder["born"]))
 
 
 class _Both:
@@ -99,3 +107,6 @@ def _also_to(file: Path) -> Iterator[None]:
     out, err = cast(TextIO, _Both(sys.stdout, file)), cast(TextIO, _Both(sys.stderr, file))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
+
+
+EXECUTOR = DebugExecutor

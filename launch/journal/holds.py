@@ -19,8 +19,8 @@ def held_runs(plan: Plan, journal: Journal, ledger: Ledger, *, hold_arm: bool) -
         Whether a code error holds the runs of its arm that were submitted before it.
     """
     failed = {}
-    for name, place in ledger.places.items():
-        attempts = journal.attempts(name, place.uid)
+    for name, ref in ledger.jobs.items():
+        attempts = journal.attempts(name, ref.uid)
         if given_up(attempts):
             failed[name] = ending(attempts)
     broken = {
@@ -31,7 +31,7 @@ def held_runs(plan: Plan, journal: Journal, ledger: Ledger, *, hold_arm: bool) -
     order = {uid: number for number, uid in enumerate(ledger.submissions)}
     held = {}
     for run in plan.runs:
-        at = ledger.places.get(run.id)
+        at = ledger.jobs.get(run.id)
         if at is None or run.id in failed:
             continue
         # By what the failing run could see of the journal, since its clock may be another one.

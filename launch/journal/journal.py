@@ -18,42 +18,18 @@ import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.run_dir import read_json, write_json
+from kv_align.runs.files import append_row, read_rows
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.cluster import AnyCluster, validate_cluster
+from launch.cluster.setting import Setting, read_setting, write_setting
 from launch.journal.ledger import Ledger, Submission, read_ledger
-from launch.rows import append, read
 
 _WAIT_S = 120.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What flock says on a file system without locks."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a sweep is executed.
-
-    Attributes
-    ----------
-    cluster
-        The settings.
-    resources
-        What single arms have otherwise, by arm.
-    accounting
-        Whether the scheduler keeps finished jobs (sacct); found out when the sweep was submitted.
-    code
-        The folder that jobs import the packages from.
-    """
-
-    cluster: AnyCluster
-    resources: dict[str, dict[str, Any]]
-    accounting: bool
-    code: str
 
 
 class Journal:
@@ -107,46 +83,38 @@ class Journal:
 
     def setting(self) -> Setting | None:
         """Return how the sweep is executed; None before it was submitted."""
-        raw = read_json(self._setting_file)
-        if raw is None:
-            return None
-        code = str(self.sweep.path / raw["code"])  # a snapshot moves with its sweep
-        return Setting(validate_cluster(raw["cluster"]), raw["resources"], raw["accounting"], code)
+        return read_setting(self._setting_file, self.sweep.path)
 
     def write_setting(self, setting: Setting) -> None:
         """Freeze how the sweep is executed."""
-        code = Path(setting.code)
-        inside = code.is_relative_to(self.sweep.path)
-        kept = str(code.relative_to(self.sweep.path) if inside else code)
-        content = {"resources": setting.resources, "accounting": setting.accounting, "code": kept}
-        write_json(self._setting_file, {"cluster": setting.cluster.model_dump(), **content})
+        write_setting(self._setting_file, self.sweep.path, setting)
 
     def submitting(self, batches: Sequence[Sequence[str]], uid: str, after: str | None = None) -> Submission:
         """Note that the scheduler is about to be called; the lock is held."""
         submission = Submission(uid, time.time(), tuple(tuple(batch) for batch in batches), after)
         row = {"event": "submitting", "uid": uid, "time": submission.created, "after": after}
-        append(self._file, {**row, "batches": submission.batches})
+        self._append({**row, "batches": submission.batches})
         return submission
 
     def submitted(self, uid: str, job: str) -> None:
         """Note what the scheduler calls it; the lock is held."""
-        append(self._file, {"event": "submitted", "uid": uid, "time": time.time(), "job": job})
+        self._append({"event": "submitted", "uid": uid, "time": time.time(), "job": job})
 
     def refused(self, uid: str) -> None:
         """Note that the scheduler took nothing of it; the lock is held."""
-        append(self._file, {"event": "refused", "uid": uid, "time": time.time()})
+        self._append({"event": "refused", "uid": uid, "time": time.time()})
 
     def changed(self, cluster: dict[str, Any]) -> None:
         """Note keys of the cluster that were changed after they were frozen; the lock is held."""
-        append(self._file, {"event": "changed", "time": time.time(), "cluster": cluster})
+        self._append({"event": "changed", "time": time.time(), "cluster": cluster})
 
     def cancelled(self, runs: Sequence[str]) -> None:
         """Note that runs are not to be done; the lock is held."""
-        append(self._file, {"event": "cancelled", "time": time.time(), "runs": list(runs)})
+        self._append({"event": "cancelled", "time": time.time(), "runs": list(runs)})
 
     def ledger(self) -> Ledger:
         """Read the journal."""
-        return read_ledger(read(self._file))
+        return read_ledger(_rows(self._file))
 
     def log_file(self, run: str) -> Path:
         """Return where the output of a run is written."""
@@ -154,15 +122,25 @@ class Journal:
 
     def attempts(self, run: str, uid: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of a run's attempts (`event` start, note or end; `time`; `uid`), or those of one submission."""
-        rows = read(self._attempts_file(run))
+        rows = _rows(self._attempts_file(run))
         return rows if uid is None else [row for row in rows if row.get("uid") == uid]
 
     def add_attempt(self, run: str, event: str, uid: str, **facts: Any) -> None:
         """Append a row to a run's attempts; which clock made its `time` is not known, so nothing is decided by that."""
-        append(self._attempts_file(run), {"event": event, "time": time.time(), "uid": uid, **facts})
+        file = self._attempts_file(run)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append_row(file, {"event": event, "time": time.time(), "uid": uid, **facts}, durable=True)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        append_row(self._file, row, durable=True)
 
     def _attempts_file(self, run: str) -> Path:
         return self.folder / "attempts" / f"{run}.jsonl"
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return read_rows(file, "event") if file.exists() else []
 
 
 def no_locks(path: Path, error: OSError) -> Exception:

@@ -38,7 +38,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Place:
+class JobRef:
     """Where a run was submitted last."""
 
     submission: Submission
@@ -57,10 +57,10 @@ class Place:
 
 @dataclass
 class Ledger:
-    """The journal, read: the last place of each run, and the runs that were cancelled after it."""
+    """The journal, read: where each run was submitted last, and the runs that were cancelled after it."""
 
     submissions: dict[str, Submission] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
+    jobs: dict[str, JobRef] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
 
 
@@ -76,7 +76,7 @@ def read_ledger(rows: Iterable[dict[str, Any]]) -> Ledger:
             ledger.submissions[submission.uid] = submission
             for index, batch in enumerate(batches):
                 for run in batch:
-                    ledger.places[run] = Place(submission, index)
+                    ledger.jobs[run] = JobRef(submission, index)
                     ledger.cancelled.discard(run)
         elif row["event"] in ("submitted", "refused"):
             known = ledger.submissions[row["uid"]]
@@ -84,6 +84,6 @@ def read_ledger(rows: Iterable[dict[str, Any]]) -> Ledger:
             ledger.submissions[submission.uid] = submission
             for run in (name for batch in submission.batches for name in batch):
                 # It may have been submitted again before the job of this one was found out.
-                if ledger.places[run].uid == submission.uid:
-                    ledger.places[run] = replace(ledger.places[run], submission=submission)
+                if ledger.jobs[run].uid == submission.uid:
+                    ledger.jobs[run] = replace(ledger.jobs[run], submission=submission)
     return ledger

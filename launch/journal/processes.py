@@ -55,3 +55,15 @@ def send(identity: Identity, number: signal.Signals) -> None:
             os.killpg(identity.pid, number)
         except ProcessLookupError:
             return
+
+
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
+    declared = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if declared is not None:
+        return [each for each in declared.split(",") if each.strip()]
+    try:
+        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(index) for index, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from kv_align.runs.run_dir import EXIT_CODES, Status
-from launch.cluster import RetryPolicy
+from launch.cluster.schema import RetryPolicy
 
 Cause = Literal[
     "finished",

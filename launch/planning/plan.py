@@ -22,7 +22,7 @@ from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.provenance import git_state, package_versions
 from kv_align.runs.sweep_dir import Plan, PlannedRun
-from launch.cluster import read_choice
+from launch.cluster.schema import read_choice
 from launch.planning.sweep import Arm, Sweep, seeds_of
 
 

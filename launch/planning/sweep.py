@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kv_align.config.schema import Section, validate
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
-from launch.cluster import PER_ARM, read_choice
+from launch.cluster.schema import PER_ARM, read_choice
 
 
 class Arm(Section):

@@ -6,6 +6,7 @@ of its job comes next; where it knows nothing, a fresh heartbeat means running, 
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -89,10 +90,36 @@ class Overview:
         }
 
 
+_ANY = "any"
+_SIGNS = ("just now", "fresh")
+_NOT_THERE = "its status file says finished, but its artefacts are not there: resume does it again"
+_RULES: tuple[tuple[str, tuple[str, ...], str, Found, str], ...] = (
+    # the scheduler's phase, the status file, the journal -> state, and its reason from what each of them says
+    ("running", ("stale",), _ANY, "running", "no sign of life for {age}"),
+    ("running", (), _ANY, "running", ""),
+    (_ANY, _SIGNS, "cancelled", "cancelled", "leaving"),
+    (_ANY, (), "cancelled", "cancelled", ""),
+    (_ANY, ("none",), "not submitted", "missing", "not submitted"),
+    ("unknown", ("none",), "not arrived", "missing", "its submission did not reach the scheduler"),
+    ("held", (), _ANY, "held", "{job}"),
+    ("pending", ("just now",), _ANY, "running", ""),  # accounting learns late that a job has begun to run
+    ("pending", ("interrupted", "stale", *_SIGNS), _ANY, "preempted", "{job, or file}"),
+    ("pending", (), _ANY, "pending", "{job}"),
+    (_ANY, ("diverged",), _ANY, "diverged", "{file}"),
+    (_ANY, ("failed",), _ANY, "failed", "{file}"),
+    (_ANY, ("finished",), _ANY, "failed", _NOT_THERE),
+    ("ended", (), _ANY, "failed", "{job and file}"),
+    ("unknown", _SIGNS, _ANY, "running", "its job is unknown; it still gives signs of life"),
+    (_ANY, ("none",), _ANY, "lost", "{job; }it never started"),
+    (_ANY, (), _ANY, "lost", "{job; }last sign of life {age} ago"),
+)
+"""The first row that fits is the truth; no status file, `()`, fits any."""
+
+
 def judge(
     name: str, status: Status | None, job: JobState | None, ledger: Ledger, stale_after_s: float
 ) -> tuple[Found, str]:
-    """Return the state of a run that is not done, and why.
+    """Return the state of a run that is not done, and why: the first row of `_RULES` that fits.
 
     Parameters
     ----------
@@ -107,41 +134,38 @@ def judge(
     stale_after_s
         The age from which a heartbeat counts as none.
     """
-    phase = None if job is None else job.phase
-    said = "" if status is None else status.reason
-    age_s = None if status is None else time.time() - status.updated
-    fresh = status is not None and status.state == "running" and age_s is not None and age_s < stale_after_s
-    if phase == "running":
-        if status is not None and status.state == "running" and not fresh:
-            return "running", f"no sign of life for {_duration(age_s or 0.0)}"
-        return "running", ""
+    phase, of_job = ("unknown", "") if job is None else (job.phase, job.reason)
+    age_s, of_file = (0.0, "") if status is None else (time.time() - status.updated, status.reason)
+    file, submitted = _as_file_says(status, age_s, stale_after_s), _as_journal_says(name, ledger)
+    reasons = {
+        "{age}": _duration(age_s),
+        "{job}": of_job,
+        "{file}": of_file,
+        "{job, or file}": of_job or of_file,
+        "{job and file}": " and ".join(reason for reason in (of_job, of_file) if reason),
+        "{job; }": f"{of_job}; " if of_job else "",
+    }
+    for phases, files, journal, state, reason in _RULES:
+        if phases in (_ANY, phase) and (not files or file in files) and journal in (_ANY, submitted):
+            return state, re.sub(r"\{.*?\}", lambda found: reasons[found[0]], reason)
+    raise AssertionError("the last row fits all")
+
+
+def _as_file_says(status: Status | None, age_s: float, stale_after_s: float) -> str:
+    """Return the state in a status file, `none` without one; of a run that is running, how old its heartbeat is."""
+    if status is None:
+        return "none"
+    if status.state != "running":
+        return status.state
+    return "stale" if age_s >= stale_after_s else "just now" if age_s < _LAG_S else "fresh"
+
+
+def _as_journal_says(name: str, ledger: Ledger) -> str:
     if name in ledger.cancelled:
-        return "cancelled", "" if not fresh else "leaving"
-    if status is None and name not in ledger.places:
-        return "missing", "not submitted"
-    if status is None and job is None and ledger.places[name].job is None:
-        return "missing", "its submission did not reach the scheduler"
-    if job is not None and phase == "held":
-        return "held", job.reason
-    if job is not None and phase == "pending":
-        if fresh and age_s is not None and age_s < _LAG_S:
-            return "running", ""
-        if status is not None and status.state in ("interrupted", "running"):
-            return "preempted", job.reason or said
-        return "pending", job.reason
-    if status is not None and status.state == "diverged":
-        return "diverged", said
-    if status is not None and status.state == "failed":
-        return "failed", said
-    if status is not None and status.state == "finished":
-        return "failed", "its status file says finished, but its artefacts are not there: resume does it again"
-    if job is not None and phase == "ended":
-        return "failed", " and ".join(each for each in (job.reason, said) if each)
-    if fresh and phase != "gone":
-        return "running", "its job is unknown; it still gives signs of life"
-    why = f"{job.reason}; " if job is not None and job.reason else ""
-    since = f"last sign of life {_duration(age_s)} ago" if age_s is not None else "it never started"
-    return "lost", f"{why}{since}"
+        return "cancelled"
+    if name not in ledger.jobs:
+        return "not submitted"
+    return "not arrived" if ledger.jobs[name].job is None else "submitted"
 
 
 def needs(run: RunState, retry: str | None) -> bool:

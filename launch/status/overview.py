@@ -8,44 +8,50 @@ from collections.abc import Callable, Mapping
 
 from kv_align.runs.run_dir import RunDirectory, Status, read_last_row
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.executors.base import JobState, SchedulerSilent, make_executor
+from launch.executors.base import JobState, SchedulerUnavailable
+from launch.executors.registry import make_executor
 from launch.journal.journal import Journal
-from launch.journal.ledger import Ledger, Place
+from launch.journal.ledger import JobRef, Ledger
 from launch.journal.retry import IN_WORDS, ending, given_up
 from launch.status.judgement import Found, Overview, RunState, judge
 
 _DONE: tuple[Found, str] = ("done", "")
 _MULTIRUN_STALE_S = 600.0
-ASK_S = 30.0
-"""So often a scheduler is asked by one who watches; the status files are read in between."""
+_MULTIRUN_ASK_S = 30.0
 
 
 class Memory:
-    """What the scheduler said last, for one who looks again and again.
+    """What the scheduler answered last, for one who looks again and again."""
 
-    Parameters
-    ----------
-    every_s
-        It is asked again after this time, or about other jobs.
-    """
-
-    def __init__(self, every_s: float = ASK_S) -> None:
-        self._every_s, self._asked = every_s, 0.0
+    def __init__(self) -> None:
+        self._asked = 0.0
         self._about: dict[str, str] = {}
-        self._said: dict[str, JobState] | SchedulerSilent = {}
+        self._answer: dict[str, JobState] | SchedulerUnavailable = {}
 
-    def answer(self, about: Mapping[str, str], ask: Callable[[], dict[str, JobState]]) -> dict[str, JobState]:
-        """Return what `ask` returns, or returned, about these runs and their jobs; raise what it raised."""
+    def answer(
+        self, about: Mapping[str, str], ask: Callable[[], dict[str, JobState]], every_s: float
+    ) -> dict[str, JobState]:
+        """Return what `ask` returns, or returned, about these runs and their jobs; raise what it raised.
+
+        Parameters
+        ----------
+        about
+            The job of each run.
+        ask
+            Asks the scheduler; called anew after `every_s` seconds, or about other jobs.
+        every_s
+            See `ask`.
+        """
         known = about.items() <= self._about.items()
-        if not self._asked or time.monotonic() - self._asked > self._every_s or not known:
+        if not self._asked or time.monotonic() - self._asked > every_s or not known:
             try:
-                self._said = ask()
-            except SchedulerSilent as error:
-                self._said = error
+                self._answer = ask()
+            except SchedulerUnavailable as error:
+                self._answer = error
             self._about, self._asked = dict(about), time.monotonic()
-        if isinstance(self._said, SchedulerSilent):
-            raise self._said
-        return self._said
+        if isinstance(self._answer, SchedulerUnavailable):
+            raise self._answer
+        return self._answer
 
 
 class Watcher:
@@ -77,7 +83,7 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
 
     Raises
     ------
-    SchedulerSilent
+    SchedulerUnavailable
         If it is asked and does not answer.
     """
     plan = sweep.plan()
@@ -89,28 +95,23 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
     directories = {run.id: sweep.run(run) for run in plan.runs}
     statuses = {name: directory.observed() for name, directory in directories.items()}
     complete = {name for name, status in statuses.items() if _finished(status) and directories[name].is_complete()}
-    places = {name: place for name, place in ledger.places.items() if name not in complete}
+    jobs = {name: ref for name, ref in ledger.jobs.items() if name not in complete}
     states: dict[str, JobState] = {}
-    if setting is not None and places:
-        executor, silent = (
-            make_executor(sweep, setting),
-            [name for name in places if _silent(statuses, name, stale_after_s)],
-        )
-        if setting.cluster.kind == "slurm":
-            about = {name: f"{place.uid} {place.job}" for name, place in places.items()}
-            states = (memory or Memory()).answer(about, lambda: executor.states(places, silent))
-        else:
-            states = executor.states(places, silent)
+    if setting is not None and jobs:
+        executor = make_executor(sweep, setting)
+        silent = [name for name in jobs if _silent(statuses, name, stale_after_s)]
+        about = {name: f"{ref.uid} {ref.job}" for name, ref in jobs.items()}
+        states = (memory or Memory()).answer(about, lambda: executor.states(jobs, silent), executor.ask_every_s)
     runs = []
     for run in plan.runs:
-        status, place = statuses[run.id], ledger.places.get(run.id)
+        status, ref = statuses[run.id], ledger.jobs.get(run.id)
         state, reason = _DONE
         if run.id not in complete:
             state, reason = judge(run.id, status, states.get(run.id), ledger, stale_after_s)
-        if state in ("failed", "lost") and place is not None:
-            reason = _explained(journal, run.id, place, reason)
+        if state in ("failed", "lost") and ref is not None:
+            reason = _explained(journal, run.id, ref, reason)
             reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
-        job = (place.job or "") if place is not None else ""
+        job = (ref.job or "") if ref is not None else ""
         runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
     return Overview(str(sweep.path), plan.name, True, tuple(runs))
 
@@ -120,9 +121,9 @@ def _silent(statuses: Mapping[str, Status | None], name: str, stale_after_s: flo
     return status is not None and status.state == "running" and time.time() - status.updated > stale_after_s
 
 
-def _explained(journal: Journal, name: str, place: Place, reason: str) -> str:
+def _explained(journal: Journal, name: str, ref: JobRef, reason: str) -> str:
     """Add what the last attempt noted: of itself where its status file could not, and of what came after its end."""
-    attempts = journal.attempts(name, place.uid)
+    attempts = journal.attempts(name, ref.uid)
     starts = [number for number, row in enumerate(attempts) if row["event"] == "start"]
     last = attempts[starts[-1] if starts else 0 :]
     ended = next((number for number, row in enumerate(last) if row["event"] == "end"), len(last))
@@ -145,7 +146,7 @@ def _of_multirun(sweep: SweepDirectory, memory: Memory) -> Overview:
     }
     known: dict[str, JobState] = {}
     if jobs and shutil.which("squeue") is not None:  # without it the folder was copied, and the files tell
-        known = memory.answer(jobs, lambda: _ask_slurm(jobs))
+        known = memory.answer(jobs, lambda: _ask_slurm(jobs), _MULTIRUN_ASK_S)
     runs = []
     for directory, status in found:
         if status is None:

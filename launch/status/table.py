@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.executors.base import SchedulerSilent
+from launch.executors.base import SchedulerUnavailable
 from launch.status.judgement import WAITING, Overview, RunState, counts_in_words
 
 _COLOURS = {
@@ -75,7 +75,7 @@ def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> 
         while True:
             try:
                 now, silence = look(), ""
-            except SchedulerSilent as error:
+            except SchedulerUnavailable as error:
                 silence = str(error)
             rows = min(_LIVE_ROWS, max(5, console.height - 4))
             shown = [] if now is None else [show(now, rows, rows)]

@@ -7,7 +7,7 @@ import time
 
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.journal.ending import end_attempt
+from launch.journal.attempts import end_attempt
 from launch.journal.journal import Journal
 from launch.journal.retry import given_up, vanished
 
@@ -17,10 +17,10 @@ LOCK_WAIT_S = 600.0
 def is_wanted(journal: Journal, name: str, uid: str) -> bool:
     """Whether a run is still to be done for this submission."""
     ledger = journal.ledger()
-    place = ledger.places.get(name)
+    ref = ledger.jobs.get(name)
     if name in ledger.cancelled:
         return False
-    if place is not None and place.uid != uid:
+    if ref is not None and ref.uid != uid:
         print(f"kv-align: {name} was submitted again since: left to its new job", flush=True)
         return False
     return True

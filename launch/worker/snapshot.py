@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import kv_align
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.journal.journal import Setting
+from launch.cluster.setting import Setting
 
 
 def code_root() -> Path:
     """Return the folder that this process imports the packages from."""
     return Path(kv_align.__file__).resolve().parents[1]
+
+
+def with_code_first(code: Path) -> dict[str, str]:
+    """Return this process's environment with the packages of a folder before all others."""
+    before = os.environ.get("PYTHONPATH", "")
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([str(code), before] if before else [str(code)]))
 
 
 def take_snapshot(sweep: SweepDirectory) -> None:

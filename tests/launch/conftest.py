@@ -1,11 +1,13 @@
 """A maker of sweeps whose runs the stand-in does, and which leaves no process behind."""
 
+import importlib.util
 import os
+import sys
 
 import pytest
 
 from tests.launch.fake_slurm import FakeSlurm
-from tests.launch.sweeps import STANDIN, Sweep
+from tests.launch.sweeps import STANDIN, Sweep, _composed_once  # noqa: F401 - a fixture for all tests
 
 
 @pytest.fixture
@@ -28,10 +30,28 @@ def standin(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def done(standin, monkeypatch):
+    """Make a sweep whose runs the stand-in did in this process: `done("seeds=1")`."""
+    specification = importlib.util.spec_from_file_location("standin_experiment", STANDIN / "standin_experiment.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "kv_align.experiment.experiment", module)
+
+    def make(*settings, behaviour=None):
+        sweep = standin("cluster=debug", *settings, behaviour=behaviour)
+        sweep.submit()
+        return sweep
+
+    return make
+
+
+@pytest.fixture
 def fake_slurm(tmp_path, monkeypatch):
     """Slurm's commands as scripts that answer what the test tells them."""
     slurm = FakeSlurm(tmp_path / "fake_slurm")
     monkeypatch.setenv("PATH", f"{slurm.folder}:{os.environ['PATH']}")
+    # Importing the packages after cluster.setup takes a second, and is tested on a real Slurm.
+    monkeypatch.setattr("launch.executors.slurm.executor.SlurmExecutor._check_interpreter", lambda executor: None)
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     return slurm

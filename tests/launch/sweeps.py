@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from kv_align.config.compose import compose_config
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.__main__ import main
 from launch.journal.processes import Identity, send
@@ -19,6 +22,24 @@ HERE = Path(__file__).parent
 CONF = HERE / "conf"
 STANDIN = HERE / "standin"
 PATIENCE = float(os.environ.get("KV_ALIGN_PATIENCE", "1"))  # factor on every time limit, for a busy machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once():
+    """Let what was composed once be composed: of the same words and files the same configuration comes."""
+    composed = {}
+
+    def once(overrides, *, config_dir=None):
+        files = () if config_dir is None else sorted(Path(config_dir).rglob("*.yaml"))
+        key = (tuple(overrides), config_dir, tuple((str(file), file.read_bytes()) for file in files))
+        if key not in composed:
+            composed[key] = compose_config(overrides, config_dir=config_dir)
+        config, notes = composed[key]
+        return config, list(notes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("launch.planning.plan.compose_config", once)
+        yield
 
 
 @dataclass

@@ -74,10 +74,8 @@ def test_a_folder_that_is_no_sweep(verb, tmp_path):
     )
 
 
-def test_runs_and_seeds_that_do_not_exist(standin):
-    sweep = standin("seeds=1")
-    sweep.submit()
-    sweep.wait_done()
+def test_runs_and_seeds_that_do_not_exist(done):
+    sweep = done("seeds=1")
     assert "v9 is not a run of" in launch("logs", str(sweep.path), "v9").err
     assert "v9 is not a run of" in launch("cancel", str(sweep.path), "v9").err
     assert (
@@ -101,20 +99,16 @@ def test_a_file_that_is_not_yaml_and_one_that_is_no_sweep(tmp_path):
     assert "there is no such folder" in told.err
 
 
-def test_a_sweep_is_not_moved_to_another_cluster(standin):
-    sweep = standin("seeds=1")
-    sweep.submit()
-    sweep.wait_done()
+def test_a_sweep_is_not_moved_to_another_cluster(done):
+    sweep = done("seeds=1")
     words = [word for word in sweep.words if not word.startswith("cluster")]
-    told = launch(*words, "cluster=debug")
+    told = launch(*words, "cluster=local")
     assert told.code == 2
-    assert "was submitted on cluster=local" in told.err
+    assert "was submitted on cluster=debug" in told.err
 
 
-def test_criteria_are_declared_before_the_runs(standin, tmp_path):
-    sweep = standin("seeds=1")
-    sweep.submit()
-    sweep.wait_done()
+def test_criteria_are_declared_before_the_runs(done, tmp_path):
+    sweep = done("seeds=1")
     (tmp_path / "conf" / "criteria").mkdir(parents=True)
     (tmp_path / "conf" / "sweep").mkdir()
     (tmp_path / "conf" / "sweep" / "tiny.yaml").write_text((CONF / "sweep" / "tiny.yaml").read_text())

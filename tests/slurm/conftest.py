@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.sweeps import STANDIN, Sweep
+from tests.launch.sweeps import STANDIN, Sweep, _composed_once  # noqa: F401 - a fixture for all tests
 from tests.slurm.real_slurm import RealSlurm, missing
 
 _ADVICE = "make slurm installs what is missing; KV_ALIGN_REQUIRE_SLURM=1 makes this an error"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import socket
 import subprocess
@@ -16,24 +15,26 @@ from pathlib import Path
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster import LocalCluster
 from launch.executors.base import Executor, JobState
+from launch.executors.local.schema import LocalCluster
 from launch.journal.holds import held_runs
-from launch.journal.journal import Journal, Setting, no_locks
-from launch.journal.ledger import Place
-from launch.journal.processes import Identity, is_alive, living, send
+from launch.journal.journal import Journal, no_locks
+from launch.journal.ledger import JobRef
+from launch.journal.processes import Identity, is_alive, living, send, visible_gpus
 from launch.journal.retry import IN_WORDS, ending, given_up
+from launch.worker.snapshot import with_code_first
 
 _START_WAIT_S = 30.0
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(Executor[LocalCluster]):
     """Executes runs in slots of this machine; see `Executor`."""
 
-    def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
-        super().__init__(sweep, setting)
-        assert isinstance(setting.cluster, LocalCluster)
-        self.cluster = setting.cluster
+    schema = LocalCluster
+
+    def gpus_per_run(self) -> int:
+        """Return 1 where this machine has a GPU, else 0."""
+        return min(1, len(visible_gpus()))
 
     def preflight(self, plan: Plan) -> None:
         """Refuse more GPU slots than there are GPUs."""
@@ -68,20 +69,20 @@ class LocalExecutor(Executor):
         start_supervisor(self.sweep.path, Path(self.setting.code))
         return []
 
-    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Answer from what the supervisor and its workers wrote, and from whether they live."""
         queue = Queue(self.journal)
         host = self._other_host(queue)
         if host:
-            return self._as_files_say(places, host)
+            return self._as_files_say(jobs, host)
         supervised, workers = queue.is_supervised(), queue.workers()
         plan = self.sweep.plan()
         assert plan is not None
         held = held_runs(plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
         states = {}
-        for name, place in places.items():
+        for name, ref in jobs.items():
             attempts = self.journal.attempts(name)
-            own = [row for row in attempts if row.get("uid") == place.uid]
+            own = [row for row in attempts if row.get("uid") == ref.uid]
             # One that was started just before its supervisor was killed is in no list but its own.
             if (name in workers and is_alive(workers[name])) or living(attempts) is not None:
                 states[name] = JobState("running")
@@ -104,11 +105,11 @@ class LocalExecutor(Executor):
         status = RunDirectory(self.sweep.runs / name).status()
         return status is not None and status.state == "running" and status.host != socket.gethostname()
 
-    def _as_files_say(self, places: Mapping[str, Place], host: str) -> dict[str, JobState]:
+    def _as_files_say(self, jobs: Mapping[str, JobRef], host: str) -> dict[str, JobState]:
         """What can be known of a sweep that another machine works on; the heartbeats tell the rest."""
         states = {}
-        for name, place in places.items():
-            attempts = self.journal.attempts(name, place.uid)
+        for name, ref in jobs.items():
+            attempts = self.journal.attempts(name, ref.uid)
             if given_up(attempts):
                 states[name] = JobState("ended", IN_WORDS.get(ending(attempts)["cause"], ""))
             elif not attempts or attempts[-1]["event"] == "end":
@@ -117,12 +118,12 @@ class LocalExecutor(Executor):
                 states[name] = JobState("running")
         return states
 
-    def cancel(self, places: Mapping[str, Place]) -> None:
+    def cancel(self, jobs: Mapping[str, JobRef]) -> None:
         """Wait until the supervisor has ended the runs; without one, end them here."""
         queue, began = Queue(self.journal), time.monotonic()
         while True:
             workers = queue.workers()
-            found = [living(self.journal.attempts(name)) or workers.get(name) for name in places]
+            found = [living(self.journal.attempts(name)) or workers.get(name) for name in jobs]
             left = [identity for identity in found if identity is not None and is_alive(identity)]
             waited = time.monotonic() - began
             if not left or waited > self.cluster.grace_s + 10:
@@ -205,6 +206,7 @@ def start_supervisor(sweep: Path, code: Path) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "launch.executors.local.supervisor", str(sweep)],
             cwd=code,
+            env=with_code_first(code),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -219,15 +221,3 @@ def start_supervisor(sweep: Path, code: Path) -> None:
             break
         time.sleep(0.05)
     raise ConfigError(f"{sweep}: its supervisor does not start; see {queue.log_file}, then run resume.")
-
-
-def visible_gpus() -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
-    declared = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if declared is not None:
-        return [each for each in declared.split(",") if each.strip()]
-    try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(index) for index, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]

@@ -17,16 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from kv_align.config.schema import validate
 from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster import LocalCluster
-from launch.executors.local.executor import Queue, visible_gpus
-from launch.journal.ending import cause_by_status, end_attempt
+from launch.executors.local.executor import Queue
+from launch.executors.local.schema import LocalCluster
+from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.ledger import Ledger
-from launch.journal.processes import Identity, identify, is_alive, living, send
+from launch.journal.processes import Identity, identify, is_alive, living, send, visible_gpus
 from launch.journal.retry import cause_of, given_up
+from launch.worker.snapshot import with_code_first
 
 _BEAT_S = 0.2
 _LOCK_WAIT_S = 2.0
@@ -63,8 +65,8 @@ class Supervisor:
         self.journal = Journal(self.sweep)
         setting = self.journal.setting()
         assert setting is not None
-        assert isinstance(setting.cluster, LocalCluster)
-        self.setting, self.cluster, self.queue = setting, setting.cluster, Queue(self.journal)
+        self.setting, self.queue = setting, Queue(self.journal)
+        self.cluster = validate(LocalCluster, setting.cluster.model_dump())
         self.gpus = visible_gpus()
         self.slots = self.cluster.slots or len(self.gpus) or _cores() // self.cluster.threads_per_run or 1
         self.workers: dict[str, Worker] = {}
@@ -100,8 +102,8 @@ class Supervisor:
         self.ledger: Ledger = self.journal.ledger()
         self._read_at = (stat.st_mtime_ns, stat.st_size)
         self.over: set[str] = set()
-        for name, place in self.ledger.places.items():
-            ended = given_up(self.journal.attempts(name, place.uid))
+        for name, ref in self.ledger.jobs.items():
+            ended = given_up(self.journal.attempts(name, ref.uid))
             if ended or RunDirectory(self.sweep.runs / name).is_complete():
                 self.over.add(name)
         self._find_held()
@@ -114,7 +116,7 @@ class Supervisor:
         slots, uids = self.queue.slots(), self.queue.uids()
         for name, identity in self.queue.workers().items():
             self._adopt(name, Worker(identity, slots[name], uids[name], None))
-        for name in self.ledger.places.keys() - self.workers.keys():  # started just before its supervisor was killed
+        for name in self.ledger.jobs.keys() - self.workers.keys():  # started just before its supervisor was killed
             attempts = self.journal.attempts(name)
             found = living(attempts)
             if found is not None:
@@ -140,7 +142,7 @@ class Supervisor:
             if directory.is_complete():
                 self.over.add(name)
                 continue
-            if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.places[name].uid:
+            if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.jobs[name].uid:
                 continue
             cause = cause_by_status(status) if worker.process is None else cause_of(code, status)
             again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, self.cluster.retry, code)
@@ -164,12 +166,12 @@ class Supervisor:
         """Runs that may start now, in the order in which they were submitted."""
         return [
             name
-            for name, place in self.ledger.places.items()
+            for name, ref in self.ledger.jobs.items()
             if name not in self.over
             and name not in self.workers
             and name not in self.ledger.cancelled
             and name not in self.held
-            and self._allowed(place.submission.after)
+            and self._allowed(ref.submission.after)
         ]
 
     def _allowed(self, after: str | None) -> bool:
@@ -184,8 +186,9 @@ class Supervisor:
         if not free:
             return
         for slot, name in zip(free, self._waiting(), strict=False):
-            uid = self.ledger.places[name].uid
-            environment = dict(os.environ, OMP_NUM_THREADS=str(self.cluster.threads_per_run))
+            uid = self.ledger.jobs[name].uid
+            environment = with_code_first(Path(self.setting.code))
+            environment["OMP_NUM_THREADS"] = str(self.cluster.threads_per_run)
             if self.cluster.offline:
                 environment["HF_HUB_OFFLINE"] = "1"
             if self.gpus:

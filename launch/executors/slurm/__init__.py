@@ -1,1 +1,5 @@
-"""A Slurm cluster, through submitit and Slurm's own commands."""
+"""Slurm through submitit, as a kind of cluster."""
+
+from launch.executors.slurm.executor import SlurmExecutor
+
+EXECUTOR = SlurmExecutor

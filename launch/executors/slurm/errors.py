@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kv_align.runs.errors import ConfigError
-from launch.cluster import SlurmCluster
-from launch.executors.slurm.query import silence
+from launch.executors.slurm.query import no_answer
+from launch.executors.slurm.schema import SlurmCluster
 
 _SILENT = ("socket timed out", "unable to contact", "connection refused", "transport endpoint")
 _KEYS = (  # what is looked for comes before what is part of it
@@ -38,13 +38,13 @@ def complaint(cluster: SlurmCluster, resources: Mapping[str, Any], text: str) ->
     cluster, resources
         What was asked for; `resources` by the arm.
     text
-        Its standard error; the sentence is a `SchedulerSilent` where no controller answered.
+        Its standard error; the sentence is a `SchedulerUnavailable` where no controller answered.
     """
     lines = [re.sub(r"^\s*(sbatch|allocation)?:?\s*(error|failure):\s*", "", line) for line in text.splitlines()]
     said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing").rstrip(".")
     values = {**cluster.model_dump(), **resources}
     if any(word in text.lower() for word in _SILENT):
-        return silence("sbatch", said)
+        return no_answer("sbatch", said)
     if "submit limit" in text.lower() or "submitlimit" in text.lower():
         # The sentence is the same for every limit of an account or a QOS; the line before it names the one that is meant.
         limit = next((found[0] for found in (re.search(r"\b(QOS|Assoc)\w+", line) for line in lines) if found), "")

@@ -14,8 +14,8 @@ from typing import Any
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster import SlurmCluster, check_signal
-from launch.executors.base import Executor, JobState, SchedulerSilent
+from launch.cluster.setting import Setting
+from launch.executors.base import Executor, JobState, SchedulerUnavailable
 from launch.executors.slurm.errors import complaint
 from launch.executors.slurm.jobs import Array, JobMaker
 from launch.executors.slurm.query import (
@@ -29,22 +29,27 @@ from launch.executors.slurm.query import (
     scancel,
     settings,
 )
+from launch.executors.slurm.schema import SlurmCluster, check_signal
+from launch.executors.slurm.task import Shell, Worker
 from launch.journal.holds import held_runs
-from launch.journal.journal import Setting
-from launch.journal.ledger import UNDER_WAY_S, Place, Submission
-from launch.worker.worker import Shell, Worker
+from launch.journal.ledger import UNDER_WAY_S, JobRef, Submission
 
 _JUST_NOW_S = 30.0  # sacct knows a job a moment after sbatch returned
 
 
-class SlurmExecutor(Executor):
+class SlurmExecutor(Executor[SlurmCluster]):
     """Executes runs as Slurm jobs; see `Executor`."""
+
+    schema = SlurmCluster
+    ask_every_s = 30.0
 
     def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
         super().__init__(sweep, setting)
-        assert isinstance(setting.cluster, SlurmCluster)
-        self.cluster = setting.cluster
-        self.jobs = JobMaker(setting, setting.cluster, self.journal.folder / "jobs")
+        self.jobs = JobMaker(setting, self.cluster, self.journal.folder / "jobs")
+
+    def gpus_per_run(self) -> int:
+        """Return the GPUs of all nodes of a run."""
+        return self.cluster.gpus_per_node * self.cluster.nodes
 
     def has_accounting(self) -> bool:
         """Whether sacct has anything to answer with."""
@@ -127,16 +132,16 @@ class SlurmExecutor(Executor):
     def _work(self, submission: Submission) -> list[Worker]:
         return [Worker(str(self.sweep.path), batch, submission.uid) for batch in submission.batches]
 
-    def states(self, places: Mapping[str, Place], silent: Collection[str] = ()) -> dict[str, JobState]:
+    def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Ask sacct, and squeue for what is not clear then, once for all."""
-        jobs = {name: place.job for name, place in places.items() if place.job is not None}
-        quiet = {jobs[name] for name in silent if name in jobs}
-        known = job_states(jobs.values(), accounting=self.setting.accounting, silent=quiet)
-        states = {name: known[job] for name, job in jobs.items() if job in known}
-        for name in places.keys() - states.keys():
-            if name not in jobs and places[name].submission.under_way:
+        ids = {name: ref.job for name, ref in jobs.items() if ref.job is not None}
+        quiet = {ids[name] for name in silent if name in ids}
+        known = job_states(ids.values(), accounting=self.setting.accounting, silent=quiet)
+        states = {name: known[job] for name, job in ids.items() if job in known}
+        for name in jobs.keys() - states.keys():
+            if name not in ids and jobs[name].submission.under_way:
                 states[name] = JobState("pending", "its submission is under way")
-            elif name in jobs and time.time() - places[name].submission.created < _JUST_NOW_S:
+            elif name in ids and time.time() - jobs[name].submission.created < _JUST_NOW_S:
                 states[name] = JobState("pending")
         if any(state.phase == "pending" for state in states.values()):
             self._mark_held(states)
@@ -152,7 +157,7 @@ class SlurmExecutor(Executor):
             if states[name].phase in ("pending", "held") and not started:
                 states[name] = JobState("held", held[name])
 
-    def cancel(self, places: Mapping[str, Place]) -> None:
+    def cancel(self, jobs: Mapping[str, JobRef]) -> None:
         """Cancel the jobs all of whose runs are cancelled; ask the others to leave, they are queued again without them.
 
         Raises
@@ -160,18 +165,18 @@ class SlurmExecutor(Executor):
         ConfigError
             If Slurm does not do it.
         """
-        whole, shared = self._jobs_of(self._left(places))
+        whole, shared = self._jobs_of(self._left(jobs))
         self._told(scancel(whole) or scancel(shared, "--signal=USR2"))
 
-    def withdraw(self, places: Mapping[str, Place]) -> None:
+    def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
         """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
-        self._told(scancel(self._jobs_of(self._left(places))[0]))
+        self._told(scancel(self._jobs_of(self._left(jobs))[0]))
 
-    def _left(self, places: Mapping[str, Place]) -> dict[str, Place]:
+    def _left(self, jobs: Mapping[str, JobRef]) -> dict[str, JobRef]:
         """Leave out what has ended, and what is ending: a second scancel would take the time for its checkpoint from it."""
-        states = self.states(places)
+        states = self.states(jobs)
         over = {name for name, state in states.items() if state.phase == "ended" or state.reason == ENDING}
-        return {name: place for name, place in places.items() if name not in over}
+        return {name: ref for name, ref in jobs.items() if name not in over}
 
     def _told(self, said: str) -> None:
         if said:
@@ -180,20 +185,20 @@ class SlurmExecutor(Executor):
                 "but their jobs may be left: run the same command again."
             )
 
-    def _jobs_of(self, places: Mapping[str, Place]) -> tuple[list[str], list[str]]:
+    def _jobs_of(self, jobs: Mapping[str, JobRef]) -> tuple[list[str], list[str]]:
         """Return the jobs that have nothing to do but these runs, and those that have."""
         ledger = self.journal.ledger()
         whole: list[str] = []
         shared: list[str] = []
-        for place in places.values():
-            if place.job is not None:
+        for ref in jobs.values():
+            if ref.job is not None:
                 others = [
                     name
-                    for name in place.submission.batches[place.index]
-                    if name not in places and name not in ledger.cancelled and ledger.places[name].uid == place.uid
+                    for name in ref.submission.batches[ref.index]
+                    if name not in jobs and name not in ledger.cancelled and ledger.jobs[name].uid == ref.uid
                 ]
                 rest = [name for name in others if not RunDirectory(self.sweep.runs / name).is_complete()]
-                (shared if rest else whole).append(place.job)
+                (shared if rest else whole).append(ref.job)
         return whole, shared
 
     @cached_property
@@ -207,16 +212,15 @@ class SlurmExecutor(Executor):
     def _submit(self, array: Array, needed: str | None, after: str | None) -> tuple[str, str]:
         """Queue one array; returns its uid here and its id there."""
         submission = self.journal.submitting(array.batches, uuid.uuid4().hex[:12], after=after)
-        note_end = (
-            f"{self.jobs.python} -m launch.journal.ending {shlex.quote(str(self.sweep.path))} {submission.uid} $code"
-        )
+        sweep = shlex.quote(str(self.sweep.path))
+        note_end = f"{self.jobs.python} -m launch.executors.slurm.ending {sweep} {submission.uid} $code"
         last_lines = ["code=$?", note_end, "exit $code"]
         executor = self.jobs.executor(array.resources, _job_name(submission), last_lines, needed)
         executor.update_parameters(array_parallelism=array.throttle)
         try:
             with self._complaints(array.resources), executor.batch():
                 jobs = [executor.submit(each) for each in self._work(submission)]
-        except SchedulerSilent:
+        except SchedulerUnavailable:
             raise  # it may have come through all the same: looked for by its name
         except ConfigError:
             self.journal.refused(submission.uid)
@@ -246,7 +250,7 @@ class SlurmExecutor(Executor):
         lines = [
             *self.cluster.setup,
             f"cd {shlex.quote(self.setting.code)}",
-            f"{self.jobs.python} -c 'import launch.worker.worker'",
+            f"{self.jobs.python} -c 'import launch.executors.slurm.task'",
         ]
         told = call("bash", "-ec", "\n".join(lines))
         if told.returncode:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kv_align.runs.sweep_dir import Plan
-from launch.cluster import SlurmCluster
-from launch.journal.journal import Setting
+from launch.cluster.setting import Setting
+from launch.executors.slurm.schema import SlurmCluster
 from launch.journal.ledger import Submission
 
 

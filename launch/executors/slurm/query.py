@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator
 
-from launch.executors.base import JobState, Phase, SchedulerSilent
+from launch.executors.base import JobState, Phase, SchedulerUnavailable
 
 _TIMEOUT_S = 60
 _PHASES: dict[str, Phase] = {
@@ -58,7 +58,7 @@ def ask(*command: str) -> str:
 
     Raises
     ------
-    SchedulerSilent
+    SchedulerUnavailable
         If it fails otherwise, or takes too long.
     """
     told = call(*command)
@@ -66,13 +66,13 @@ def ask(*command: str) -> str:
         return told.stdout
     if "invalid job id" in told.stderr.lower():
         return ""
-    raise silence(command[0], told.stderr or f"exit code {told.returncode}")
+    raise no_answer(command[0], told.stderr or f"exit code {told.returncode}")
 
 
-def silence(command: str, said: str) -> SchedulerSilent:
+def no_answer(command: str, said: str) -> SchedulerUnavailable:
     """Return the sentence for a command of Slurm that gave no answer."""
     last = (said.strip().splitlines() or ["nothing"])[-1].strip().rstrip(".")
-    return SchedulerSilent(f"Slurm does not answer: {command} says: {last}; try again when it does.")
+    return SchedulerUnavailable(f"Slurm does not answer: {command} says: {last}; try again when it does.")
 
 
 def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str] = ()) -> dict[str, JobState]:
@@ -93,7 +93,7 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
 
     Raises
     ------
-    SchedulerSilent
+    SchedulerUnavailable
         If Slurm does not answer.
     """
     wanted = set(jobs)
@@ -212,7 +212,7 @@ def find_by_name(name: str, since: float, *, accounting: bool) -> str | None:
 
     Raises
     ------
-    SchedulerSilent
+    SchedulerUnavailable
         If Slurm does not answer.
     """
     found = ask("squeue", "-h", "-t", "all", "-o", "%F", "--name", name).split()

@@ -14,10 +14,8 @@ from launch.status.judgement import RunState, select
 from tests.launch.sweeps import CONF, launch
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(standin):
-    sweep = standin("seeds=1", behaviour={})
-    sweep.submit()
-    sweep.wait_done()
+def test_a_folder_that_cannot_be_written_is_one_sentence(done):
+    sweep = done("seeds=1")
     lock = sweep.path / "launch" / "lock"
     lock.unlink()
     lock.mkdir()  # for root, whom no permission stops
@@ -27,10 +25,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(standin):
         assert "cannot be changed: Is a directory" in told.err
 
 
-def test_any_other_error_of_the_system_is_one_sentence(standin, monkeypatch):
-    sweep = standin("seeds=1", behaviour={})
-    sweep.submit()
-    sweep.wait_done()
+def test_any_other_error_of_the_system_is_one_sentence(done, monkeypatch):
+    sweep = done("seeds=1")
 
     def broken(path):
         raise OSError(errno.EIO, "Input/output error", "/some/file")
@@ -43,10 +39,8 @@ def test_any_other_error_of_the_system_is_one_sentence(standin, monkeypatch):
     )
 
 
-def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path, standin, monkeypatch):
-    sweep = standin("seeds=1", behaviour={})
-    sweep.submit()
-    sweep.wait_done()
+def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path, done, monkeypatch):
+    sweep = done("seeds=1")
     plan = sweep.directory.plan()
     sweep.directory.run(plan.runs[0]).config_file.unlink()
     assert "CPU-hours" in estimate(plan.runs[1:2], tmp_path, 0)
@@ -130,10 +124,8 @@ def test_a_model_on_the_hub_without_safetensors_is_refused_before_anything_is_qu
     preflight._download(plan(**both, student_start="pretrained"))
 
 
-def test_an_artefact_that_was_cut_is_not_there(standin):
-    sweep = standin("seeds=1", behaviour={})
-    sweep.submit()
-    sweep.wait_done()
+def test_an_artefact_that_was_cut_is_not_there(done):
+    sweep = done("seeds=1")
     directory: RunDirectory = sweep.directory.run(sweep.runs()[0])
     weights = directory.student / "model.safetensors"
     sizes = json.loads(directory.summary_file.read_text())["artefacts"]

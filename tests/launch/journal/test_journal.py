@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.files import append_row, read_rows
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.cluster import load_cluster
-from launch.journal.journal import Journal, Setting
-from launch.rows import append, read
+from launch.cluster.setting import Setting
+from launch.executors.registry import load_cluster
+from launch.journal.journal import Journal
 
 
 def test_the_ledger_knows_the_last_place_of_each_run(tmp_path):
@@ -24,19 +25,19 @@ def test_the_ledger_knows_the_last_place_of_each_run(tmp_path):
     journal.submitting([["a"]], "second", after="first")
     ledger = journal.ledger()
     assert ledger.cancelled == {"b"}
-    assert {name: place.job for name, place in ledger.places.items()} == {"a": None, "b": "12_1", "c": "12_1"}
-    assert ledger.places["a"].submission.after == "first"
+    assert {name: ref.job for name, ref in ledger.jobs.items()} == {"a": None, "b": "12_1", "c": "12_1"}
+    assert ledger.jobs["a"].submission.after == "first"
     journal.submitted("second", "13")
-    assert journal.ledger().places["a"].job == "13", "a single batch is no array"
+    assert journal.ledger().jobs["a"].job == "13", "a single batch is no array"
 
 
 def test_a_torn_line_costs_only_itself(tmp_path):
     file = tmp_path / "rows.jsonl"
-    append(file, {"event": "one"})
+    append_row(file, {"event": "one"}, durable=True)
     with file.open("a") as stream:
         stream.write('{"event": "to')
-    append(file, {"event": "three"})
-    assert [row["event"] for row in read(file)] == ["one", "three"]
+    append_row(file, {"event": "three"})
+    assert [row["event"] for row in read_rows(file, "event")] == ["one", "three"]
 
 
 def test_the_lock_excludes_and_dies_with_its_holder(tmp_path):
@@ -70,7 +71,7 @@ def test_a_job_that_is_found_later_does_not_take_a_run_back(tmp_path):
     journal.cancelled(["b"])
     journal.submitted("first", "12")
     ledger = journal.ledger()
-    assert {name: place.job for name, place in ledger.places.items()} == {"a": "13", "b": "12_1"}
+    assert {name: ref.job for name, ref in ledger.jobs.items()} == {"a": "13", "b": "12_1"}
     assert ledger.cancelled == {"b"}
     assert ledger.submissions["first"].job == "12"
 
@@ -79,7 +80,7 @@ def test_attempts_belong_to_a_submission_whatever_the_clock_says(tmp_path):
     journal = Journal(SweepDirectory(tmp_path))
     journal.add_attempt("a", "start", "first")
     journal.add_attempt("a", "start", "second")
-    append(tmp_path / "launch" / "attempts" / "a.jsonl", {"event": "end", "uid": "second", "time": 0.0})
+    append_row(tmp_path / "launch" / "attempts" / "a.jsonl", {"event": "end", "uid": "second", "time": 0.0})
     assert [row["event"] for row in journal.attempts("a", "second")] == ["start", "end"]
     assert len(journal.attempts("a")) == 3
 

@@ -1,18 +1,20 @@
 """No run is done twice on Slurm: former jobs are withdrawn, what was submitted again is left to its new job."""
 
 import fcntl
+import importlib
 import json
-import subprocess
-import sys
+import pickle
 
 import pytest
 
-from launch.journal import ending
+import launch.worker
+from launch.executors.slurm import ending
+from launch.executors.slurm.task import Shell, Worker, missing_gpu
 from launch.journal.journal import Journal
 from launch.worker import admission
 from launch.worker.worker import execute
 from tests.launch.fake_slurm import age, running_for
-from tests.launch.sweeps import launch
+from tests.launch.sweeps import launch as run_launch
 
 
 def journal_rows(sweep):
@@ -26,12 +28,12 @@ def test_resume_withdraws_the_former_jobs_first(queued, fake_slurm):
     assert sweep.counts() == {"failed": 1, "lost": 2}
     fake_slurm.accepts(78)
     fake_slurm.calls()
-    assert launch("resume", str(sweep.path)).code == 0
+    assert run_launch("resume", str(sweep.path)).code == 0
     told = [line for line in fake_slurm.calls("scancel", "sbatch") if "--test-only" not in line]
     assert told[0] == "scancel 77_1 77_2", "of the one that ended nothing can be left"
     assert told[1].startswith("sbatch ")
     assert [row["event"] for row in journal_rows(sweep)][-3:] == ["cancelled", "submitting", "submitted"]
-    assert Journal(sweep.directory).ledger().places[sweep.runs()[1].id].job == "78_1"
+    assert Journal(sweep.directory).ledger().jobs[sweep.runs()[1].id].job == "78_1"
 
 
 def test_a_job_with_other_runs_to_do_is_not_withdrawn(queued, fake_slurm):
@@ -41,8 +43,8 @@ def test_a_job_with_other_runs_to_do_is_not_withdrawn(queued, fake_slurm):
     Journal(sweep.directory).cancelled([first])
     fake_slurm.says("sacct", "77_0|RUNNING|None\n77_1|RUNNING|None\n")
     fake_slurm.calls()
-    before = Journal(sweep.directory).ledger().places
-    from launch.executors.base import make_executor
+    before = Journal(sweep.directory).ledger().jobs
+    from launch.executors.registry import make_executor
 
     executor = make_executor(sweep.directory, Journal(sweep.directory).setting())
     executor.withdraw({first: before[first]})
@@ -55,9 +57,9 @@ def test_a_worker_and_its_last_line_leave_what_was_submitted_again(queued, fake_
     sweep = queued()
     age(sweep, 3600)
     name = sweep.runs()[0].id
-    former = Journal(sweep.directory).ledger().places[name].uid
+    former = Journal(sweep.directory).ledger().jobs[name].uid
     fake_slurm.accepts(78)
-    assert launch("resume", str(sweep.path)).code == 0
+    assert run_launch("resume", str(sweep.path)).code == 0
     assert execute(str(sweep.path), [name], former, to_log=False) == 0
     assert f"{name} was submitted again since: left to its new job" in capsys.readouterr().out
     assert Journal(sweep.directory).attempts(name) == []
@@ -73,7 +75,7 @@ def test_a_worker_and_its_last_line_leave_what_was_submitted_again(queued, fake_
 def test_who_waits_in_vain_for_an_earlier_attempt_comes_again(queued, monkeypatch):
     sweep = queued(behaviour={})
     run = sweep.runs()[0]
-    uid = Journal(sweep.directory).ledger().places[run.id].uid
+    uid = Journal(sweep.directory).ledger().jobs[run.id].uid
     monkeypatch.setattr(admission, "LOCK_WAIT_S", 0.3)
     sweep.directory.run(run).path.mkdir(parents=True)
     with (sweep.directory.run(run).path / "run.lock").open("w") as held:
@@ -88,32 +90,32 @@ def test_a_submission_that_may_still_come_through_is_waited_for(queued, fake_slu
     journal.write_text(journal.read_text().splitlines()[0] + "\n")  # its submitter was killed while sbatch was at it
     assert sweep.counts() == {"pending": 3}
     for words in (("resume",), ("cancel",), ("extend", "seeds=2")):
-        told = launch(words[0], str(sweep.path), *words[1:])
+        told = run_launch(words[0], str(sweep.path), *words[1:])
         assert told.code == 2
         assert "was being submitted a moment ago by a command that did not finish" in told.err
         assert told.err.count("\n") == 1
     fake_slurm.says("squeue", err="Socket timed out\n", code=1)
-    assert "Slurm does not answer: squeue says: Socket timed out" in launch("resume", str(sweep.path)).err
+    assert "Slurm does not answer: squeue says: Socket timed out" in run_launch("resume", str(sweep.path)).err
     fake_slurm.says("squeue", "81\n81\n81\n")
-    assert launch("cancel", str(sweep.path), "v9").code == 2
-    assert Journal(sweep.directory).ledger().places[sweep.runs()[2].id].job == "81_2"
+    assert run_launch("cancel", str(sweep.path), "v9").code == 2
+    assert Journal(sweep.directory).ledger().jobs[sweep.runs()[2].id].job == "81_2"
     journal.write_text(journal.read_text().splitlines()[0] + "\n")
     age(sweep, 3600)
     fake_slurm.says("squeue")
     fake_slurm.accepts(82)
-    assert "queueing 3 runs" in launch("resume", str(sweep.path)).out
+    assert "queueing 3 runs" in run_launch("resume", str(sweep.path)).out
 
 
 def test_what_sbatch_refused_can_be_submitted_again_at_once(fake_slurm, standin):
     sweep = standin("cluster=slurm", "seeds=1", behaviour={})
     fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
-    told = launch(*sweep.words)
+    told = run_launch(*sweep.words)
     assert (told.code, "cluster.qos=null" in told.err or "cluster.qos=None" in told.err) == (2, True)
     fake_slurm.refuses("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
-    told = launch(*sweep.words)
+    told = run_launch(*sweep.words)
     assert "Slurm does not answer: sbatch says: Batch job submission failed: Socket timed out" in told.err
     fake_slurm.accepts(78)
-    assert "was being submitted a moment ago" in launch(*sweep.words).err, "the job may have come through"
+    assert "was being submitted a moment ago" in run_launch(*sweep.words).err, "the job may have come through"
     age(sweep, 3600)
     assert "queueing 3 runs" in sweep.submit().out
 
@@ -122,17 +124,17 @@ def test_scancel_that_fails_is_said_and_can_be_done_again(queued, fake_slurm):
     sweep = queued()
     fake_slurm.says("sacct", "77_[0-2]|PENDING|None\n")
     fake_slurm.says("scancel", err="scancel: error: Unable to contact slurm controller\n", code=1)
-    told = launch("cancel", str(sweep.path))
+    told = run_launch("cancel", str(sweep.path))
     assert told.code == 2
     assert "scancel says: scancel: error: Unable to contact slurm controller" in told.err
     assert told.err.count("\n") == 1
     fake_slurm.calls()
     fake_slurm.says("scancel", err="scancel: error: Kill job error on job id 77_0: Invalid job id specified\n", code=1)
-    assert launch("cancel", str(sweep.path)).code == 0
+    assert run_launch("cancel", str(sweep.path)).code == 0
     assert fake_slurm.calls("scancel") == ["scancel 77_0 77_1 77_2"]
     fake_slurm.says("sacct", "77_0|CANCELLED|None\n77_1|CANCELLED|None\n")
     fake_slurm.says("squeue", "77_0|COMPLETING|None\n")
-    assert "0 runs cancelled" in launch("cancel", str(sweep.path)).out
+    assert "0 runs cancelled" in run_launch("cancel", str(sweep.path)).out
     assert fake_slurm.calls("scancel") == ["scancel 77_2"], "what is leaving keeps its time for a checkpoint"
 
 
@@ -141,7 +143,7 @@ def test_a_requeue_is_tried_several_times_and_its_failure_is_on_record(queued, f
     monkeypatch.setattr(ending, "PAUSES_S", (0.0,) * 4)
     sweep = queued()
     run = sweep.runs()[0]
-    uid = Journal(sweep.directory).ledger().places[run.id].uid
+    uid = Journal(sweep.directory).ledger().jobs[run.id].uid
     running_for(sweep.directory.run(run), run.config, step=3)
     directory = sweep.directory.run(run)
     directory.update(directory.status(), state="interrupted", reason="asked to leave by SIGUSR2")
@@ -165,11 +167,19 @@ def test_a_job_that_was_given_gpus_and_sees_none_is_a_failure_of_its_node(queued
     sweep = queued("cluster.require_gpu=true", behaviour={})
     name = sweep.runs()[0].id
     journal = Journal(sweep.directory)
-    uid = journal.ledger().places[name].uid
+    uid = journal.ledger().jobs[name].uid
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    command = [sys.executable, "-m", "launch.worker", str(sweep.path), uid, name]
-    assert subprocess.run(command, check=False, timeout=300).returncode == 74
+    assert execute(str(sweep.path), [name], uid, to_log=False, node_problem=missing_gpu) == 74
     note = journal.attempts(name)[-1]
     assert note["event"] == "note"
     assert note["reason"].startswith("its job was given cluster.gpus_per_node=1, but torch sees no GPU on ")
     assert not sweep.directory.run(sweep.runs()[0]).status_file.exists(), "it did not train"
+
+
+def test_what_version_0_1_0_queued_finds_what_it_names():
+    by_its_pickle = pickle.loads(b"claunch.worker\nWorker\n.")
+    assert by_its_pickle is Worker
+    assert launch.worker.Shell is Shell
+    with pytest.raises(AttributeError):
+        launch.worker.Nothing  # noqa: B018
+    assert importlib.import_module("launch.ending").end_job is ending.end_job

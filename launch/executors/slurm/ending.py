@@ -1,8 +1,7 @@
-"""Notes how an attempt ended and says whether it is followed by another.
+"""The last line of every Slurm job: notes how it ended, and has it queued again or its arm held.
 
-The command, `python -m launch.journal.ending SWEEP UID CODE`, is the last line of every Slurm job: it sees the exit code
-even where the run could not note anything itself, because it was killed. It has the job queued again where the policy says
-so; a preemption or a node failure, after which it does not get to run, is requeued by Slurm.
+`python -m launch.executors.slurm.ending SWEEP UID CODE` sees the exit code even where the run could not note anything
+itself, because it was killed. A preemption or a node failure, after which it does not get to run, is requeued by Slurm.
 """
 
 from __future__ import annotations
@@ -13,43 +12,17 @@ import subprocess
 import sys
 import time
 
-from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, Status
+from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.cluster import RetryPolicy
+from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.journal import Journal
 from launch.journal.ledger import Ledger
-from launch.journal.retry import Cause, cause_of, given_up, may_retry, vanished
+from launch.journal.retry import Cause, cause_of, given_up, vanished
 
 _SCONTROL_TIMEOUT_S = 60
 PAUSES_S = (1.0, 3.0, 9.0, 27.0)
 """Between the tries of a call of scontrol: the controller may be restarting."""
 _OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom.?kill|out of memory", re.IGNORECASE)
-
-
-def end_attempt(
-    sweep: SweepDirectory,
-    journal: Journal,
-    name: str,
-    uid: str,
-    cause: Cause,
-    policy: RetryPolicy,
-    exit_code: int | None = None,
-) -> bool:
-    """Append the end of a run's attempt for a submission; whether another one follows."""
-    status = RunDirectory(sweep.runs / name).status()
-    step = 0 if status is None else status.step
-    retry = may_retry(cause, journal.attempts(name, uid), policy, step)
-    seen = len(journal.ledger().submissions)
-    journal.add_attempt(name, "end", uid, cause=cause, exit_code=exit_code, retry=retry, step=step, submissions=seen)
-    return retry
-
-
-def cause_by_status(status: Status | None) -> Cause:
-    """What ended an attempt whose exit code nobody saw."""
-    state = "running" if status is None else status.state
-    if state == "failed":
-        return cause_of(1, status)
-    return {"finished": "finished", "diverged": "diverged", "interrupted": "interrupted"}.get(state, "killed")  # type: ignore[return-value]
 
 
 def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
@@ -69,7 +42,7 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
     blamed = exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
     for name in batch:
         directory, attempts = RunDirectory(sweep.runs / name), journal.attempts(name, uid)
-        if name in ledger.cancelled or ledger.places[name].uid != uid or given_up(attempts):
+        if name in ledger.cancelled or ledger.jobs[name].uid != uid or given_up(attempts):
             blamed = True
             continue
         if vanished(attempts):
@@ -119,11 +92,11 @@ def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> str:
     assert plan is not None
     arms = {run.arm for run in plan.runs if run.id in batch}
     waiting = [
-        place.job
+        ref.job
         for run in plan.runs
         if run.arm in arms and run.id not in batch and not sweep.run(run).status_file.exists()
-        for place in [ledger.places.get(run.id)]
-        if place is not None and place.job is not None
+        for ref in [ledger.jobs.get(run.id)]
+        if ref is not None and ref.job is not None
     ]
     if not waiting:
         return ""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch.cluster import load_cluster
-from launch.executors.base import SchedulerSilent
+from launch.executors.base import SchedulerUnavailable
+from launch.executors.registry import load_cluster
 from launch.executors.slurm.errors import complaint
 from tests.launch.sweeps import launch
 
@@ -31,13 +31,13 @@ def test_complaints(text, sentence):
     cluster = load_cluster("slurm", {})
     said = complaint(cluster, {}, text)
     assert sentence in str(said)
-    assert not isinstance(said, SchedulerSilent)
+    assert not isinstance(said, SchedulerUnavailable)
 
 
 @pytest.mark.parametrize("text", ["Socket timed out on send/recv operation", "Unable to contact slurm controller"])
 def test_no_controller_is_no_refusal(text):
     said = complaint(load_cluster("slurm", {}), {}, f"sbatch: error: Batch job submission failed: {text}\n")
-    assert isinstance(said, SchedulerSilent)
+    assert isinstance(said, SchedulerUnavailable)
 
 
 def test_every_array_is_tested_with_its_own_options_before_one_is_queued(fake_slurm, standin):
@@ -74,8 +74,8 @@ def test_a_job_has_to_run_longer_than_it_is_warned(tmp_path):
 
 
 def test_resume_changes_what_jobs_ask_for(queued, fake_slurm):
+    from kv_align.runs.files import read_rows
     from launch.journal.journal import Journal
-    from launch.rows import read
     from tests.launch.fake_slurm import age
 
     sweep = queued()
@@ -84,7 +84,11 @@ def test_resume_changes_what_jobs_ask_for(queued, fake_slurm):
     assert launch("resume", str(sweep.path), "--retry", "all", "cluster.mem_gb=64", "cluster.retry.killed=5").code == 0
     cluster = Journal(sweep.directory).setting().cluster
     assert (cluster.mem_gb, cluster.retry.killed, cluster.time_min) == (64.0, 5, 240)
-    changed = [row["cluster"] for row in read(sweep.path / "launch" / "journal.jsonl") if row["event"] == "changed"]
+    changed = [
+        row["cluster"]
+        for row in read_rows(sweep.path / "launch" / "journal.jsonl", "event")
+        if row["event"] == "changed"
+    ]
     assert changed == [{"mem_gb": 64, "retry.killed": 5}]
     script = next(file for file in (sweep.path / "launch" / "jobs").rglob("*.sh") if "65536M" in file.read_text())
     assert "#SBATCH --mem=65536M" in script.read_text()

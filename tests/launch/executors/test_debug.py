@@ -1,38 +1,57 @@
 """The real trainer through the whole of launch, in this process."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 
+import pytest
+
+from kv_align.runs.run_dir import RunDirectory
 from tests.launch.sweeps import Sweep, launch
 
 
-def test_a_sweep_in_process_by_the_real_trainer(tmp_path):
-    sweep = Sweep("sweep=tiny", "cluster=debug", "seeds=1", "trainer.max_steps=2", f"output_dir={tmp_path}")
-    told = sweep.submit()
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A sweep of three runs by the real trainer, waited for; and what was printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    sweep = Sweep("sweep=tiny", "cluster=debug", "seeds=1", "trainer.max_steps=2", f"output_dir={folder}")
+    return sweep, sweep.submit("--wait")
+
+
+def test_a_sweep_in_process_by_the_real_trainer_ends_with_its_report(trained):
+    sweep, told = trained
     assert "run 3 of 3: none-ce-seed0" in told.out
     assert sweep.counts() == {"done": 3}
     assert sweep.state("v4_0_2").step == 2
+    assert (sweep.path / "report" / "report.html").is_file()
     assert sweep.submit().err.endswith("nothing to queue\n")
-    student = sweep.path / "runs" / sweep.id_of("v4_0_2") / "student"
-    (student / "model.safetensors").unlink()
-    assert sweep.counts() == {"done": 2, "failed": 1}
+
+
+def test_the_sizes_of_the_artefacts_are_on_record(trained, tmp_path):
+    sweep, _ = trained
+    run = next(run for run in sweep.runs() if run.arm == "v4_0_2")
+    directory = RunDirectory(shutil.copytree(sweep.directory.run(run).path, tmp_path / "copy"))
+    sizes = json.loads(directory.summary_file.read_text())["artefacts"]
+    assert set(sizes) == {"aligner/aligner.safetensors", "outcomes.parquet", "student/model.safetensors"}
+    assert all((directory.path / name).stat().st_size == size > 0 for name, size in sizes.items())
+    assert directory.is_complete()
+    with directory.outcomes_file.open("ab") as file:
+        file.write(b"x")
+    assert not directory.is_complete()
+
+
+def test_a_lost_artefact_fails_the_run_for_who_waits_until_it_is_resumed(done, monkeypatch):
+    sweep = done("seeds=1")
+    (sweep.path / "runs" / sweep.id_of("none") / "student" / "model.safetensors").unlink()
+    reports = []
+    monkeypatch.setattr("launch.__main__.write_report", lambda path: reports.append(path) or 0)
+    told = launch(*sweep.words, "--wait")
+    assert (told.code, reports) == (1, [sweep.path]), "submitting again does not repeat what failed"
+    assert "2 done, 1 failed" in told.out
     assert launch("resume", str(sweep.path)).code == 0
     assert sweep.counts() == {"done": 3}
-
-
-def test_who_waits_gets_the_report_and_an_exit_code_that_is_true(tmp_path, capfd):
-    sweep = Sweep("sweep=tiny", "cluster=debug", "seeds=1", "trainer.max_steps=2", f"output_dir={tmp_path}")
-    sweep.submit("--wait")
-    page = sweep.path / "report" / "report.html"
-    assert page.is_file()
-    assert str(page) in capfd.readouterr().out
-    unplanned = sweep.path / "runs" / sweep.id_of("none")
-    (unplanned / "student" / "model.safetensors").unlink()
-    told = launch(*sweep.words, "--wait")
-    assert told.code == 1, "submitting again does not repeat what failed"
-    assert "2 done, 1 failed" in told.out
 
 
 def test_status_while_it_works_what_it_printed_and_an_exit_code_that_is_true(standin):
@@ -56,16 +75,3 @@ def test_status_while_it_works_what_it_printed_and_an_exit_code_that_is_true(sta
     again = [sys.executable, "-m", "launch", "resume", str(sweep.path)]
     assert subprocess.run(again, stdout=subprocess.DEVNULL, check=False, timeout=120).returncode == 0
     assert sweep.counts() == {"done": 3}
-
-
-def test_the_sizes_of_the_artefacts_are_on_record(tmp_path):
-    sweep = Sweep("sweep=tiny", "cluster=debug", "seeds=1", "trainer.max_steps=2", f"output_dir={tmp_path}")
-    sweep.submit()
-    directory = sweep.directory.run(next(run for run in sweep.runs() if run.arm == "v4_0_2"))
-    sizes = json.loads(directory.summary_file.read_text())["artefacts"]
-    assert set(sizes) == {"aligner/aligner.safetensors", "outcomes.parquet", "student/model.safetensors"}
-    assert all((directory.path / name).stat().st_size == size > 0 for name, size in sizes.items())
-    assert directory.is_complete()
-    with directory.outcomes_file.open("ab") as file:
-        file.write(b"x")
-    assert not directory.is_complete()

@@ -75,7 +75,7 @@ def test_a_sweep_that_another_machine_supervises_is_shown_and_left_alone(standin
     worker = orphan(sweep)
     write_json(sweep.path / "launch" / "workers.json", {"host": "elsewhere", "workers": {}})
     journal = Journal(sweep.directory)
-    uid = journal.ledger().places[sweep.id_of("none")].uid
+    uid = journal.ledger().jobs[sweep.id_of("none")].uid
     journal.add_attempt(sweep.id_of("none"), "end", uid, cause="code_error", exit_code=1, retry=False, submissions=1)
     assert [(run.state, run.reason) for run in map(sweep.state, ("baseline", "v4_0_2", "none"))] == [
         ("running", "its job is unknown; it still gives signs of life"),

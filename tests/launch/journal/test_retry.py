@@ -3,7 +3,7 @@
 import pytest
 
 from kv_align.runs.run_dir import Status
-from launch.cluster import RetryPolicy
+from launch.cluster.schema import RetryPolicy
 from launch.journal.retry import NODE_FAILURE, cause_of, given_up, may_retry, vanished
 
 POLICY = RetryPolicy(interrupted=9, node_failure=3, killed=2, out_of_memory=1, code_error=0, diverged=0)

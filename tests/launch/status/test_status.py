@@ -11,7 +11,7 @@ from kv_align.runs.run_dir import RunDirectory, Status, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import JobState
 from launch.journal.journal import Journal
-from launch.journal.ledger import Ledger, Place, Submission
+from launch.journal.ledger import JobRef, Ledger, Submission
 from launch.planning.plan import make_plan
 from launch.planning.sweep import load_sweep
 from launch.status.judgement import RunState, judge, needs
@@ -26,7 +26,7 @@ STALE_S = 60.0
 
 def ledger(job="7", cancelled=()):
     submission = Submission("u", NOW, (("x",),), None, job)
-    return Ledger({"u": submission}, {"x": Place(submission, 0)}, set(cancelled))
+    return Ledger({"u": submission}, {"x": JobRef(submission, 0)}, set(cancelled))
 
 
 def status(state, reason="", age_s=0.0):
@@ -161,4 +161,4 @@ def test_the_table_of_many_runs_shows_what_matters(tmp_path):
     assert shown[-2:] == ["tiny: 80 done, 1 failed, 9 missing", "and 5 more that are neither done nor pending"]
     assert len(shown) == 1 + 5 + 2
     assert all(len(line) <= 80 for line in shown)
-    assert journal.ledger().places == {}
+    assert journal.ledger().jobs == {}

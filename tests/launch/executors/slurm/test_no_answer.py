@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from launch.executors.base import JobState, SchedulerSilent
+from launch.executors.base import JobState, SchedulerUnavailable
 from launch.executors.slurm.query import call, job_states
 from launch.journal.journal import Journal
 from launch.status.judgement import Overview, RunState
@@ -45,7 +45,7 @@ def test_a_job_that_slurm_does_not_know_is_lost(queued, fake_slurm):
 def test_a_command_that_hangs_is_no_answer(fake_slurm, monkeypatch):
     (fake_slurm.folder / "squeue").write_text("#!/bin/bash\nexec sleep 30\n")
     monkeypatch.setattr("launch.executors.slurm.query._TIMEOUT_S", 0.2)
-    with pytest.raises(SchedulerSilent, match="timed out"):
+    with pytest.raises(SchedulerUnavailable, match="timed out"):
         job_states(["1"], accounting=False)
 
 
@@ -54,7 +54,7 @@ def test_what_is_queued_stays_queued_when_slurm_falls_silent_after_it(queued, fa
     sweep = standin("cluster=slurm", "seeds=1", behaviour={})
     told = sweep.submit()
     assert "Slurm does not answer: sacct says: gone" in told.out
-    assert Journal(sweep.directory).ledger().places[sweep.runs()[0].id].job == "77_0"
+    assert Journal(sweep.directory).ledger().jobs[sweep.runs()[0].id].job == "77_0"
 
 
 def test_squeue_wins_where_accounting_lags(queued, fake_slurm):
@@ -107,7 +107,7 @@ def test_only_runs_that_never_started_are_held_by_their_arm(queued, fake_slurm):
     sweep = queued("seeds=3")
     first, second, third = (run.id for run in sweep.runs() if run.arm == "baseline")
     journal = Journal(sweep.directory)
-    uid = journal.ledger().places[first].uid
+    uid = journal.ledger().jobs[first].uid
     journal.add_attempt(first, "end", uid, cause="code_error", exit_code=1, retry=False, submissions=1)
     running_for(sweep.directory.run(sweep.runs()[1]), sweep.runs()[1].config, step=3, silent_s=60)
     fake_slurm.says("sacct", "77_[0-8]|PENDING|None\n")
@@ -116,7 +116,11 @@ def test_only_runs_that_never_started_are_held_by_their_arm(queued, fake_slurm):
 
 def test_who_watches_keeps_the_last_table_until_there_is_an_answer():
     run = RunState("a", "a", "kv", 0, "running", "", 1, 2, None, 1, "7", "")
-    looks = [Overview("p", "n", True, (run,)), SchedulerSilent("Slurm does not answer"), Overview("p", "n", True, ())]
+    looks = [
+        Overview("p", "n", True, (run,)),
+        SchedulerUnavailable("Slurm does not answer"),
+        Overview("p", "n", True, ()),
+    ]
 
     def look():
         found = looks.pop(0)
@@ -136,23 +140,23 @@ def test_a_watcher_asks_slurm_again_after_a_while_or_about_other_jobs():
         asked.append(1)
         return {"a": JobState("running")}
 
-    memory = Memory(every_s=60)
-    memory.answer({"a": "7", "b": "8"}, ask)
-    memory.answer({"a": "7"}, ask)
+    memory = Memory()
+    memory.answer({"a": "7", "b": "8"}, ask, 60.0)
+    memory.answer({"a": "7"}, ask, 60.0)
     assert len(asked) == 1
-    memory.answer({"a": "9"}, ask)
+    memory.answer({"a": "9"}, ask, 60.0)
     assert len(asked) == 2
-    memory = Memory(every_s=0)
-    memory.answer({"a": "7"}, ask)
-    memory.answer({"a": "7"}, ask)
+    memory = Memory()
+    memory.answer({"a": "7"}, ask, 0.0)
+    memory.answer({"a": "7"}, ask, 0.0)
     assert len(asked) == 4
 
     def silent():
         asked.append(1)
-        raise SchedulerSilent("none")
+        raise SchedulerUnavailable("none")
 
-    memory = Memory(every_s=60)
+    memory = Memory()
     for _ in range(2):
-        with pytest.raises(SchedulerSilent):
-            memory.answer({"a": "7"}, silent)
+        with pytest.raises(SchedulerUnavailable):
+            memory.answer({"a": "7"}, silent, 60.0)
     assert len(asked) == 5, "and no more often when there is no answer"

@@ -1,0 +1,50 @@
+"""How one sweep is executed, as it was frozen when it was submitted: `launch/cluster.json` of the sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kv_align.config.schema import validate
+from kv_align.runs.files import read_json, write_json
+from launch.cluster.schema import Cluster
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a sweep is executed.
+
+    Attributes
+    ----------
+    cluster
+        The settings.
+    resources
+        What single arms have otherwise, by arm and key of the cluster.
+    accounting
+        Whether the scheduler keeps finished jobs (sacct); found out when the sweep was submitted.
+    code
+        The folder that jobs import the packages from.
+    """
+
+    cluster: Cluster
+    resources: dict[str, dict[str, Any]]
+    accounting: bool
+    code: str
+
+
+def read_setting(file: Path, sweep: Path) -> Setting | None:
+    """Return what was frozen in a sweep's directory; None before it was submitted."""
+    raw = read_json(file)
+    if raw is None:
+        return None
+    code = str(sweep / raw["code"])  # a snapshot moves with its sweep
+    return Setting(validate(Cluster, raw["cluster"]), raw["resources"], raw["accounting"], code)
+
+
+def write_setting(file: Path, sweep: Path, setting: Setting) -> None:
+    """Freeze how a sweep is executed."""
+    code = Path(setting.code)
+    frozen_code = str(code.relative_to(sweep) if code.is_relative_to(sweep) else code)
+    content = {"resources": setting.resources, "accounting": setting.accounting, "code": frozen_code}
+    write_json(file, {"cluster": setting.cluster.model_dump(), **content})
