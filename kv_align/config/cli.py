@@ -72,7 +72,11 @@ def train_main(task: Task) -> None:
             names = _check(arguments)
         sys.argv += names
     with bad_input_exits():
-        hydra.main(config_path=str(config_directory()), config_name="train", version_base="1.3")(job)()
+        try:
+            hydra.main(config_path=str(config_directory()), config_name="train", version_base="1.3")(job)()
+        except KeyboardInterrupt:  # before a run notes it itself, or a second time
+            print("kv-align: interrupted; run the same command again to go on", file=sys.stderr)
+            sys.exit(EXIT_CODES["interrupted"])
     sys.exit(EXIT_CODES[end[0]] if len(end) == 1 else 0)
 
 

@@ -124,8 +124,8 @@ def arm_name(config: Config) -> str:
 def no_config(name: str) -> ConfigError:
     """Return the sentence for a primary configuration that does not exist."""
     return ConfigError(
-        f"--config-name={name} is not allowed: this command's own is train, and --config-dir names no folder with a {name}.yaml"
-        "; leave it out, or name such a folder."
+        f"--config-name={name} is not allowed: this command's own is train, and --config-dir names no folder with a "
+        f"{name}.yaml; leave it out, or name such a folder."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.losses.functional import token_losses
 from kv_align.models.capture.prepare import record
 from kv_align.models.load import LanguageModel
+from kv_align.runs.preemption import leave_if_asked
 from kv_align.runs.progress import progress_bar
 from kv_align.teacher.teacher import Autocast, StateSource, Teacher, TeacherFor
 from kv_align.training.agreement import Agreement, KindAgreement
@@ -135,10 +136,8 @@ class Evaluator:
             scored += int(batch.teacher.scored.sum())
         return total / max(1, scored)
 
-    def exact_match(
-        self, split_name: str, limit: int, between: Callable[[], None] = lambda: None
-    ) -> list[dict[str, Any]]:
-        """Generate answers to the first `limit` examples that have one; `between` is called after each batch of them.
+    def exact_match(self, split_name: str, limit: int) -> list[dict[str, Any]]:
+        """Generate answers to the first `limit` examples that have one.
 
         Returns
         -------
@@ -149,11 +148,11 @@ class Evaluator:
         if not chosen:
             return []
         encoded: list[Encoded] = [split.student[place] for place in chosen]
-        with progress_bar("exact match", len(chosen)) as advance:
+        with progress_bar("exact match", len(chosen), may_leave=False) as advance:
 
             def progress(answered: int) -> None:
                 advance(answered)
-                between()
+                leave_if_asked(together=True)
 
             answers = generate_answers(
                 self._student.model,
@@ -224,8 +223,11 @@ class Evaluator:
         """Matched batches of the first `limit` examples; at least two where there are two examples."""
         examples = self._examples(limit)
         size = max(1, min(self._config.batch_size, (len(examples) + 1) // 2))
-        for start in examples[::size]:
-            yield self._validation.collate(list(examples[start : start + size]))
+        with progress_bar("evaluation", len(examples), may_leave=False) as advance:
+            for start in examples[::size]:
+                yield self._validation.collate(list(examples[start : start + size]))
+                advance(min(size, len(examples) - start))
+                leave_if_asked(together=True)
 
 
 class _evaluating:  # noqa: N801 - a context manager, read as a statement

@@ -22,6 +22,8 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.losses.base import Signal
 from kv_align.models.capture.prepare import record
 from kv_align.models.load import LanguageModel
+from kv_align.runs.preemption import leave_if_asked
+from kv_align.runs.progress import progress_bar
 from kv_align.teacher.teacher import Autocast, Teacher, TeacherFor
 from kv_align.training.agreement import variance
 
@@ -140,9 +142,12 @@ class Calibrator:
 
     def _batches(self) -> Iterator[Batch]:
         count, size = min(self._evaluation.calibration_examples, len(self._train.examples)), self._evaluation.batch_size
-        for start in range(0, count, size):
-            batch = self._train.collate(list(range(start, min(start + size, count))))
-            yield batch.to(self._student.model.device)
+        with progress_bar("calibration", count, may_leave=False) as advance:
+            for start in range(0, count, size):
+                batch = self._train.collate(list(range(start, min(start + size, count))))
+                yield batch.to(self._student.model.device)
+                advance(len(batch.indices))
+                leave_if_asked(together=True)
 
 
 def _averaged(by_batch: list[Tensor], tokens: list[Tensor]) -> Tensor:

@@ -14,8 +14,8 @@ from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, settings_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
 from kv_align.experiment.assembly import Assembly
+from kv_align.runs.preemption import Preemption
 from kv_align.runs.run_dir import RunDirectory, append_row, read_rows, write_json
-from kv_align.training.preemption import Preemption
 
 
 def conclude(config: Config, directory: RunDirectory, built: Assembly, preemption: Preemption) -> None:
@@ -28,9 +28,7 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     """
     validation = built.evaluator.validate(built.distiller, built.validation_teacher)
     preemption.leave_if_asked()
-    answers = built.evaluator.exact_match(
-        config.evaluation.exact_match_split, config.evaluation.exact_match_examples, preemption.leave_if_asked
-    )
+    answers = built.evaluator.exact_match(config.evaluation.exact_match_split, config.evaluation.exact_match_examples)
     preemption.leave_if_asked()
     row = validation.row() | built.evaluator.probe().row()
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}

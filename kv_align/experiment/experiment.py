@@ -19,11 +19,11 @@ from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
+from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory, State, read_json, write_json
 from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
-from kv_align.training.preemption import Preempted, Preemption
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,8 +59,9 @@ def run(config: Config, path: Path) -> State:
         )
         try:
             built = build(config, directory, whole.checkpoints)
-            if built.processes.any(preemption.to_leave):
-                raise Preempted(f"asked to leave by {preemption.name or 'another process'}; run it again to go on")
+            if built.processes.number > 1:
+                preemption.agree = built.processes.any
+            preemption.leave_if_asked()
             status = directory.update(replace(status, total_steps=built.num_steps))
             state, reason = built.loop.fit(status, preemption)
             status = directory.status() or status

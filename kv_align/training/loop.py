@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kv_align.config.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.loader import data_order, micro_batches
 from kv_align.data.prepared import PreparedSplit
+from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, State, Status, append_row
 from kv_align.teacher.teacher import StateSource
@@ -31,7 +32,6 @@ from kv_align.training.agreement import Agreement, collapsed, start_variances
 from kv_align.training.distributed.ddp import Parallel
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.optimizer import make_optimizer, make_schedule
-from kv_align.training.preemption import Preemption
 from kv_align.training.step import Counts, Distiller, StepResult
 
 LOGGER = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class Progress:
         Variances at the first step, by name and layer: what a collapse is measured against.
     collapses
         What has collapsed so far, each named once.
+    evaluation_due
+        Whether the evaluation of this step is still to be made: the run was asked to leave in the middle of it.
     """
 
     step: int = 0
@@ -61,6 +63,7 @@ class Progress:
     elapsed_s: float = 0.0
     start: dict[str, list[float]] = field(default_factory=dict)
     collapses: list[str] = field(default_factory=list)
+    evaluation_due: bool = False
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the step."""
@@ -69,6 +72,7 @@ class Progress:
             "elapsed_s": self.elapsed_s,
             "start": self.start,
             "collapses": self.collapses,
+            "evaluation_due": self.evaluation_due,
         }
 
 
@@ -134,7 +138,7 @@ class Loop:
         ----------
         status
             The run's, renewed on the way.
-        asked
+        preemption
             Says when to save a checkpoint and leave.
 
         Returns
@@ -142,11 +146,11 @@ class Loop:
         `running` when all steps are done, else the end state; and its reason.
         """
         trainer, progress = self._config.trainer, self.progress
-        if progress.step == 0:
+        if progress.step == 0 or progress.evaluation_due:
             self._write_evaluation()
         last_beat = time.time()
         plain_steps: list[tuple[float, int]] = []
-        with progress_bar("training", self._num_steps, progress.step) as advance:
+        with progress_bar("training", self._num_steps, progress.step, may_leave=False) as advance:
             for step_batches in self.batches(progress.step):
                 began = time.perf_counter()
                 logged = (progress.step + 1) % trainer.log_interval == 0 or progress.step in (0, self._num_steps - 1)
@@ -171,13 +175,14 @@ class Loop:
                     status, last_beat = self._run.update(status, step=progress.step), time.time()
                 done = progress.step == self._num_steps
                 if progress.step % self._config.evaluation.interval == 0 and not done:
-                    self._write_evaluation()
-                leaving = self._processes.any(preemption.to_leave)
+                    progress.evaluation_due = True
+                    with suppress(Preempted):  # it is made when the run goes on
+                        self._write_evaluation()
+                leaving = progress.evaluation_due or preemption.anyone()
                 if progress.step % trainer.checkpoint_interval == 0 or done or leaving:
                     self._save()
                 if leaving and not done:
-                    who = preemption.name or "another process"
-                    return "interrupted", f"asked to leave by {who} at step {progress.step}; run it again to go on"
+                    return "interrupted", f"{preemption.reason()} at step {progress.step}; run it again to go on"
         return "running", ""
 
     def step(self, step_batches: list[Batch], logged: bool) -> tuple[dict[str, float], dict[str, Any] | None]:
@@ -271,6 +276,7 @@ class Loop:
 
     def _write_evaluation(self) -> None:
         append_row(self._run.evaluations_file, {"step": self.progress.step, **self._evaluate(self.progress.step)})
+        self.progress.evaluation_due = False
 
     def _save(self) -> None:
         keep = self._config.trainer.keep_checkpoints
