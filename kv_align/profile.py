@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,9 +55,7 @@ class Stages:
         ):
             self.table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
 
-    def run(
-        self, name: str, stage: Callable[[], Result], shapes: Callable[[Result], dict[str, Tensor | None]]
-    ) -> Result:
+    def run(self, name: str, stage: Callable[[], Result], shapes: Callable[[Result], Mapping[str, Tensor]]) -> Result:
         """Run a stage twice, the first time to count its arithmetic and to warm up, and note its cost.
 
         Memory is the growth of the process on a CPU (pages it reuses do not show), the peak above the start on a GPU.
@@ -67,9 +65,7 @@ class Stages:
         before, began = self._memory(), self._now()
         result = stage()
         elapsed_ms, grown = 1000 * (self._now() - began), self._memory() - before
-        gives = [
-            f"{key} {'×'.join(map(str, value.shape))}" for key, value in shapes(result).items() if value is not None
-        ]
+        gives = [f"{key} {'×'.join(map(str, value.shape))}" for key, value in shapes(result).items()]
         flops = f"{counter.get_total_flops() / 1e9:.2f}"
         self.table.add_row(name, "\n".join(gives), f"{elapsed_ms:.1f}", f"{max(0, grown) / 2**20:.0f}", flops)
         return result
@@ -131,28 +127,23 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
 
     def teacher() -> Any:
         with autocast():
-            return built.teacher.read(batch, loss.signal)
+            return built.teacher.read(batch, loss.requests)
 
     def student() -> Any:
         with autocast():
-            model = distiller.student
-            return model(
-                input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-            )
+            return distiller.student(**tokens.inputs, use_cache=False)
 
     stages.run("batch", lambda: batch, lambda b: {"student ids": b.student.ids, "teacher ids": b.teacher.ids})
-    given = ("k", "v", "q", "hidden", "logits", "top_log_probabilities")
-    states = stages.run("teacher", teacher, lambda each: {name: getattr(each, name) for name in given})
+    states = stages.run("teacher", teacher, lambda given: given.tensors)
     stages.run("student", student, lambda output: {"logits": output.logits})
-    if built.aligner is not None:
+    if built.aligner is not None and states.target is None:
         aligner = built.aligner
 
         def align() -> Any:
             with autocast():
-                segments = (tokens.segments, batch.teacher.segments, batch.same_time, batch.places)
-                return aligner(states.k, states.v, states.q, *segments)
+                return aligner(states.raw, batch.correspondence)
 
-        stages.run("aligner", align, lambda kvq: dict(zip(("k", "v", "q"), kvq, strict=True)))
+        stages.run("aligner", align, lambda target: target.tensors())
 
     def forward() -> Any:
         with autocast():

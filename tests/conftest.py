@@ -13,10 +13,12 @@ from jaxtyping import install_import_hook
 TENSOR_MODULES = [
     "align",
     "data.batch",
+    "data.correspondence",
     "evaluation.probe",
     "losses",
     "models.capture.attention",
     "models.capture.prepare",
+    "models.capture.states",
     "training.agreement",
     "training.step",
 ]

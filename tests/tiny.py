@@ -1,9 +1,15 @@
 """Tiny models, made on the spot."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from kv_align.align.aligner import Aligner
+from kv_align.data.correspondence import Correspondence
 from kv_align.models.capture.prepare import prepare
+from kv_align.models.capture.states import States
 
 
 def make_llama(
@@ -36,3 +42,11 @@ def make_llama(
                 parameter.mul_(5)
     prepare(model, "student")
     return model.eval()
+
+
+def project(
+    aligner: Aligner, kvq: Iterable[Tensor | None], student: Tensor, teacher: Tensor, same_time: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Project keys, values and queries between tokens of these segments."""
+    target = aligner(States(*kvq), Correspondence(student, teacher, same_time))
+    return target.k, target.v, target.q

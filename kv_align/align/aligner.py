@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from kv_align.align.correspondence import LayerMixture, Placement
 from kv_align.align.head_map import HeadMap
+from kv_align.align.layer_time_map import LayerMixture, LayerTimeMap
 from kv_align.align.time_warp import SegmentWarp
+from kv_align.data.correspondence import Correspondence
+from kv_align.models.capture.states import States
 from kv_align.runs.seeds import derive_seed
 
 
@@ -25,7 +26,7 @@ class Aligner(nn.Module):
     Parameters
     ----------
     layers, time_warp
-        See `Placement`.
+        See `LayerTimeMap`.
     key_map, value_map, query_map
         A map for each kind; None where the loss needs no queries.
     """
@@ -39,45 +40,36 @@ class Aligner(nn.Module):
         query_map: HeadMap | None,
     ) -> None:
         super().__init__()
-        self.placement = Placement(layers, time_warp)
+        self.placement = LayerTimeMap(layers, time_warp)  # checkpoints and aligner files know it by this name
         self.key_map, self.value_map, self.query_map = key_map, value_map, query_map
 
-    def forward(
-        self,
-        k: Float[Tensor, "b lt hk r dk"],
-        v: Float[Tensor, "b lt hv r dv"],
-        q: Float[Tensor, "b lt hq r dk"] | None,
-        student_segments: Int[Tensor, "b s"],
-        teacher_segments: Int[Tensor, "b r"],
-        same_time: bool,
-        places: Float[Tensor, "b s"] | None = None,
-    ) -> tuple[Float[Tensor, "b ls gk s ek"], Float[Tensor, "b ls gv s ev"], Float[Tensor, "b ls gq s ek"] | None]:
+    def __call__(self, states: States, correspondence: Correspondence) -> States:
+        """Project, with torch's hooks; see `forward`."""
+        projected: States = super().__call__(states, correspondence)
+        return projected
+
+    def forward(self, states: States, correspondence: Correspondence) -> States:
         """Project teacher keys, values and queries.
 
         Parameters
         ----------
-        k, v, q
-            Of the teacher's selected layers; q is None where the loss needs no queries.
-        student_segments, teacher_segments
-            Segment ids of both token sequences, 0 at padding.
-        same_time
-            Whether they are known to be equal.
-        places
-            See `SegmentWarp.matrix`.
+        states
+            Of the teacher's selected layers; queries are passed over where the loss needs none.
+        correspondence
+            Of the two models' tokens.
 
         Returns
         -------
-        Keys, values and queries (or None) at the student's layers, heads, tokens and widths. At student tokens without
-        a counterpart they mean nothing: mask them.
+        States at the student's layers, heads, tokens and widths. At student tokens without a counterpart they mean
+        nothing: mask them.
         """
-        wanted = (k, v, None if self.query_map is None else q)
+        wanted = states.tensors()
+        if self.query_map is None:
+            wanted.pop("q", None)
         dtype = next((parameter.dtype for parameter in self.parameters()), None)
-        segments = student_segments, teacher_segments
-        k_placed, v_placed, q_placed = self.placement(wanted, *segments, same_time, dtype, places)
-        assert k_placed is not None
-        assert v_placed is not None
-        q_target = None if q_placed is None or self.query_map is None else self.query_map(q_placed)
-        return self.key_map(k_placed), self.value_map(v_placed), q_target
+        placed = self.placement(wanted, correspondence, dtype)
+        q = None if self.query_map is None or "q" not in placed else self.query_map(placed["q"])
+        return States(self.key_map(placed["k"]), self.value_map(placed["v"]), q)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from kv_align.config.options import NonNegativeFloat, PositiveFloat
+from kv_align.data.correspondence import Correspondence
 from kv_align.data.example import Segment
 
 
@@ -40,30 +41,22 @@ class SegmentWarp:
         self._smoothness = smoothness
         self._ratios = {int(Segment[name.upper()]): ratio for name, ratio in ratios.items() if ratio is not None}
 
-    def is_identity(self, same_time: bool) -> bool:
-        """Whether texts whose tokens stand at the same places (`same_time`) come out as they were."""
-        return same_time and self._smoothness == 0 and not self._ratios
+    def is_identity(self, correspondence: Correspondence) -> bool:
+        """Whether the teacher's states come out as they were."""
+        return correspondence.same_time and self._smoothness == 0 and not self._ratios
 
-    def matrix(
-        self,
-        student: Int[Tensor, "b s"],
-        teacher: Int[Tensor, "b r"],
-        places: Float[Tensor, "b s"] | None = None,
-    ) -> Float[Tensor, "b s r"]:
+    def matrix(self, correspondence: Correspondence) -> Float[Tensor, "b s r"]:
         """Weights of the teacher's tokens in each student token.
-
-        Parameters
-        ----------
-        student, teacher
-            Segment ids, 0 at padding; the tokens of a segment stand together.
-        places
-            Where each student token stands among the teacher's tokens of its segment, by its characters; NaN where that is
-            not known, None where it is of no token.
 
         Returns
         -------
         Rows that sum to 1; a row of zeros where the student's token is padding or its segment is not in the teacher's.
         """
+        student, teacher, places = (
+            correspondence.student_segments,
+            correspondence.teacher_segments,
+            correspondence.places,
+        )
         weights = torch.zeros(*student.shape, teacher.shape[1], device=student.device)
         for segment in (Segment.QUESTION, Segment.REASONING, Segment.ANSWER):
             in_student, in_teacher = student == segment, teacher == segment

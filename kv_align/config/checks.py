@@ -10,12 +10,11 @@ from typing import Any
 
 from hydra.utils import get_method, get_object
 
-from kv_align.align.layer_map.learned import Mixture
 from kv_align.config.config import Config
 from kv_align.config.model_card import ModelCard, model_card, model_path
 from kv_align.config.options import parameters_of
 from kv_align.config.schema import Choice
-from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.config.signals import learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import ConfigError, invalid_value
 
 _LONGEST_NAME = 150  # file systems take 255 bytes; loss, seed and hash, and the suffixes of temporary files, come to it
@@ -37,7 +36,7 @@ def check_places(config: Config) -> None:
 
 def check_loss_against_aligner(config: Config) -> None:
     """Refuse a loss that needs an aligner without one."""
-    if uses_keys_values(config) and not config.aligner.target:
+    if uses_aligner(config) and not config.aligner.target:
         raise ConfigError(
             f"loss={config.loss.name} is not allowed with aligner={config.aligner.name}: there would be no projected keys "
             "and values to compare with; use aligner=flat or structured, or loss=ce or logit_kd."
@@ -133,7 +132,7 @@ def check_trainer(config: Config) -> None:
         raise invalid_value("trainer.epochs", None, "a number above 0, or trainer.max_steps to a whole number")
     if trainer.aligner_lr is None and config.align is not None and config.align.fit != "frozen":
         raise invalid_value("trainer.aligner_lr", None, f"a number above 0 with align.fit={config.align.fit}")
-    if trainer.aligner_lr is None and signal_of(config.loss) == "hidden_states":
+    if trainer.aligner_lr is None and learns_projection(config):
         raise invalid_value(
             "trainer.aligner_lr", None, f"a number above 0 with loss={config.loss.name}, which learns a projection"
         )
@@ -181,7 +180,8 @@ def check_layer_map(config: Config, teacher: ModelCard | None, student: ModelCar
 
 
 def _learns_layers(layer_map: Choice) -> bool:
-    return get_method(layer_map.target).__annotations__.get("return") in (Mixture, Mixture.__name__)
+    annotation = get_method(layer_map.target).__annotations__.get("return")
+    return str(getattr(annotation, "__name__", annotation)) == "Mixture"
 
 
 def check_layers_of_loss(config: Config, student: ModelCard | None) -> None:
@@ -193,7 +193,7 @@ def check_layers_of_loss(config: Config, student: ModelCard | None) -> None:
 
 def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:
     """Refuse to compare logits of different tokens."""
-    if signal_of(config.loss) != "logits":
+    if not any(signal.predicting for signal in signals_of(config.loss)):
         return
     if config.data.rationale != "full":
         raise invalid_value(

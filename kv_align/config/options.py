@@ -25,6 +25,7 @@ UnitFloat = Annotated[float, Ge(0), Le(1)]
 FractionFloat = Annotated[float, Ge(0), Lt(1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Decay = Literal["constant", "linear", "cosine"]
 LayerList = Annotated[list[NonNegativeInt], MinLen(1)]
 NameList = Annotated[list[str], MinLen(1)]
 
@@ -39,6 +40,7 @@ _ANNOTATION_NAMES: dict[str, Any] = {
     "FractionFloat": FractionFloat,
     "PositiveInt": PositiveInt,
     "NonNegativeInt": NonNegativeInt,
+    "Decay": Decay,
     "LayerList": LayerList,
     "NameList": NameList,
 }

@@ -28,7 +28,7 @@ from kv_align.config.inputs import check_inputs, digest_inputs
 from kv_align.config.model_card import model_path
 from kv_align.config.options import constant_of, options_of, parameters_of
 from kv_align.config.schema import Choice, validate
-from kv_align.config.signals import CACHED, concerned_groups, declared, signal_of, uses_keys_values
+from kv_align.config.signals import concerned_groups, declared, learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import invalid_value
 
 
@@ -76,7 +76,7 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
 def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    aligned, concerned = uses_keys_values(config), concerned_groups(config)
+    aligned, concerned = uses_aligner(config), concerned_groups(config)
     reason = f"loss={config.loss.name}, which " + ("needs no aligner" if concerned else "compares no keys and values")
     for group in ("layer_map", "time_warp", "keys", "align", "init"):
         if group not in concerned:
@@ -124,13 +124,13 @@ def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if config.teacher_cache not in ("off", "auto"):
         changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
-    if config.teacher_cache == "off" or signal_of(config.loss) not in CACHED:
+    if config.teacher_cache == "off" or not signals_of(config.loss):
         # Nothing is rounded: what is measured is kept as it was computed.
         return {**changes, "teacher_cache_dtype": None, "teacher_cache_keeps": None}
     for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):
         if getattr(config, f"teacher_cache_{key}") is None:
             raise invalid_value(f"teacher_cache_{key}", None, f"{allowed} with a teacher_cache")
-    fixed = uses_keys_values(config) and config.align is not None and config.align.fit == "frozen"
+    fixed = uses_aligner(config) and config.align is not None and config.align.fit == "frozen"
     if config.teacher_cache_keeps == "targets" and (not fixed or config.data.shuffle_teacher):
         why = (
             "data.shuffle_teacher=true, where they depend on the batch" if fixed else "an aligner that learns, or none"
@@ -157,8 +157,8 @@ def _without_idle_options(choice: Choice) -> Choice:
 
 def _idle_in_trainer(config: Config) -> dict[str, None]:
     trainer = config.trainer
-    learns = uses_keys_values(config) and config.align is not None and config.align.fit != "frozen"
-    learns = learns or signal_of(config.loss) == "hidden_states"
+    learns = uses_aligner(config) and config.align is not None and config.align.fit != "frozen"
+    learns = learns or learns_projection(config)
     idle = {
         "epochs": trainer.max_steps is not None,
         "aligner_lr": not learns,

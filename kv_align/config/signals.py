@@ -1,7 +1,12 @@
-"""What a loss needs of the teacher, and which other choices then concern the run. Imports no torch."""
+"""What a loss asks of a teacher, and which other choices then concern the run. Imports no torch.
+
+A loss says by a literal, `signals = ("keys_values",)`, what it asks for. All that differs from signal to signal is in the
+one `Signal` of that name: which tensors hold it, how it is kept on disk, and which groups of `conf/` say how it is compared.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from kv_align.config.config import Config
@@ -9,29 +14,113 @@ from kv_align.config.options import constant_of
 from kv_align.config.schema import Choice
 from kv_align.runs.errors import ConfigError
 
-# What a loss compares through, by what it needs of the teacher; every other choice has no effect on it.
-_CONCERNED = {
-    "none": (),
-    "logits": (),
-    "keys_values": ("layer_map", "time_warp", "keys", "align", "init"),
-    "keys_values_queries": ("layer_map", "time_warp", "keys", "align", "init"),
-    "relations": ("layer_map", "time_warp", "keys"),
-    "hidden_states": ("layer_map", "time_warp"),
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """Something that a loss can ask of a teacher; one forward pass gives all the signals of a run.
+
+    Attributes
+    ----------
+    name
+        By which a loss asks for it.
+    fields
+        The tensors that hold it, by the names under which `kv_align.teacher.teacher.TeacherStates` has them.
+    concerns
+        The groups of `conf/`, beside loss and aligner, that say how it is compared; no other has an effect on it. With
+        `align` among them it is compared through an aligner.
+    predicting
+        Whether it is of the tokens that predict a scored one: elsewhere it means nothing, and is not kept. It is compared
+        token by token, so both models must read the same tokens.
+    by_segments
+        Whether it depends on the segments of a text beside its tokens.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    concerns: tuple[str, ...] = ()
+    predicting: bool = False
+    by_segments: bool = False
+
+    @property
+    def through_aligner(self) -> bool:
+        """Whether it is compared in the student's shape, as an aligner projects it."""
+        return "align" in self.concerns
+
+    @property
+    def settings(self) -> dict[str, dict[str, int | float]]:
+        """What it depends on beside the text, for the key of what is kept on disk."""
+        return {}
 
 
-# What can be kept on disk for other runs (`kv_align.teacher.cache`).
-CACHED = ("keys_values", "keys_values_queries", "relations", "hidden_states", "logits")
+@dataclass(frozen=True, kw_only=True)
+class TopLogits(Signal):
+    """The teacher's likeliest next tokens, in the place of all logits.
+
+    Attributes
+    ----------
+    k
+        How many tokens are told apart, at most `vocabulary`.
+    temperature
+        What divides the logits before their softmax.
+    vocabulary
+        The first so many tokens are all there are; where a model's logits are padded further, the rest is left out.
+    """
+
+    name: str = "logits"
+    fields: tuple[str, ...] = ("top_log_probabilities", "top_indices")
+    predicting: bool = True
+    k: int
+    temperature: float
+    vocabulary: int
+
+    @property
+    def settings(self) -> dict[str, dict[str, int | float]]:
+        """How the distribution is coarse-grained."""
+        return {"top_logits": {"k": self.k, "temperature": self.temperature, "vocabulary": self.vocabulary}}
 
 
-def signal_of(loss: Choice) -> str:
-    """Return what a loss needs of the teacher, see `kv_align.losses.base.Signal`."""
-    return str(declared("loss", loss, "signal"))
+Signals = tuple[Signal, ...]
+"""What a loss, or whoever measures, asks of a teacher at once."""
+
+_THROUGH_ALIGNER = ("layer_map", "time_warp", "keys", "align", "init")
+KEYS_VALUES = Signal(name="keys_values", fields=("k", "v"), concerns=_THROUGH_ALIGNER)
+KEYS_VALUES_QUERIES = Signal(name="keys_values_queries", fields=("k", "v", "q"), concerns=_THROUGH_ALIGNER)
+RELATIONS = Signal(name="relations", fields=("k", "v", "q"), concerns=("layer_map", "time_warp", "keys"))
+HIDDEN_STATES = Signal(name="hidden_states", fields=("hidden",), concerns=("layer_map", "time_warp"))
+LOGITS = Signal(name="logits", fields=("logits",), predicting=True)
+TOKEN_LOSSES = Signal(name="token_losses", fields=("token_losses",), by_segments=True)
+"""What the teacher itself is measured by; no loss asks for it."""
+
+SIGNALS = {each.name: each for each in (KEYS_VALUES, KEYS_VALUES_QUERIES, RELATIONS, HIDDEN_STATES, LOGITS)}
+"""What a loss can ask for, by name."""
 
 
-def uses_keys_values(config: Config) -> bool:
+def signals_of(loss: Choice) -> Signals:
+    """Return what a loss asks of the teacher, read from its class without importing it.
+
+    Raises
+    ------
+    ConfigError
+        If the class does not say its signals, or names one that there is not.
+    """
+    names = declared("loss", loss, "signals")
+    for name in names if isinstance(names, tuple) else [names]:
+        if name not in SIGNALS or not isinstance(names, tuple):
+            raise ConfigError(
+                f"loss={loss.name} is not allowed: its signals={names!r} must be a tuple of names among "
+                f"{', '.join(SIGNALS)}; correct that class."
+            )
+    return tuple(SIGNALS[name] for name in names)
+
+
+def uses_aligner(config: Config) -> bool:
     """Whether the run compares keys and values through an aligner."""
-    return signal_of(config.loss).startswith("keys_values")
+    return any(signal.through_aligner for signal in signals_of(config.loss))
+
+
+def concerned_groups(config: Config) -> tuple[str, ...]:
+    """Return the groups, beside the aligner itself, that have an effect on a run with its loss."""
+    return tuple(dict.fromkeys(group for signal in signals_of(config.loss) for group in signal.concerns))
 
 
 def declared(group: str, choice: Choice, name: str) -> Any:
@@ -44,12 +133,13 @@ def declared(group: str, choice: Choice, name: str) -> Any:
         ) from None
 
 
-def concerned_groups(config: Config) -> tuple[str, ...]:
-    """Return the groups, beside the aligner itself, that have an effect on a run with its loss."""
-    signal = signal_of(config.loss)
-    if signal not in _CONCERNED:
-        raise ConfigError(
-            f"loss={config.loss.name} is not allowed: its signal {signal} is none of {', '.join(_CONCERNED)}; "
-            "correct that class."
-        )
-    return _CONCERNED[signal]
+def learns_projection(config: Config) -> bool:
+    """Whether the loss learns something itself, beside student and aligner."""
+    return bool(_declared_or(config.loss, "learns_projection", False))
+
+
+def _declared_or(choice: Choice, name: str, default: Any) -> Any:
+    try:
+        return constant_of(choice.target, name)
+    except ValueError:
+        return default

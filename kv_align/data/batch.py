@@ -7,7 +7,7 @@ left where text is generated; position ids count real tokens either way.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kv_align.data.correspondence import Correspondence
 from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
 from kv_align.data.match import match_tokens
@@ -51,17 +52,18 @@ class Tokens:
         """
         return (self.segments > Segment.QUESTION) & (self.positions > 0)
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a causal model is called with."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device (asynchronously where the memory is pinned)."""
-        return Tokens(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ids, mask, positions and segments."""
-        return self.ids, self.mask, self.positions, self.segments
-
-    def pin_memory(self) -> Tokens:
-        """Put into page-locked memory; the data loader calls it by this name."""
-        return Tokens(*(tensor.pin_memory() for tensor in self.tensors()))
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """Return the same sequences with each tensor changed alike."""
+        return Tokens(*(change(tensor) for tensor in (self.ids, self.mask, self.positions, self.segments)))
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,10 @@ class Batch:
     aligned
         [B, S], True where a student token has a target: it is no padding, the teacher has its segment too, and its text
         was not cut off what the teacher read.
-    same_time
-        Whether teacher and student tokens stand at the same places, so that nothing needs resampling.
+    correspondence
+        Which of the teacher's tokens stand for which of the student's.
     indices
         The examples' places in their split.
-    places
-        [B, S], where each student token stands among the teacher's tokens of its segment, by its characters; NaN where
-        that is not known. None where both read with one tokenizer.
     read_by_teacher
         The examples that the teacher reads, where they are others than `indices` (control); else empty.
     """
@@ -92,26 +91,43 @@ class Batch:
     teacher: Tokens
     scored: Bool[Tensor, "b s"]
     aligned: Bool[Tensor, "b s"]
-    same_time: bool
+    correspondence: Correspondence
     indices: tuple[int, ...]
-    places: Float[Tensor, "b s"] | None = None
     read_by_teacher: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        """Copy to a device."""
-        student = self.student.to(device)
-        teacher = student if self.teacher is self.student else self.teacher.to(device)
-        scored, aligned = (mask.to(device, non_blocking=True) for mask in (self.scored, self.aligned))
-        places = None if self.places is None else self.places.to(device, non_blocking=True)
-        return replace(self, student=student, teacher=teacher, scored=scored, aligned=aligned, places=places)
+        """Copy to a device (asynchronously where the memory is pinned)."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Put into page-locked memory; the data loader calls it by this name."""
-        student = self.student.pin_memory()
-        teacher = student if self.teacher is self.student else self.teacher.pin_memory()
-        scored, aligned = self.scored.pin_memory(), self.aligned.pin_memory()
-        places = None if self.places is None else self.places.pin_memory()
-        return replace(self, student=student, teacher=teacher, scored=scored, aligned=aligned, places=places)
+        return self._changed(Tensor.pin_memory)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the examples, padded as they are here."""
+        return replace(
+            self._changed(lambda tensor: tensor[rows]),
+            indices=self.indices[rows],
+            read_by_teacher=self.read_by_teacher[rows],
+        )
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        student = self.student.changed(change)
+        teacher = student if self.teacher is self.student else self.teacher.changed(change)
+        places = self.correspondence.places
+        return replace(
+            self,
+            student=student,
+            teacher=teacher,
+            scored=change(self.scored),
+            aligned=change(self.aligned),
+            correspondence=Correspondence(
+                student.segments,
+                teacher.segments,
+                self.correspondence.same_time,
+                None if places is None else change(places),
+            ),
+        )
 
 
 def pad(encoded: list[Encoded], pad_id: int, side: Literal["left", "right"] = "right") -> Tokens:
@@ -185,8 +201,9 @@ class Collator:
             aligned = aligned & was_read
             ranks = _ranks(student.segments).to(places.dtype)
             same_time = same_time and bool((places.isnan() | (places == ranks)).all())
+        correspondence = Correspondence(student.segments, teacher.segments, same_time, places)
         others = tuple(read_by_teacher) if self._shuffle_teacher else ()
-        return Batch(student, teacher, scored, aligned, same_time, tuple(indices), places, others)
+        return Batch(student, teacher, scored, aligned, correspondence, tuple(indices), others)
 
     def _match(self, indices: list[int], student: Tokens) -> tuple[Float[Tensor, "b s"], Bool[Tensor, "b s"]]:
         places = torch.full(student.ids.shape, torch.nan)

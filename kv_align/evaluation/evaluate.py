@@ -14,13 +14,15 @@ from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.schedule import Phase
 from kv_align.align.time_warp import SegmentWarp, resample
 from kv_align.config.config import EvaluationConfig
+from kv_align.config.signals import KEYS_VALUES, TOKEN_LOSSES
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
 from kv_align.evaluation.exact_match import generate_answers, parse_answer
 from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.losses.functional import token_losses
-from kv_align.models.capture.prepare import record
+from kv_align.models.capture.recorder import record_states
+from kv_align.models.evaluating import evaluating
 from kv_align.models.load import LanguageModel
 from kv_align.runs.preemption import leave_if_asked
 from kv_align.runs.progress import progress_bar
@@ -93,8 +95,8 @@ class Evaluator:
         self._validation, self._test = validation, test
         self._student, self._autocast = student, autocast
         self._teacher_layers = proportional(teacher.geometry.num_layers, student.geometry.num_layers, 0)
-        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), "keys_values")
-        self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), "token_losses")
+        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), (KEYS_VALUES,))
+        self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), (TOKEN_LOSSES,))
 
     def prepare(self) -> None:
         """Have at hand what the last evaluation asks of the teacher, lest it find a disk full after all of the training."""
@@ -107,14 +109,14 @@ class Evaluator:
         totals: dict[str, float] = {}
         quality, outcomes, scored = Agreement(), [], 0
         phase = Phase(student_learns=True, aligner_learns=True)
-        with _evaluating(distiller):
+        with evaluating(distiller):
             batches = list(self._batches(self._config.validation_examples))
             counts = Counts.of(batches)
             weights = distiller.loss.weights(0, 1)
             for batch in batches:
                 here = batch.to(self._student.model.device)
                 with self._autocast():
-                    states = teacher.read(here, distiller.loss.signal)
+                    states = teacher.read(here, distiller.loss.requests)
                     result = distiller(here, states, counts, weights, phase)
                 quality.add(result.comparison)
                 for name, loss in result.losses.items():
@@ -130,8 +132,7 @@ class Evaluator:
         total, scored = 0.0, 0
         for batch in self._batches(self._config.validation_examples):
             with self._autocast():
-                losses = self._teacher_losses.read(batch, "token_losses").token_losses
-            assert losses is not None
+                losses = self._teacher_losses.read(batch, (TOKEN_LOSSES,))["token_losses"]
             total += losses.sum().item()
             scored += int(batch.teacher.scored.sum())
         return total / max(1, scored)
@@ -184,26 +185,16 @@ class Evaluator:
         places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
         warp = SegmentWarp(smoothness=0.0, ratios={})
         halves: dict[str, list[list[Tensor]]] = {kind: [[], []] for kind in ("xk", "yk", "xv", "yv")}
-        with _evaluating(self._student.model):
+        with evaluating(self._student.model):
             for number, batch in enumerate(self._batches(self._config.probe_examples)):
                 here = batch.to(self._student.model.device)
                 with self._autocast():
-                    states = self._raw_teacher.read(here, "keys_values")
-                    with record() as recorder:
-                        tokens = here.student
-                        self._student.model.base_model(
-                            input_ids=tokens.ids,
-                            attention_mask=tokens.mask,
-                            position_ids=tokens.positions,
-                            use_cache=False,
-                        )
-                assert states.k is not None
-                assert states.v is not None
-                segments = here.student.segments, here.teacher.segments
-                weights = None if here.same_time else warp.matrix(*segments, here.places)
+                    states = self._raw_teacher.read(here, (KEYS_VALUES,))
+                    recorder = record_states(self._student.model, here.student.inputs)
                 order = [places[layer] for layer in layers]
-                pairs = {"xk": states.k[:, order], "xv": states.v[:, order]}
-                if weights is not None:
+                pairs = {"xk": states["k"][:, order], "xv": states["v"][:, order]}
+                if not here.correspondence.same_time:
+                    weights = warp.matrix(here.correspondence)
                     pairs = {kind: resample(each, weights) for kind, each in pairs.items()}
                 pairs |= {"yk": recorder.keys(rotated=False), "yv": recorder.values()}
                 for kind, each in pairs.items():
@@ -228,19 +219,6 @@ class Evaluator:
                 yield self._validation.collate(list(examples[start : start + size]))
                 advance(min(size, len(examples) - start))
                 leave_if_asked(together=True)
-
-
-class _evaluating:  # noqa: N801 - a context manager, read as a statement
-    """Dropout off inside the block, and as before after it."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module, self._was_training = module, module.training
-
-    def __enter__(self) -> None:
-        self._module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self._module.train(self._was_training)
 
 
 def _per_example(logits: Tensor, batch: Batch, split: PreparedSplit) -> list[dict[str, Any]]:

@@ -20,13 +20,12 @@ from kv_align.align.aligner import count_parameters
 from kv_align.config.config import Config
 from kv_align.config.extras import extras_versions
 from kv_align.config.identity import content_hash, continued_run
-from kv_align.config.signals import signal_of
+from kv_align.config.signals import Signals, signals_of
 from kv_align.data.example import Example
 from kv_align.data.loader import data_order, total_steps
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
 from kv_align.experiment.build import make_adapter, make_distiller, make_source
-from kv_align.losses.base import Signal
 from kv_align.models.load import check_queries, load_student, load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.provenance import attempt_provenance
@@ -84,10 +83,12 @@ class Assembly:
         self.teacher_reader = load_teacher(config.model, device, self.processes.number)
         self.student_reader = load_student(config.model, config.seed, device, make_adapter(config))
         readers = (self.student_reader, self.teacher_reader)
-        signal = signal_of(config.loss)
-        if signal in ("keys_values_queries", "relations"):
+        signals = signals_of(config.loss)
+        with_queries = [signal for signal in signals if "q" in signal.fields]
+        if with_queries:
             pair = (self.teacher_reader, self.student_reader)
-            check_queries(config.model, config.loss.name, *pair, attention=signal == "keys_values_queries")
+            attention = any(signal.through_aligner for signal in with_queries)
+            check_queries(config.model, config.loss.name, *pair, attention=attention)
         source, data = make_source(config), config.data
         self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
         self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
@@ -96,7 +97,7 @@ class Assembly:
         _check_lengths(config, self.num_steps, len(self.validation.examples))
 
         tokenizers = (self.teacher_reader.tokenizer, self.student_reader.tokenizer)
-        if signal == "logits" and not same_tokenizer(*tokenizers):
+        if any(signal.predicting for signal in signals) and not same_tokenizer(*tokenizers):
             raise ConfigError(
                 f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
                 f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
@@ -119,10 +120,10 @@ class Assembly:
         self.aligner, self.loss = self.distiller.aligner, self.distiller.loss
         self.student_reader = replace(self.student_reader, model=self.distiller.student, adapter=adapter)
 
-        def on_validation(teacher: Teacher, wanted: Signal) -> StateSource:
+        def on_validation(teacher: Teacher, wanted: Signals) -> StateSource:
             return cache.states(teacher, self.validation, wanted, rounded=False)
 
-        self.validation_teacher = on_validation(self.teacher, self.loss.signal)
+        self.validation_teacher = on_validation(self.teacher, self.loss.requests)
         self.evaluator = Evaluator(
             config.evaluation,
             self.validation,
@@ -139,7 +140,7 @@ class Assembly:
             self.parallel,
             self.processes,
             distiller,
-            cache.training(self.teacher, self.train, distiller, self.layers),
+            cache.training(self.teacher, self.train, self.loss.requests, distiller.aligner, self.layers),
             self.train,
             self.num_steps,
             lambda step: self.evaluate(config, step),

@@ -13,15 +13,15 @@ from hydra.utils import get_method, get_object
 from transformers import PreTrainedModel
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
-from kv_align.align.correspondence import LayerMixture, Placement
 from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.layer_map.learned import Mixture
+from kv_align.align.layer_time_map import LayerMixture, LayerTimeMap
 from kv_align.align.paired_states import Calibration, Kind
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.config import Config
 from kv_align.config.options import parameters_of
 from kv_align.config.schema import Choice
-from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.config.signals import signals_of, uses_aligner
 from kv_align.data.example import DataSource
 from kv_align.data.prepared import PreparedSplit
 from kv_align.experiment.calibration import Calibrator
@@ -57,7 +57,7 @@ class Layers:
     mixture: Mixture | None = None
 
     def placed(self) -> list[int] | LayerMixture:
-        """What a `Placement` does with the layers that were read; a mixture is a new one at each call."""
+        """What a `LayerTimeMap` does with the layers that were read; a mixture is a new one at each call."""
         if self.mixture is not None:
             return LayerMixture(self.mixture)
         return [self.read.index(layer) for layer in self.of_student]
@@ -118,25 +118,24 @@ def make_distiller(
     -------
     What learns, what teaches it, and the teacher layer of each student layer (empty where no states are compared).
     """
-    signal = signal_of(config.loss)
+    signals = signals_of(config.loss)
     rotated = config.keys is not None and config.keys.rotated
-    queries = signal == "keys_values_queries"
+    queries = any(signal.through_aligner and "q" in signal.fields for signal in signals)
     geometries = (teacher.geometry, student.geometry)
     calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, autocast=autocast, kept=kept)
     layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
     reader = Teacher(teacher.model, layers.read, rotated=rotated)
 
-    def placement() -> Placement:
-        return Placement(layers.placed(), make_time_warp(config)).to(student.model.device)
+    def layer_time_map() -> LayerTimeMap:
+        return LayerTimeMap(layers.placed(), make_time_warp(config)).to(student.model.device)
 
     def pairing() -> Pairing:
         configs = [each.model.config.get_text_config() for each in (teacher, student)]
-        hidden = calibrator.hidden_variance(reader, layers.of_student) if signal == "hidden_states" else None
         return Pairing(
             *geometries,
             teacher_hidden=configs[0].hidden_size,
             student_hidden=configs[1].hidden_size,
-            hidden_variance=hidden,
+            hidden_variance=lambda: calibrator.hidden_variance(reader, layers.of_student),
             generator=map_generator(config.seed, "objective"),
             vocabulary=min(each.vocab_size for each in configs),
         )
@@ -147,8 +146,9 @@ def make_distiller(
         *geometries,
         queries=queries,
         layers=layers,
-        calibration=lambda: calibrator.paired(reader, placement(), queries=queries),
+        calibration=lambda: calibrator.paired(reader, layer_time_map(), queries=queries),
     )
+    unprojected = any(signal.concerns and not signal.through_aligner for signal in signals)
     variances = (torch.ones(1), torch.ones(1))
     if aligner is not None:
         variances = calibrator.key_value_variance(reader, layers.of_student)
@@ -159,7 +159,7 @@ def make_distiller(
         rotated=rotated,
         key_variance=variances[0],
         value_variance=variances[1],
-        placement=placement() if layers.read and aligner is None else None,
+        layer_time_map=layer_time_map() if unprojected else None,
     )
     return distiller, reader, layers.of_student
 
@@ -229,7 +229,7 @@ def make_aligner(
     calibration
         Reads both models' states for an init that asks for them (by a parameter `calibration`).
     """
-    if not uses_keys_values(config):
+    if not uses_aligner(config):
         return None
     layers = choose_layers(config, teacher, student) if layers is None else layers
     init, states = None, None

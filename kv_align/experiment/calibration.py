@@ -13,14 +13,15 @@ from einops import rearrange
 from torch import Tensor
 
 from kv_align.align.cka import cka_matrix
-from kv_align.align.correspondence import Placement
+from kv_align.align.layer_time_map import LayerTimeMap
 from kv_align.align.paired_states import Calibration, Pair
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.config import EvaluationConfig
+from kv_align.config.signals import HIDDEN_STATES, KEYS_VALUES, KEYS_VALUES_QUERIES
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
-from kv_align.losses.base import Signal
-from kv_align.models.capture.prepare import record
+from kv_align.models.capture.recorder import record_states
+from kv_align.models.evaluating import evaluating
 from kv_align.models.load import LanguageModel
 from kv_align.runs.preemption import leave_if_asked
 from kv_align.runs.progress import progress_bar
@@ -65,74 +66,59 @@ class Calibrator:
     def key_value_variance(self, teacher: Teacher, layers: list[int]) -> tuple[Tensor, Tensor]:
         """Variance [L_s] of the teacher's raw keys and values at each student layer's teacher layer."""
         found: dict[str, list[Tensor]] = {"k": [], "v": []}
-        tokens, kept = [], self._kept(teacher, "keys_values")
+        tokens, kept = [], self._kept(teacher, (KEYS_VALUES,))
         for batch in self._batches():
             with self._autocast():
-                states = kept.read(batch, "keys_values")
-            assert states.k is not None
-            assert states.v is not None
-            found["k"].append(variance(states.k, batch.teacher.mask))
-            found["v"].append(variance(states.v, batch.teacher.mask))
+                states = kept.read(batch, (KEYS_VALUES,))
+            for kind, each in found.items():
+                each.append(variance(states[kind], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
         key, value = (_averaged(found[kind], tokens)[teacher.places(layers)] for kind in ("k", "v"))
         return key, value
 
     def hidden_variance(self, teacher: Teacher, layers: list[int]) -> Tensor:
         """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer."""
-        found, tokens, kept = [], [], self._kept(teacher, "hidden_states")
+        found, tokens, kept = [], [], self._kept(teacher, (HIDDEN_STATES,))
         for batch in self._batches():
             with self._autocast():
-                states = kept.read(batch, "hidden_states").hidden
-            assert states is not None
+                states = kept.read(batch, (HIDDEN_STATES,))["hidden"]
             found.append(variance(states[:, :, None], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
         return _averaged(found, tokens)[teacher.places(layers)]
 
     @torch.no_grad()
-    def paired(self, teacher: Teacher, placement: Placement, *, queries: bool) -> Calibration:
+    def paired(self, teacher: Teacher, layer_time_map: LayerTimeMap, *, queries: bool) -> Calibration:
         """States of both models at the student's tokens that have a target.
 
         It keeps all of them: tokens x layers x heads x width numbers of each model and kind. Where the control shuffles the
         teacher's texts, the pairs are as mismatched as in training.
         """
-        signal: Signal = "keys_values_queries" if queries else "keys_values"
+        signals = (KEYS_VALUES_QUERIES if queries else KEYS_VALUES,)
         found: dict[str, list[Tensor]] = {}
-        kept = self._kept(teacher, signal)
-        model, was_training = self._student.model, self._student.model.training
-        model.eval()
-        for batch in self._batches():
-            tokens = batch.student
-            with self._autocast():
-                states = kept.read(batch, signal)
-                with record() as recorder:
-                    model.base_model(
-                        input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-                    )
-            raw = (states.k, states.v, states.q)
-            segments = tokens.segments, batch.teacher.segments
-            placed = placement(raw, *segments, batch.same_time, torch.float32, batch.places)
-            own = (
-                recorder.keys(rotated=self._rotated),
-                recorder.values(),
-                recorder.queries(rotated=self._rotated) if queries else None,
-            )
-            for name, each in (
-                *zip(("tk", "tv", "tq"), placed, strict=True),
-                *zip(("sk", "sv", "sq"), own, strict=True),
-            ):
-                if each is not None:
-                    paired = rearrange(each.float(), "b l h s d -> b s l h d")[batch.aligned]
-                    found.setdefault(name, []).append(paired)
-        model.train(was_training)
+        kept, model = self._kept(teacher, signals), self._student.model
+        with evaluating(model):
+            for batch in self._batches():
+                with self._autocast():
+                    raw = kept.read(batch, signals).raw
+                    recorder = record_states(model, batch.student.inputs)
+                placed = layer_time_map(raw.tensors(), batch.correspondence, torch.float32)
+                own = recorder.states(rotated=self._rotated, queries=queries).tensors()
+                for whose, states in (("teacher", placed), ("student", own)):
+                    for name, each in states.items():
+                        paired = rearrange(each.float(), "b l h s d -> b s l h d")[batch.aligned]
+                        found.setdefault(f"{whose} {name}", []).append(paired)
         joined = {name: torch.cat(batches) for name, batches in found.items()}
-        query = Pair(joined["tq"], joined["sq"]) if queries else None
-        return Calibration(Pair(joined["tk"], joined["sk"]), Pair(joined["tv"], joined["sv"]), query)
+
+        def pair(name: str) -> Pair:
+            return Pair(joined[f"teacher {name}"], joined[f"student {name}"])
+
+        return Calibration(pair("k"), pair("v"), pair("q") if queries else None)
 
     def similarity(self, time_warp: SegmentWarp) -> list[list[float]]:
         """Linear CKA [L_s][L_t] between both models' layers, of all heads side by side, averaged over keys and values."""
         everything = list(range(self._teacher.geometry.num_layers))
         teacher = Teacher(self._teacher.model, everything, rotated=self._rotated)
-        states = self.paired(teacher, Placement(everything, time_warp), queries=False)
+        states = self.paired(teacher, LayerTimeMap(everything, time_warp), queries=False)
         both = [
             cka_matrix(*(rearrange(each, "n l h d -> l n (h d)").unbind() for each in (pair.student, pair.teacher)))
             for pair in (states.key, states.value)

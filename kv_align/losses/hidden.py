@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kv_align.config.options import LayerList, NonNegativeFloat
-from kv_align.losses.base import Comparison, Loss, Pairing
+from kv_align.config.options import Decay, LayerList, NonNegativeFloat, NonNegativeInt
+from kv_align.losses.base import Loss, Pairing, Schedule
+from kv_align.losses.comparison import Comparison, HiddenComparison
 from kv_align.losses.functional import Masked, scaled_mse
 from kv_align.losses.relations import chosen_layers
 
@@ -26,8 +27,8 @@ class Hidden(Loss):
     ----------
     pairing
         Shapes of the two models, and that variance.
-    lambda_hidden
-        Weight of the term.
+    lambda_hidden, lambda_hidden_decay, lambda_hidden_warmup_steps
+        Weight of the term and its schedule, see `Schedule`.
     layers
         Student layers that are compared, each with its teacher layer; None: all.
 
@@ -37,39 +38,38 @@ class Hidden(Loss):
         If a layer is not the student's.
     """
 
-    signal = "hidden_states"
+    signals = ("hidden_states",)
     counted = "aligned"
+    learns_projection = True
     projection: Projection
 
-    def __init__(self, pairing: Pairing, *, lambda_hidden: NonNegativeFloat, layers: LayerList | None) -> None:
-        assert pairing.hidden_variance is not None
+    def __init__(
+        self,
+        pairing: Pairing,
+        *,
+        lambda_hidden: NonNegativeFloat,
+        lambda_hidden_decay: Decay | None = None,
+        lambda_hidden_warmup_steps: NonNegativeInt | None = None,
+        layers: LayerList | None,
+    ) -> None:
         number = pairing.student.num_layers
         self._layers = chosen_layers(layers, number, list(range(number)))
-        self._lambda, self._variance = lambda_hidden, pairing.hidden_variance[self._layers]
+        self._variance = pairing.hidden_variance()[self._layers]
+        self.schedules = {"hidden_loss": Schedule(lambda_hidden, lambda_hidden_decay, lambda_hidden_warmup_steps)}
         widths = (pairing.student_hidden, pairing.teacher_hidden)
         self.projection = Projection(len(self._layers), *widths, pairing.generator)
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`hidden_loss`."""
-        student, teacher = comparison.student_hidden, comparison.teacher_hidden
-        assert student is not None
-        assert teacher is not None
-        projected = self.projection(student[:, self._layers])
+        hidden = comparison.of(HiddenComparison)
+        projected = self.projection(hidden.student[:, self._layers])
         error = scaled_mse(
             projected[:, :, None],
-            teacher[:, self._layers][:, :, None],
+            hidden.teacher[:, self._layers][:, :, None],
             comparison.aligned,
             self._variance.to(projected.device),
         )
         return {"hidden_loss": error}
-
-    def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`hidden_loss`."""
-        return means
-
-    def weights(self, step: int, num_steps: int) -> dict[str, float]:
-        """Constant."""
-        return {"hidden_loss": self._lambda}
 
 
 class Projection(nn.Module):

@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from kv_align.config.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kv_align.losses.attention_divergence import attention_divergence
-from kv_align.losses.base import Comparison, Loss, scheduled
+from kv_align.losses.base import Loss, Schedule
+from kv_align.losses.comparison import AttentionComparison, Comparison, StateComparison
 from kv_align.losses.functional import Masked, cosine_distance
 from kv_align.losses.kv import KeyValue
 
@@ -21,14 +22,14 @@ class KeyValueStruct(Loss):
     metric, lambda_kv, lambda_kv_decay, lambda_kv_warmup_steps
         Of the KV loss, see `KeyValue`.
     lambda_struct, lambda_struct_decay, lambda_struct_warmup_steps
-        Weight of the structural loss and its schedule, see `scheduled`.
+        Weight of the structural loss and its schedule, see `Schedule`.
     alpha_k, alpha_v, alpha_attn
         Weights of its parts.
     temperature
         tau of the attention part.
     """
 
-    signal = "keys_values_queries"
+    signals = ("keys_values_queries",)
     counted = "aligned"
 
     def __init__(
@@ -36,10 +37,10 @@ class KeyValueStruct(Loss):
         *,
         metric: Literal["mse", "cosine"],
         lambda_kv: NonNegativeFloat,
-        lambda_kv_decay: Literal["constant", "linear", "cosine"],
+        lambda_kv_decay: Decay,
         lambda_kv_warmup_steps: NonNegativeInt,
         lambda_struct: NonNegativeFloat,
-        lambda_struct_decay: Literal["constant", "linear", "cosine"],
+        lambda_struct_decay: Decay,
         lambda_struct_warmup_steps: NonNegativeInt,
         alpha_k: NonNegativeFloat,
         alpha_v: NonNegativeFloat,
@@ -52,26 +53,26 @@ class KeyValueStruct(Loss):
             lambda_kv_decay=lambda_kv_decay,
             lambda_kv_warmup_steps=lambda_kv_warmup_steps,
         )
-        self._schedule = (lambda_struct, lambda_struct_decay, lambda_struct_warmup_steps)
+        struct = Schedule(lambda_struct, lambda_struct_decay, lambda_struct_warmup_steps)
+        self.schedules = {**self._kv.schedules, "struct_loss": struct}
         self._alphas = {"struct_key_loss": alpha_k, "struct_value_loss": alpha_v, "attention_loss": alpha_attn}
         self._temperature = temperature
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """The KV loss's parts, `struct_key_loss`, `struct_value_loss` and `attention_loss`."""
-        student, target, mask = comparison.student, comparison.target, comparison.aligned
-        assert student is not None
-        assert target is not None
-        assert comparison.student_attention is not None
-        assert comparison.target_attention is not None
+        states, attention = comparison.of(StateComparison), comparison.of(AttentionComparison)
+        student, target, mask = states.student, states.target, comparison.aligned
         return {
             **self._kv.components(comparison),
             "struct_key_loss": cosine_distance(student.k, target.k, mask),
             "struct_value_loss": cosine_distance(student.v, target.v, mask),
             "attention_loss": attention_divergence(
-                *comparison.student_attention,
-                *comparison.target_attention,
+                attention.student_q,
+                attention.student_k,
+                attention.target_q,
+                attention.target_k,
                 mask,
-                forms=comparison.forms,
+                forms=attention.forms,
                 temperature=self._temperature,
             ),
         }
@@ -80,7 +81,3 @@ class KeyValueStruct(Loss):
         """`kv_loss` and `struct_loss`."""
         weighted = [alpha * means[part] for part, alpha in self._alphas.items()]
         return {**self._kv.terms(means), "struct_loss": weighted[0] + weighted[1] + weighted[2]}
-
-    def weights(self, step: int, num_steps: int) -> dict[str, float]:
-        """`lambda_kv` and `lambda_struct` on their schedules."""
-        return {**self._kv.weights(step, num_steps), "struct_loss": scheduled(*self._schedule, step, num_steps)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from kv_align.config.options import NonNegativeFloat, PositiveFloat, PositiveInt
-from kv_align.losses.base import Comparison, Loss, Pairing, Signal
+from kv_align.config.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kv_align.config.signals import LOGITS, Signals, TopLogits
+from kv_align.losses.base import Loss, Pairing, Schedule
+from kv_align.losses.comparison import Comparison, LogitComparison, TopLogitComparison
 from kv_align.losses.functional import Masked, logit_divergence
-from kv_align.losses.top_k import TopLogits, top_divergence
+from kv_align.losses.top_k import top_divergence
 
 
 class LogitDistillation(Loss):
@@ -17,8 +17,8 @@ class LogitDistillation(Loss):
     ----------
     pairing
         Of the two models.
-    lambda_logit
-        Weight of the term.
+    lambda_logit, lambda_logit_decay, lambda_logit_warmup_steps
+        Weight of the term and its schedule, see `Schedule`.
     temperature
         tau.
     top_k
@@ -30,7 +30,7 @@ class LogitDistillation(Loss):
         If there are fewer tokens.
     """
 
-    signal: Signal = "logits"
+    signals = ("logits",)
     counted = "scored"
 
     def __init__(
@@ -38,10 +38,14 @@ class LogitDistillation(Loss):
         pairing: Pairing,
         *,
         lambda_logit: NonNegativeFloat,
+        lambda_logit_decay: Decay | None = None,
+        lambda_logit_warmup_steps: NonNegativeInt | None = None,
         temperature: PositiveFloat,
         top_k: PositiveInt | None = None,
     ) -> None:
-        self._lambda, self._temperature = lambda_logit, temperature
+        weight = Schedule(lambda_logit, lambda_logit_decay, lambda_logit_warmup_steps)
+        self.schedules, self._temperature = {"logit_loss": weight}, temperature
+        self._top: TopLogits | None = None
         if top_k is None:
             return
         if top_k > pairing.vocabulary:
@@ -49,21 +53,18 @@ class LogitDistillation(Loss):
                 f"loss.top_k={top_k} is not allowed: the two models have {pairing.vocabulary} tokens; choose at most that, "
                 "or null"
             )
-        self.signal = TopLogits(top_k, temperature, pairing.vocabulary)
+        self._top = TopLogits(k=top_k, temperature=temperature, vocabulary=pairing.vocabulary)
+
+    @property
+    def requests(self) -> Signals:
+        """All logits, or the likeliest alone."""
+        return (self._top or LOGITS,)
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`logit_loss`."""
         student, scored = comparison.logits, comparison.scored
-        if isinstance(self.signal, TopLogits):
-            assert comparison.teacher_top is not None
-            return {"logit_loss": top_divergence(student, comparison.teacher_top, scored, self.signal)}
-        assert comparison.teacher_logits is not None
-        return {"logit_loss": logit_divergence(student, comparison.teacher_logits, scored, self._temperature)}
-
-    def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`logit_loss`."""
-        return means
-
-    def weights(self, step: int, num_steps: int) -> dict[str, float]:
-        """Constant."""
-        return {"logit_loss": self._lambda}
+        if self._top is not None:
+            teacher = comparison.of(TopLogitComparison).teacher
+            return {"logit_loss": top_divergence(student, teacher, scored, self._top)}
+        teacher_logits = comparison.of(LogitComparison).teacher
+        return {"logit_loss": logit_divergence(student, teacher_logits, scored, self._temperature)}

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from kv_align.config.options import LayerList, NonNegativeFloat, PositiveInt
+from kv_align.config.options import Decay, LayerList, NonNegativeFloat, NonNegativeInt, PositiveInt
 from kv_align.losses.attention_divergence import attention_divergence
-from kv_align.losses.base import Comparison, Loss, Pairing
+from kv_align.losses.base import Loss, Pairing, Schedule
+from kv_align.losses.comparison import Comparison, SourceComparison
 from kv_align.losses.functional import Masked
 from kv_align.models.capture.attention import AttentionSpec
 
@@ -30,8 +31,8 @@ class Relations(Loss):
     ----------
     pairing
         Shapes of the two models.
-    lambda_relations
-        Weight of the term.
+    lambda_relations, lambda_relations_decay, lambda_relations_warmup_steps
+        Weight of the term and its schedule, see `Schedule`.
     relation_heads
         How many relation heads; must divide the numbers of queries and of keys and values of both models.
     layers
@@ -43,7 +44,7 @@ class Relations(Loss):
         If the heads cannot be cut so, or a layer is not the student's.
     """
 
-    signal = "relations"
+    signals = ("relations",)
     counted = "aligned"
 
     def __init__(
@@ -51,6 +52,8 @@ class Relations(Loss):
         pairing: Pairing,
         *,
         lambda_relations: NonNegativeFloat,
+        lambda_relations_decay: Decay | None = None,
+        lambda_relations_warmup_steps: NonNegativeInt | None = None,
         relation_heads: PositiveInt,
         layers: LayerList | None,
     ) -> None:
@@ -64,27 +67,23 @@ class Relations(Loss):
                 f"loss.relation_heads={relation_heads} is not allowed: it must divide {common}, the greatest common divisor "
                 "of both models' queries, keys and values; choose another number"
             )
-        self._lambda, self._heads = lambda_relations, relation_heads
+        weight = Schedule(lambda_relations, lambda_relations_decay, lambda_relations_warmup_steps)
+        self.schedules, self._heads = {"relation_loss": weight}, relation_heads
         self._layers = chosen_layers(layers, pairing.student.num_layers, [pairing.student.num_layers - 1])
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`query_relation_loss`, `key_relation_loss` and `value_relation_loss`."""
-        student, teacher = comparison.student, comparison.source
-        assert student is not None
-        assert teacher is not None
-        assert student.q is not None
-        assert teacher.q is not None
-        pairs = {"query": (student.q, teacher.q), "key": (student.k, teacher.k), "value": (student.v, teacher.v)}
-        return {f"{kind}_relation_loss": self._divergence(*pair, comparison.aligned) for kind, pair in pairs.items()}
+        states, mask = comparison.of(SourceComparison), comparison.aligned
+        ours, theirs = states.student.tensors(), states.source.tensors()
+        return {
+            f"{kind}_relation_loss": self._divergence(ours[name], theirs[name], mask)
+            for kind, name in (("query", "q"), ("key", "k"), ("value", "v"))
+        }
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """`relation_loss`."""
         query, key, value = (means[f"{kind}_relation_loss"] for kind in ("query", "key", "value"))
         return {"relation_loss": query + key + value}
-
-    def weights(self, step: int, num_steps: int) -> dict[str, float]:
-        """Constant."""
-        return {"relation_loss": self._lambda}
 
     def _divergence(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Masked:
         ours, theirs = (self._relation_heads(each[:, self._layers]) for each in (student, teacher))

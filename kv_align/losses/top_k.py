@@ -10,7 +10,6 @@ Axes: B batch, T tokens, V vocabulary, N rows (all tokens of a batch), n scored 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,26 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from kv_align.config.signals import TopLogits
 from kv_align.losses.functional import AT_ONCE, Masked, predicting
-
-
-@dataclass(frozen=True)
-class TopLogits:
-    """A signal: what a loss needs of the teacher's logits.
-
-    Attributes
-    ----------
-    k
-        How many tokens are told apart, at most `vocabulary`.
-    temperature
-        What divides the logits before their softmax.
-    vocabulary
-        The first so many tokens are all there are; where a model's logits are padded further, the rest is left out.
-    """
-
-    k: int
-    temperature: float
-    vocabulary: int
 
 
 class TopPredictions(NamedTuple):

@@ -33,22 +33,22 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
 
+from kv_align.align.aligner import Aligner
 from kv_align.config.config import Config
+from kv_align.config.signals import Signals
 from kv_align.data.batch import Batch
 from kv_align.data.prepared import PreparedSplit
-from kv_align.losses.base import Signal
 from kv_align.models.load import LanguageModel, weights_digest
-from kv_align.teacher.entries import CacheEntry, StateEntry, TargetEntry
+from kv_align.teacher.entries import CacheEntry, StateEntry, TargetEntry, kept_alike
 from kv_align.teacher.shards import AT_ONCE, Shards
 from kv_align.teacher.teacher import Autocast, Teacher, TeacherStates
-from kv_align.training.step import Distiller
 
 _NO_MATTER = ("_name_or_path", "transformers_version")
 """What a model's config says of where it came from."""
@@ -71,7 +71,7 @@ class TeacherCache:
         self._config, self._reader, self._autocast = config, reader, autocast
 
     def states(
-        self, teacher: Teacher, split: PreparedSplit, signal: Signal, *, rounded: bool
+        self, teacher: Teacher, split: PreparedSplit, signals: Signals, *, rounded: bool
     ) -> Teacher | CachedTeacher:
         """Return whom to ask for what the teacher gives of a split.
 
@@ -81,18 +81,17 @@ class TeacherCache:
             Of the layers that are read.
         split
             What it reads.
-        signal
+        signals
             What is asked of it.
         rounded
             Whether `teacher_cache_dtype` says in which precision it is kept; else it is kept as it was computed.
         """
-        if self._config.teacher_cache == "off" or signal == "none":
+        if self._config.teacher_cache == "off" or not signals:
             return teacher
-        kept = StateEntry(teacher, split.teacher, self._reader.pad_id, signal, self._autocast)
-        return self._open(teacher, kept, signal, rounded=rounded)
+        return self._open(teacher, self._entries(teacher, split, signals), signals, rounded=rounded)
 
     def training(
-        self, teacher: Teacher, split: PreparedSplit, distiller: Distiller, layers: list[int]
+        self, teacher: Teacher, split: PreparedSplit, signals: Signals, aligner: Aligner | None, layers: list[int]
     ) -> Teacher | CachedTeacher:
         """Return whom training asks: as `states`, or for targets where `teacher_cache_keeps` says so.
 
@@ -102,27 +101,38 @@ class TeacherCache:
             Of the layers that are read.
         split
             What training reads.
-        distiller
+        signals
+            What the loss asks for.
+        aligner
             As it starts.
         layers
             The teacher layer of each student layer.
         """
-        config, signal = self._config, distiller.loss.signal
+        config = self._config
         if config.teacher_cache_keeps != "targets":
-            return self.states(teacher, split, signal, rounded=True)
-        assert distiller.aligner is not None
+            return self.states(teacher, split, signals, rounded=True)
+        assert aligner is not None
         assert config.time_warp is not None
         about = {
             "maps": config.aligner.model_dump(by_alias=True, exclude={"name"}),
             "layers": layers,
             "time_warp": config.time_warp.model_dump(by_alias=True, exclude={"name"}),
         }
-        # A copy: whatever wraps the distiller in training may take its parameters apart.
-        aligner = copy.deepcopy(distiller.aligner)
-        kept = TargetEntry(teacher, aligner, split, signal, self._autocast, about)
-        return self._open(teacher, kept, signal, rounded=True)
+        projected = tuple(signal for signal in signals if signal.through_aligner)
+        others = tuple(signal for signal in signals if not signal.through_aligner)
+        # A copy: whatever wraps it in training may take its parameters apart.
+        targets = TargetEntry(teacher, copy.deepcopy(aligner), split, projected, self._autocast, about)
+        return self._open(teacher, [targets, *self._entries(teacher, split, others)], signals, rounded=True)
 
-    def _open(self, teacher: Teacher, kept: CacheEntry, signal: Signal, *, rounded: bool) -> CachedTeacher:
+    def _entries(self, teacher: Teacher, split: PreparedSplit, signals: Signals) -> list[CacheEntry]:
+        return [
+            StateEntry(teacher, split.teacher, self._reader.pad_id, alike, self._autocast)
+            for alike in kept_alike(signals)
+        ]
+
+    def _open(
+        self, teacher: Teacher, entries: Sequence[CacheEntry], signals: Signals, *, rounded: bool
+    ) -> CachedTeacher:
         config, folder = self._config, Path(self._config.teacher_cache)
         if config.teacher_cache == "auto":
             folder = Path(os.environ.get("KV_ALIGN_TEACHER_CACHE") or Path(HF_HOME) / "kv_align" / "teacher")
@@ -138,7 +148,7 @@ class TeacherCache:
             dtype = getattr(torch, config.teacher_cache_dtype)
         # Who lowers it has no memory for more.
         at_once = min(AT_ONCE, config.evaluation.batch_size)
-        return CachedTeacher(kept, signal, folder, key, dtype, at_once)
+        return CachedTeacher(entries, signals, folder, key, dtype, at_once)
 
     @cached_property
     def _about_teacher(self) -> dict[str, object]:
@@ -154,14 +164,14 @@ class CachedTeacher:
 
     Parameters
     ----------
-    kept
-        What of it, and how it is computed.
-    signal
+    entries
+        What of it, and how each is computed.
+    signals
         What the loss asks for.
     folder
         Shared by all runs.
     key
-        What the teacher gives depends on, beside what `kept` says: `{"teacher": digest, "layers": [...], ...}`.
+        What the teacher gives depends on, beside what each entry says: `{"teacher": digest, "layers": [...], ...}`.
     dtype
         Precision on disk, None for the one in which it was computed; what is read comes back in that.
     at_once
@@ -170,20 +180,23 @@ class CachedTeacher:
 
     def __init__(
         self,
-        kept: CacheEntry,
-        signal: Signal,
+        entries: Sequence[CacheEntry],
+        signals: Signals,
         folder: Path,
         key: dict[str, object],
         dtype: torch.dtype | None,
         at_once: int = AT_ONCE,
     ) -> None:
-        self._kept, self._signal = kept, signal
-        self._shards = Shards(folder, {**key, **kept.about}, kept.names, kept.spans, dtype, kept.compute, at_once)
+        self._signals = signals
+        self._opened = [
+            (entry, Shards(folder, {**key, **entry.about}, entry.names, entry.spans, dtype, entry.compute, at_once))
+            for entry in entries
+        ]
 
     @property
-    def folder(self) -> Path:
-        """Where the files of this content are."""
-        return self._shards.folder
+    def folders(self) -> list[Path]:
+        """Where the files of this content are, one folder for each entry."""
+        return [shards.folder for _, shards in self._opened]
 
     def fill(self, examples: Iterable[int]) -> None:
         """Compute what is not on disk of these examples; wait for what other processes compute.
@@ -191,14 +204,18 @@ class CachedTeacher:
         Raises
         ------
         ConfigError
-            If the folder cannot be written or the disk is too small.
+            If a folder cannot be written or the disk is too small.
         """
-        self._shards.fill(examples)
+        wanted = list(examples)
+        for _, shards in self._opened:
+            shards.fill(wanted)
 
-    def read(self, batch: Batch, signal: Signal) -> TeacherStates:
+    def read(self, batch: Batch, signals: Signals) -> TeacherStates:
         """Return what the teacher itself would have given of a batch, or targets; padding is zero."""
-        assert signal == self._signal
-        examples, length = self._kept.rows(batch)
-        device = batch.student.ids.device
-        found = {name: self._shards.padded(name, examples, length) for name in self._kept.names}
-        return self._kept.given({name: tensor.to(device, non_blocking=True) for name, tensor in found.items()})
+        assert signals == self._signals
+        device, states = batch.student.ids.device, TeacherStates()
+        for entry, shards in self._opened:
+            examples, length = entry.rows(batch)
+            found = {name: shards.padded(name, examples, length) for name in entry.names}
+            states |= entry.given({name: tensor.to(device, non_blocking=True) for name, tensor in found.items()})
+        return states

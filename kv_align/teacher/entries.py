@@ -9,31 +9,20 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kv_align.align.aligner import Aligner
+from kv_align.config.signals import Signal, Signals
 from kv_align.data.batch import Batch, pad
 from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit
-from kv_align.losses.base import Signal, States
-from kv_align.losses.top_k import TopLogits
+from kv_align.models.capture.states import States
 from kv_align.models.devices import device_of
 from kv_align.models.load import weights_digest
 from kv_align.teacher.teacher import Autocast, Teacher, TeacherStates
-
-_NAMES: dict[Signal, tuple[str, ...]] = {
-    "keys_values": ("k", "v"),
-    "keys_values_queries": ("k", "v", "q"),
-    "relations": ("k", "v", "q"),
-    "hidden_states": ("hidden",),
-    "logits": ("logits",),
-    "token_losses": ("token_losses",),
-}
 
 
 class CacheEntry(ABC):
@@ -75,33 +64,32 @@ class StateEntry(CacheEntry):
         Gives it.
     texts, pad_id
         The split as the teacher reads it, and what it is padded with.
-    signal
-        What the loss asks for.
+    signals
+        What is asked of it; signals that are kept alike, see `kept_alike`.
     autocast
         Makes the context in which models run in training.
     """
 
     def __init__(
-        self, teacher: Teacher, texts: Sequence[Encoded], pad_id: int, signal: Signal, autocast: Autocast
+        self, teacher: Teacher, texts: Sequence[Encoded], pad_id: int, signals: Signals, autocast: Autocast
     ) -> None:
         self._teacher, self._texts, self._pad_id = teacher, texts, pad_id
-        self._signal, self._autocast = signal, autocast
-        of_logits = isinstance(signal, TopLogits) or signal == "logits"
-        self.names = ("top_log_probabilities", "top_indices") if isinstance(signal, TopLogits) else _NAMES[signal]
-        self.spans = [_predicting(text) if of_logits else range(len(text.ids)) for text in texts]
+        self._signals, self._autocast = signals, autocast
+        self.names = tuple(dict.fromkeys(name for signal in signals for name in signal.fields))
+        kind = signals[0]
+        self.spans = [_predicting(text) if kind.predicting else range(len(text.ids)) for text in texts]
         self.about = {
             "texts": _digest(str((text.ids, span)) for text, span in zip(texts, self.spans, strict=True)),
-            # What is scored is told by them.
-            **({"segments": _digest(str(text.segments) for text in texts)} if signal == "token_losses" else {}),
-            **({"top_logits": asdict(signal)} if isinstance(signal, TopLogits) else {}),
+            **({"segments": _digest(str(text.segments) for text in texts)} if kind.by_segments else {}),
+            **kind.settings,
         }
 
     def compute(self, examples: list[int]) -> dict[str, Tensor]:
         """Run the teacher."""
         tokens = pad([self._texts[example] for example in examples], self._pad_id).to(device_of(self._teacher.model))
         with self._autocast():
-            states = self._teacher.read_tokens(tokens, self._signal)
-        return {name: getattr(states, name) for name in self.names}
+            states = self._teacher.read_tokens(tokens, self._signals)
+        return {name: states[name] for name in self.names}
 
     def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
         """Those that the teacher reads."""
@@ -109,8 +97,15 @@ class StateEntry(CacheEntry):
 
     def given(self, tensors: Mapping[str, Tensor]) -> TeacherStates:
         """What the teacher itself would have given."""
-        states: dict[str, Any] = dict(tensors)
-        return TeacherStates(**states)
+        return TeacherStates(tensors)
+
+
+def kept_alike(signals: Signals) -> list[Signals]:
+    """Group signals whose tensors are of the same tokens and depend on the same, so that one folder holds them."""
+    groups: dict[object, list[Signal]] = {}
+    for signal in signals:
+        groups.setdefault((signal.predicting, signal.by_segments, str(signal.settings)), []).append(signal)
+    return [tuple(group) for group in groups.values()]
 
 
 class TargetEntry(CacheEntry):
@@ -122,8 +117,8 @@ class TargetEntry(CacheEntry):
         Give it; the aligner is as it is in training.
     split
         Unshuffled: what the teacher reads belongs to the example alone.
-    signal
-        What the loss asks for.
+    signals
+        Those that are compared through the aligner.
     autocast
         Makes the context in which models run in training.
     about
@@ -135,13 +130,13 @@ class TargetEntry(CacheEntry):
         teacher: Teacher,
         aligner: Aligner,
         split: PreparedSplit,
-        signal: Signal,
+        signals: Signals,
         autocast: Autocast,
         about: Mapping[str, object],
     ) -> None:
         self._teacher, self._aligner, self._split = teacher, aligner, split
-        self._signal, self._autocast = signal, autocast
-        self.names = _NAMES[signal]
+        self._signals, self._autocast = signals, autocast
+        self.names = tuple(dict.fromkeys(name for signal in signals for name in signal.fields))
         pairs = zip(split.student, split.teacher, strict=True)
         self.about = {
             "aligner": {**about, "weights": weights_digest(aligner)},
@@ -154,13 +149,9 @@ class TargetEntry(CacheEntry):
     def compute(self, examples: list[int]) -> dict[str, Tensor]:
         """Run the teacher, then the aligner."""
         batch = self._split.collate(examples).to(device_of(self._teacher.model))
-        segments = batch.student.segments, batch.teacher.segments
         with self._autocast():
-            states = self._teacher.read(batch, self._signal)
-            assert states.k is not None
-            assert states.v is not None
-            found = self._aligner(states.k, states.v, states.q, *segments, batch.same_time, batch.places)
-        return {name: each for name, each in zip(("k", "v", "q"), found, strict=True) if each is not None}
+            target = self._aligner(self._teacher.read(batch, self._signals).raw, batch.correspondence)
+        return target.tensors()
 
     def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
         """The student's."""
@@ -168,7 +159,7 @@ class TargetEntry(CacheEntry):
 
     def given(self, tensors: Mapping[str, Tensor]) -> TeacherStates:
         """A target."""
-        return TeacherStates(target=States(tensors["k"], tensors["v"], tensors.get("q")))
+        return TeacherStates(target=States(**tensors))
 
 
 def _predicting(text: Encoded) -> range:

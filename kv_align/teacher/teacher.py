@@ -1,60 +1,68 @@
-"""The frozen teacher: it gives what the loss needs of it, and nothing else."""
+"""The frozen teacher: it gives what the loss asks of it, and nothing else.
+
+Axes: B batch, L selected layers, H heads, R teacher tokens, D head width, E width of hidden states, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from kv_align.config.signals import Signals, TopLogits
 from kv_align.data.batch import Batch, Tokens
-from kv_align.losses.base import Signal, States
 from kv_align.losses.functional import token_losses
-from kv_align.losses.top_k import TopLogits, TopPredictions, top_predictions
-from kv_align.models.capture.prepare import record
+from kv_align.losses.top_k import TopPredictions, top_predictions
+from kv_align.models.capture.recorder import record
+from kv_align.models.capture.states import States
 from kv_align.models.devices import device_of, put_back
+
+_OF_LAYERS = {"k", "v", "q"}
 
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """What one teacher forward gave: raw states of the selected layers, or logits, or nothing of them.
+    """What one teacher forward gave of a batch: what its signals asked for, and nothing else.
 
     Attributes
     ----------
-    k, v, q, hidden
-        Of the selected layers.
-    logits
-        Whole.
-    top_log_probabilities, top_indices
-        See `TopPredictions`.
-    token_losses
-        Cross-entropy in nats of each token that is scored as the teacher reads it, 0 elsewhere.
+    tensors
+        By the names that signals give them. Of the selected layers: `k`, `v` and `q` [B, L, H, R, D], and `hidden`
+        [B, L, R, E]. Of predictions: `logits` [B, R, V], or `top_log_probabilities` [B, R, K + 1] and `top_indices`
+        [B, R, K] (see `TopPredictions`), or `token_losses` [B, R, 1]: cross-entropy in nats of each token that is scored
+        as the teacher reads it, 0 elsewhere.
     target
         Keys, values and queries that are in the student's shape already, in the place of raw ones.
     """
 
-    k: Float[Tensor, "b l hk r dk"] | None = None
-    v: Float[Tensor, "b l hv r dv"] | None = None
-    q: Float[Tensor, "b l hq r dk"] | None = None
-    logits: Tensor | None = None
-    hidden: Float[Tensor, "b l r e"] | None = None
-    top_log_probabilities: Float[Tensor, "b r k1"] | None = None
-    top_indices: Int[Tensor, "b r k"] | None = None
-    token_losses: Float[Tensor, "b r 1"] | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     target: States | None = None
 
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __or__(self, other: TeacherStates) -> TeacherStates:
+        return TeacherStates({**self.tensors, **other.tensors}, self.target or other.target)
+
     @property
-    def top(self) -> TopPredictions | None:
-        """The likeliest tokens, where these were asked for."""
-        if self.top_log_probabilities is None or self.top_indices is None:
-            return None
-        return TopPredictions(self.top_log_probabilities, self.top_indices)
+    def raw(self) -> States:
+        """Keys, values and (where these were asked for) queries, as the teacher has them."""
+        return States(self["k"], self["v"], self.tensors.get("q"))
+
+    @property
+    def top(self) -> TopPredictions:
+        """The likeliest tokens."""
+        return TopPredictions(self["top_log_probabilities"], self["top_indices"])
 
 
 class StateSource(Protocol):
@@ -63,8 +71,8 @@ class StateSource(Protocol):
     def fill(self, examples: Iterable[int]) -> None:
         """Make ready what will be read of these examples of the split."""
 
-    def read(self, batch: Batch, signal: Signal) -> TeacherStates:
-        """Give what the signal needs of a batch."""
+    def read(self, batch: Batch, signals: Signals) -> TeacherStates:
+        """Give what the signals ask for of a batch."""
 
 
 class Teacher:
@@ -91,38 +99,38 @@ class Teacher:
         """Do nothing: it reads a text when it is asked to."""
 
     @torch.no_grad()
-    def read(self, batch: Batch, signal: Signal) -> TeacherStates:
-        """Run as much of the teacher as the signal needs: nothing, up to the last layer wanted, or all of it."""
-        return TeacherStates() if signal == "none" else self.read_tokens(batch.teacher, signal)
+    def read(self, batch: Batch, signals: Signals) -> TeacherStates:
+        """Run as much of the teacher as the signals need: nothing, up to the last layer wanted, or all of it."""
+        return self.read_tokens(batch.teacher, signals) if signals else TeacherStates()
 
     @torch.no_grad()
-    def read_tokens(self, tokens: Tokens, signal: Signal) -> TeacherStates:
-        """Run the teacher on tokens, wherever they are, for a signal that needs it; the states come where the tokens are."""
-        found = self._run(tokens.to(device_of(self.model)), signal)
+    def read_tokens(self, tokens: Tokens, signals: Signals) -> TeacherStates:
+        """Run the teacher once on tokens, wherever they are, for signals; the states come where the tokens are."""
+        found = self._run(tokens.to(device_of(self.model)), signals)
         put_back(self.model)
-        device, each = tokens.ids.device, {field.name: getattr(found, field.name) for field in fields(found)}
-        return TeacherStates(**{name: None if state is None else state.to(device) for name, state in each.items()})
+        return TeacherStates({name: tensor.to(tokens.ids.device) for name, tensor in found.items()})
 
-    def _run(self, tokens: Tokens, signal: Signal) -> TeacherStates:
-        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "position_ids": tokens.positions}
-        if signal == "logits":
-            return TeacherStates(logits=self.model(**inputs, use_cache=False).logits)
-        if signal == "token_losses":
-            losses = token_losses(self.model(**inputs, use_cache=False).logits, tokens.ids, tokens.scored)
-            return TeacherStates(token_losses=F.pad(losses, (1, 0))[..., None])
-        if isinstance(signal, TopLogits):
-            top = top_predictions(self.model(**inputs, use_cache=False).logits, signal)
-            return TeacherStates(top_log_probabilities=top.log_probabilities, top_indices=top.indices)
-        if signal == "hidden_states":
-            all_states = self.model.base_model(**inputs, use_cache=False, output_hidden_states=True).hidden_states
-            return TeacherStates(hidden=above(all_states, self.layers))
-        with record(self.layers, stop_after_last=True) as recorder:
-            self.model.base_model(**inputs, use_cache=False)
-        return TeacherStates(
-            k=recorder.keys(rotated=self.rotated),
-            v=recorder.values(),
-            q=recorder.queries(rotated=self.rotated) if signal in ("keys_values_queries", "relations") else None,
-        )
+    def _run(self, tokens: Tokens, signals: Signals) -> dict[str, Tensor]:
+        wanted = {name for signal in signals for name in signal.fields}
+        of_layers, hidden = bool(wanted & _OF_LAYERS), "hidden" in wanted
+        predicts = bool(wanted - _OF_LAYERS - {"hidden"})
+        model = self.model if predicts else self.model.base_model
+        with record(self.layers if of_layers else (), stop_after_last=not predicts and not hidden) as recorder:
+            output = model(**tokens.inputs, use_cache=False, **({"output_hidden_states": True} if hidden else {}))
+        found: dict[str, Tensor] = {}
+        if of_layers:
+            found |= recorder.states(rotated=self.rotated, queries="q" in wanted).tensors()
+        if hidden:
+            found["hidden"] = above(output.hidden_states, self.layers)
+        if "logits" in wanted:
+            found["logits"] = output.logits
+        if "token_losses" in wanted:
+            losses = token_losses(output.logits, tokens.ids, tokens.scored)
+            found["token_losses"] = F.pad(losses, (1, 0))[..., None]
+        for signal in signals:
+            if isinstance(signal, TopLogits):
+                found["top_log_probabilities"], found["top_indices"] = top_predictions(output.logits, signal)
+        return found
 
 
 def above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tensor, "b l t e"]:
@@ -133,5 +141,5 @@ def above(hidden_states: Sequence[Tensor], layers: Sequence[int]) -> Float[Tenso
 
 Autocast = Callable[[], AbstractContextManager[None]]
 """Makes the context in which models run in training."""
-TeacherFor = Callable[[Teacher, Signal], StateSource]
+TeacherFor = Callable[[Teacher, Signals], StateSource]
 """Says whom to ask for what a teacher gives of one split."""

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from kv_align.losses.base import Comparison
+from kv_align.losses.comparison import Comparison, StateComparison
 from kv_align.training.step import StepResult
 
 COLLAPSE_BELOW = 0.01
@@ -72,9 +72,10 @@ class Agreement:
     @torch.no_grad()
     def add(self, comparison: Comparison) -> None:
         """Add one micro-batch; does nothing where nothing is aligned."""
-        if comparison.student is None or comparison.target is None:
+        states = comparison.find(StateComparison)
+        if states is None:
             return
-        student, target = comparison.student, comparison.target
+        student, target = states.student, states.target
         for kind, ours, theirs in (("key", student.k, target.k), ("value", student.v, target.v)):
             new = _sums(ours.float(), theirs.float(), comparison.aligned)
             old = self._sums.get(kind)

@@ -204,7 +204,7 @@ class Loop:
             last = place == len(step_batches) - 1
             with nullcontext() if last else self._parallel.no_sync(self._wrapped):
                 with self._accelerator.autocast():
-                    states = self._teacher.read(here, self._distiller.loss.signal)
+                    states = self._teacher.read(here, self._distiller.loss.requests)
                     result: StepResult = self._wrapped(here, states, counts, weights, phase)
                 if logged and self._distiller.compares_states:
                     quality.add(result.comparison)

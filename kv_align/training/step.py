@@ -7,7 +7,7 @@ that whatever wraps it sees every use of its parameters. The other side is `kv_a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,15 +15,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kv_align.align.aligner import Aligner
-from kv_align.align.correspondence import Placement
+from kv_align.align.layer_time_map import LayerTimeMap
 from kv_align.align.schedule import Phase
 from kv_align.data.batch import Batch
-from kv_align.losses.base import Comparison, Loss, States
-from kv_align.losses.functional import Masked, causal_cross_entropy
-from kv_align.models.capture.prepare import Layer, Recorder, record
-from kv_align.teacher.teacher import Teacher, TeacherStates, above
-
-__all__ = ["Counts", "Distiller", "StepResult", "Teacher", "TeacherStates"]
+from kv_align.losses.base import Loss
+from kv_align.losses.comparison import (
+    AttentionComparison,
+    Comparison,
+    HiddenComparison,
+    LogitComparison,
+    SourceComparison,
+    StateComparison,
+    TopLogitComparison,
+)
+from kv_align.losses.functional import causal_cross_entropy
+from kv_align.models.capture.recorder import Layer, Recorder, record
+from kv_align.models.capture.states import States
+from kv_align.teacher.teacher import TeacherStates, above
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Distiller(nn.Module):
         Whether keys are compared after the rotary embedding.
     key_variance, value_variance
         [L], fixed; ones where nothing is aligned.
-    placement
+    layer_time_map
         For a loss that compares the teacher's own states, without an aligner; None for the others.
     """
 
@@ -92,11 +100,11 @@ class Distiller(nn.Module):
         rotated: bool,
         key_variance: Tensor,
         value_variance: Tensor,
-        placement: Placement | None = None,
+        layer_time_map: LayerTimeMap | None = None,
     ) -> None:
         super().__init__()
         self.student, self.aligner, self.loss = student, aligner, loss
-        self.placement, self.projection = placement, loss.projection
+        self.layer_time_map, self.projection = layer_time_map, loss.projection
         self._rotated = rotated
         self.register_buffer("key_variance", key_variance)
         self.register_buffer("value_variance", value_variance)
@@ -104,11 +112,13 @@ class Distiller(nn.Module):
     @property
     def compares_states(self) -> bool:
         """Whether the student is taught by the teacher's states, through an aligner or without."""
-        return self.aligner is not None or self.placement is not None
+        return self.aligner is not None or self.layer_time_map is not None
 
     @property
     def trainable_projection(self) -> nn.Module | None:
-        """What learns beside the student, with a rate and a norm of its own: the aligner, or the loss's projection."""
+        """What learns beside the student, with a rate and a norm of its own: the aligner, the loss's projection, or both."""
+        if self.aligner is not None and self.projection is not None:
+            return nn.ModuleList((self.aligner, self.projection))
         return self.projection if self.aligner is None else self.aligner
 
     def forward(
@@ -125,11 +135,15 @@ class Distiller(nn.Module):
         weights
             Of each term, at this step.
         phase
-            Whether the terms move the student and the aligner at this step.
+            Whether what is compared through the aligner moves the student and the aligner at this step.
         """
         comparison = self.compare(batch, teacher, phase)
         task = causal_cross_entropy(comparison.logits, comparison.ids, comparison.scored)
-        components = {name: self._share(part, counts) for name, part in self.loss.components(comparison).items()}
+        components = {
+            name: component.total / max(1, getattr(counts, part.counted))
+            for part in self.loss.parts
+            for name, component in part.components(comparison).items()
+        }
         terms = self.loss.terms(components)
         task_loss = task.total / max(1, counts.scored)
         alignment = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros_like(task_loss))
@@ -138,77 +152,58 @@ class Distiller(nn.Module):
         return StepResult(total, alignment, {name: loss.detach() for name, loss in losses.items()}, comparison)
 
     def compare(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> Comparison:
-        """Run the student and bring the teacher's states into its shape."""
-        tokens = batch.student
-        hidden_wanted = {"output_hidden_states": True} if teacher.hidden is not None else {}
+        """Run the student, and lay beside it what the loss's signals compare."""
+        tokens, parts = batch.student, list[object]()
+        wants_hidden = {"output_hidden_states": True} if "hidden" in teacher else {}
         with record() as recorder:
-            output = self.student(
-                input_ids=tokens.ids,
-                attention_mask=tokens.mask,
-                position_ids=tokens.positions,
-                use_cache=False,
-                **hidden_wanted,
-            )
-        logits = output.logits
-        if self.placement is not None:
-            raw = (teacher.k, teacher.v, teacher.q, None if teacher.hidden is None else teacher.hidden[:, :, None])
-            k, v, q, hidden = self.placement(
-                raw, tokens.segments, batch.teacher.segments, batch.same_time, places=batch.places
-            )
-            plain = Comparison(logits, tokens.ids, batch.scored, batch.aligned)
-            if hidden is not None:
+            output = self.student(**tokens.inputs, use_cache=False, **wants_hidden)
+        if self.aligner is not None:
+            parts += self._projected(recorder, self._target(self.aligner, batch, teacher, phase), phase)
+        if self.layer_time_map is not None:
+            raw = self.layer_time_map(_unprojected(self.loss, teacher), batch.correspondence)
+            if "hidden" in raw:
                 own = above(output.hidden_states, range(len(recorder.layers)))
-                return replace(plain, student_hidden=own, teacher_hidden=hidden[:, :, 0])
-            assert k is not None
-            assert v is not None
-            own_states = _student_states(recorder, rotated=self._rotated, queries=True)
-            return replace(plain, student=own_states, source=States(k, v, q))
-        target = self._target(batch, teacher, phase)
-        if target is None:
-            plain = Comparison(logits, tokens.ids, batch.scored, batch.aligned)
-            return replace(plain, teacher_logits=teacher.logits, teacher_top=teacher.top)
-        student = _student_states(recorder, rotated=self._rotated, queries=target.q is not None)
-        layers = recorder.ordered()
-        attention, target_attention = None, None
-        if target.q is not None:
-            attention = (recorder.queries(rotated=True), recorder.keys(rotated=True))
-            pair = (target.q, target.k)
-            target_attention = pair if self._rotated else (_rotate(pair[0], layers), _rotate(pair[1], layers))
-        if not phase.student_learns:
-            student = States(student.k.detach(), student.v.detach(), None)
-            attention = None if attention is None else (attention[0].detach(), attention[1].detach())
-        return Comparison(
-            logits,
-            tokens.ids,
-            batch.scored,
-            batch.aligned,
-            student,
-            target,
-            attention,
-            target_attention,
-            self.key_variance,
-            self.value_variance,
-            tuple(layer.form for layer in layers if layer.form is not None),
-        )
+                parts.append(HiddenComparison(own, raw.pop("hidden")[:, :, 0]))
+            if raw:
+                source = States(**raw)
+                student = recorder.states(rotated=self._rotated, queries=source.q is not None)
+                parts.append(SourceComparison(student, source))
+        if "logits" in teacher:
+            parts.append(LogitComparison(teacher["logits"]))
+        if "top_indices" in teacher:
+            parts.append(TopLogitComparison(teacher.top))
+        return Comparison(output.logits, tokens.ids, batch.scored, batch.aligned, tuple(parts))
 
-    def _target(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> States | None:
-        """The teacher's states in the student's shape, as they came or through the aligner; None where none are aligned."""
-        if self.aligner is None or teacher.k is None or teacher.v is None:
+    def _target(self, aligner: Aligner, batch: Batch, teacher: TeacherStates, phase: Phase) -> States:
+        """The teacher's states in the student's shape, as they came or through the aligner."""
+        if teacher.target is not None:
             return teacher.target
-        segments = batch.student.segments, batch.teacher.segments
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase.aligner_learns):
-            return States(*self.aligner(teacher.k, teacher.v, teacher.q, *segments, batch.same_time, batch.places))
+            return aligner(teacher.raw, batch.correspondence)
 
-    def _share(self, part: Masked, counts: Counts) -> Tensor:
-        return part.total / max(1, counts.scored if self.loss.counted == "scored" else counts.aligned)
+    def _projected(self, recorder: Recorder, target: States, phase: Phase) -> list[object]:
+        """Compare the student's states with the projected teacher's and, where there are queries, their attention."""
+        student = recorder.states(rotated=self._rotated, queries=target.q is not None)
+        layers = recorder.ordered()
+        attention = []
+        if target.q is not None:
+            q, k = recorder.queries(rotated=True), recorder.keys(rotated=True)
+            pair = (target.q, target.k)
+            target_q, target_k = pair if self._rotated else (_rotate(pair[0], layers), _rotate(pair[1], layers))
+            if not phase.student_learns:
+                q, k = q.detach(), k.detach()
+            forms = tuple(layer.form for layer in layers if layer.form is not None)
+            attention = [AttentionComparison(q, k, target_q, target_k, forms)]
+        if not phase.student_learns:
+            student = States(student.k.detach(), student.v.detach())
+        return [StateComparison(student, target, self.key_variance, self.value_variance), *attention]
 
 
-def _student_states(recorder: Recorder, *, rotated: bool, queries: bool) -> States:
-    return States(
-        recorder.keys(rotated=rotated),
-        recorder.values(),
-        recorder.queries(rotated=rotated) if queries else None,
-    )
+def _unprojected(loss: Loss, teacher: TeacherStates) -> dict[str, Tensor]:
+    """What the loss compares as the teacher has it, with an axis of heads."""
+    wanted = [signal for signal in loss.requests if signal.concerns and not signal.through_aligner]
+    raw = {name: teacher[name] for signal in wanted for name in signal.fields}
+    return {name: each[:, :, None] if name == "hidden" else each for name, each in raw.items()}
 
 
 def _rotate(states: Float[Tensor, "b l h t d"], layers: list[Layer]) -> Float[Tensor, "b l h t d"]:

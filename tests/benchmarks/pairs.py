@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from kv_align.data.batch import Batch, pad
+from kv_align.data.correspondence import Correspondence
 from kv_align.data.encode import Encoded
 from kv_align.data.example import Segment
 
@@ -65,4 +66,5 @@ def make_batch(texts: list[Encoded], places: list[int], device: torch.device) ->
     """The texts at these places, without padding, read alike by student and teacher."""
     tokens = pad([texts[place] for place in places], 0)
     scored = tokens.mask & (tokens.positions > 0)
-    return Batch(tokens, tokens, scored, tokens.mask, True, tuple(places)).to(device)
+    correspondence = Correspondence(tokens.segments, tokens.segments, same_time=True)
+    return Batch(tokens, tokens, scored, tokens.mask, correspondence, tuple(places)).to(device)

@@ -55,7 +55,7 @@ class Models:
         configs = [each.config for each in (self.teacher, self.student)]
         widths = (each.hidden_size for each in configs)
         vocabulary = min(each.vocab_size for each in configs)
-        return Pairing(*self.geometries, *widths, None, torch.Generator(), vocabulary)
+        return Pairing(*self.geometries, *widths, lambda: torch.ones(1), torch.Generator(), vocabulary)
 
 
 class Arm:
@@ -64,26 +64,26 @@ class Arm:
     def __init__(self, models: Models, *choices: str) -> None:
         config = compose_config(list(choices))[0]
         loss = make_loss(config, models.pairing)
-        queries = loss.signal == "keys_values_queries"
+        queries = any("q" in signal.fields for signal in loss.requests)
         aligner = make_aligner(config, *models.geometries, queries=queries)
         self.teacher: Teacher | CachedTeacher = Teacher(models.teacher, models.layers, rotated=False)
         ones = torch.ones(models.geometries[1].num_layers)
         distiller = Distiller(models.student, aligner, loss, rotated=False, key_variance=ones, value_variance=ones)
         self._distiller, self._autocast = distiller.to(models.device), models.autocast
-        self._signal, self._weights = loss.signal, loss.weights(0, 1)
+        self._signals, self._weights = loss.requests, loss.weights(0, 1)
         self._optimizer = torch.optim.AdamW(distiller.parameters(), lr=_RATE)
 
     def read_from_cache(self, texts: list[Encoded], folder: Path) -> None:
         """Write the teacher's states of these texts, and read them from now on."""
         assert isinstance(self.teacher, Teacher)
         key: dict[str, object] = {"layers": self.teacher.layers}
-        kept = StateEntry(self.teacher, texts, 0, self._signal, self._autocast)
-        self.teacher = CachedTeacher(kept, self._signal, folder, key, torch.bfloat16)
+        kept = StateEntry(self.teacher, texts, 0, self._signals, self._autocast)
+        self.teacher = CachedTeacher([kept], self._signals, folder, key, torch.bfloat16)
         self.teacher.fill(range(len(texts)))
 
     def step(self, batch: Batch) -> None:
         with self._autocast():
-            states = self.teacher.read(batch, self._signal)
+            states = self.teacher.read(batch, self._signals)
             result = self._distiller(batch, states, Counts.of([batch]), self._weights, Phase(True, True))
         _update(result.total, self._optimizer)
 

@@ -16,6 +16,7 @@ from kv_align.align.init.fixed import random, uniform
 from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.structured import StructuredMap, orthogonal
 from kv_align.align.time_warp import SegmentWarp
+from tests.tiny import project
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 HIDDEN_LAYERS = {
@@ -87,14 +88,14 @@ def test_shapes_of_a_map(kind, options, shape):
 def test_shapes_of_an_aligner_and_queries_only_where_they_are_given(kind, options):
     aligner, (k, v, q) = make_aligner(kind, options), teacher_states()
     segments = same_segments()
-    outputs = aligner(k, v, q, segments, segments, True)
+    outputs = project(aligner, (k, v, q), segments, segments, True)
     assert [tuple(each.shape) for each in outputs] == [(2, 3, 3, 7, 6), (2, 3, 3, 7, 4), (2, 3, 6, 7, 6)]
-    without = aligner(k, v, None, segments, segments, True)
+    without = project(aligner, (k, v, None), segments, segments, True)
     assert without[2] is None
     assert torch.equal(without[0], outputs[0])
     assert torch.equal(without[1], outputs[1])
     aligner.query_map = None
-    assert aligner(k, v, q, segments, segments, True)[2] is None
+    assert project(aligner, (k, v, q), segments, segments, True)[2] is None
 
 
 @every_shape
@@ -163,7 +164,7 @@ def test_an_aligner_is_selection_warp_and_maps_in_this_order(kind, options):
     student, teacher = torch.tensor([[1, 1, 2]] * 2), torch.tensor([[1, 2, 2, 2]] * 2)
     # The question's one token serves both of the student's, the reasoning's one token is the middle of three.
     picks = [0, 0, 2]
-    outputs = aligner(k.double(), v.double(), q.double(), student, teacher, False)
+    outputs = project(aligner, (k.double(), v.double(), q.double()), student, teacher, False)
     maps = (aligner.key_map, aligner.value_map, aligner.query_map)
     for states, head_map, output in zip((k, v, q), maps, outputs, strict=True):
         expected = head_map(states.double()[:, [1, 0, 1]][..., picks, :])
@@ -176,7 +177,7 @@ def test_more_student_layers_than_teacher_layers(kind, options):
     assert layers == (0, 0, 1, 1, 1)
     aligner, (k, v, q) = make_aligner(kind, options, layers=layers), teacher_states()
     segments = same_segments()
-    k_target, v_target, q_target = aligner(k, v, q, segments, segments, True)
+    k_target, v_target, q_target = project(aligner, (k, v, q), segments, segments, True)
     assert (k_target.shape[1], v_target.shape[1], q_target.shape[1]) == (5, 5, 5)
     assert not torch.equal(k_target[:, 0], k_target[:, 2])
     # Two student layers with one teacher layer have maps of their own, unless all share one.
@@ -189,18 +190,20 @@ def test_more_student_layers_than_teacher_layers(kind, options):
 def test_bfloat16(kind, options):
     aligner, (k, v, q) = make_aligner(kind, options), teacher_states()
     segments = same_segments()
-    expected = aligner(k, v, q, segments, segments, True)
-    rough = aligner(k.bfloat16(), v.bfloat16(), q.bfloat16(), segments, segments, True)
+    expected = project(aligner, (k, v, q), segments, segments, True)
+    rough = project(aligner, (k.bfloat16(), v.bfloat16(), q.bfloat16()), segments, segments, True)
     for ours, theirs in zip(rough, expected, strict=True):
         assert ours.dtype == torch.float32  # a teacher in bfloat16 beside an aligner in float32
         assert (ours - theirs).norm() / theirs.norm() < 0.01
     aligner = aligner.bfloat16()
-    rougher = aligner(k.bfloat16(), v.bfloat16(), q.bfloat16(), segments, segments, True)
+    rougher = project(aligner, (k.bfloat16(), v.bfloat16(), q.bfloat16()), segments, segments, True)
     for ours, theirs in zip(rougher, expected, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - theirs).norm() / theirs.norm() < 0.02
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = make_aligner(kind, options)(k.bfloat16(), v.bfloat16(), q.bfloat16(), segments, segments, True)
+        half = project(
+            make_aligner(kind, options), (k.bfloat16(), v.bfloat16(), q.bfloat16()), segments, segments, True
+        )
     for ours, theirs in zip(half, expected, strict=True):
         assert (ours.float() - theirs).norm() / theirs.norm() < 0.02
 
@@ -212,11 +215,11 @@ def test_saved_and_loaded_through_safetensors(kind, options, tmp_path):
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(0.1 * draw(*parameter.shape, seed=5))
-    expected = first(*teacher_states(), segments, segments, True)
-    assert not torch.equal(second(*teacher_states(), segments, segments, True)[0], expected[0])
+    expected = project(first, teacher_states(), segments, segments, True)
+    assert not torch.equal(project(second, teacher_states(), segments, segments, True)[0], expected[0])
     save_file(first.state_dict(), tmp_path / "aligner.safetensors")
     second.load_state_dict(load_file(tmp_path / "aligner.safetensors"))
-    for ours, theirs in zip(second(*teacher_states(), segments, segments, True), expected, strict=True):
+    for ours, theirs in zip(project(second, teacher_states(), segments, segments, True), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -228,7 +231,9 @@ def test_what_stands_at_padding_does_not_change_valid_outputs(kind, options, sam
     student = teacher if same_time else torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 2]])
     junk = [torch.where((teacher == 0)[:, None, None, :, None], 1e6, each) for each in states]
     for clean, dirty in zip(
-        aligner(*states, student, teacher, same_time), aligner(*junk, student, teacher, same_time), strict=True
+        project(aligner, states, student, teacher, same_time),
+        project(aligner, junk, student, teacher, same_time),
+        strict=True,
     ):
         valid = (student != 0)[:, None, None, :, None].expand_as(clean)
         assert torch.equal(clean[valid], dirty[valid])
@@ -238,8 +243,8 @@ def test_what_stands_at_padding_does_not_change_valid_outputs(kind, options, sam
 def test_a_text_does_not_depend_on_its_neighbours_in_the_batch(kind, options):
     aligner, states = make_aligner(kind, options).double(), [each.double() for each in teacher_states()]
     student, teacher = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 2]]), same_segments()
-    together = aligner(*states, student, teacher, False)
-    alone = aligner(*(each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
+    together = project(aligner, states, student, teacher, False)
+    alone = project(aligner, (each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
     for ours, theirs in zip(together, alone, strict=True):
         torch.testing.assert_close(ours[1:], theirs, atol=1e-12, rtol=1e-9)
 

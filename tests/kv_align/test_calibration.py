@@ -5,13 +5,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kv_align.align.correspondence import Placement
+from kv_align.align.layer_time_map import LayerTimeMap
 from kv_align.align.time_warp import SegmentWarp, resample
 from kv_align.config.config import Config
+from kv_align.config.signals import Signals
 from kv_align.data.prepared import PreparedSplit, prepare_split
 from kv_align.experiment.build import make_distiller, make_source
 from kv_align.experiment.calibration import Calibrator
-from kv_align.losses.base import Signal
 from kv_align.models.capture.prepare import record
 from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.teacher.teacher import Teacher
@@ -35,13 +35,13 @@ def calibrator(
     return Calibrator(evaluation, teacher, student, train, rotated=False, autocast=nullcontext, kept=itself)
 
 
-def itself(teacher: Teacher, signal: Signal) -> Teacher:
+def itself(teacher: Teacher, signals: Signals) -> Teacher:
     return teacher
 
 
 @pytest.fixture(scope="module")
 def pretrained() -> tuple[Config, LanguageModel, LanguageModel, PreparedSplit]:
-    return parts()
+    return components()
 
 
 def read(model, tokens):
@@ -84,13 +84,13 @@ def test_variances_are_those_of_the_tokens_weighted_over_batches(pretrained) -> 
 
 @pytest.mark.parametrize("overrides", [(), ("data.rationale=short",)], ids=["same time", "warped"])
 def test_pairs_are_what_the_aligner_would_be_given_and_the_student_as_it_is(overrides) -> None:
-    given = parts(*overrides)
+    given = components(*overrides)
     _, teacher, student, train = given
     layers = [1, 3, 5]
     reader = Teacher(teacher.model, layers, rotated=False)
-    placement = Placement([0, 1, 2], WARP)
+    layer_time_map = LayerTimeMap([0, 1, 2], WARP)
     student.model.train()
-    states = calibrator(*given, size=3).paired(reader, placement, queries=True)
+    states = calibrator(*given, size=3).paired(reader, layer_time_map, queries=True)
     assert student.model.training
     student.model.eval()
     pieces = []
@@ -98,7 +98,8 @@ def test_pairs_are_what_the_aligner_would_be_given_and_the_student_as_it_is(over
         batch = train.collate(places)
         theirs, _ = read(teacher.model, batch.teacher)
         ours, _ = read(student.model, batch.student)
-        weights = None if batch.same_time else WARP.matrix(batch.student.segments, batch.teacher.segments)
+        same_time = batch.correspondence.same_time
+        weights = None if same_time else WARP.matrix(batch.correspondence)
         kinds = []
         for raw, own in (
             (theirs.keys(rotated=False), ours.keys(rotated=False)),
@@ -146,7 +147,7 @@ def test_least_squares_starts_a_run_near_its_target(pretrained) -> None:
         config = short_config(f"init={init}", "model.student_start=pretrained")
         distiller, reader, _ = make_distiller(config, teacher, student, train, nullcontext, itself)
         states = calibrator(config, teacher, student, train, 8).paired(
-            reader, Placement([0, 1, 2], WARP), queries=False
+            reader, LayerTimeMap([0, 1, 2], WARP), queries=False
         )
         aligner = distiller.aligner
         assert aligner is not None

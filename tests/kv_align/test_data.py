@@ -457,7 +457,7 @@ def test_a_collated_batch_by_hand():
     batch = Collator(texts, texts, student_pad_id=1, teacher_pad_id=1)([2, 0])
     assert batch.indices == (2, 0)
     assert batch.teacher is batch.student
-    assert batch.same_time
+    assert batch.correspondence.same_time
     # The first token of a text has nothing before it to be predicted from.
     assert batch.scored.tolist() == [[False, True, *[False] * 4], [False, False, True, True, True, True]]
     assert torch.equal(batch.aligned, batch.student.mask)
@@ -470,13 +470,13 @@ def test_what_is_aligned_where_the_teacher_reads_something_else():
         Encoded([4, 2, 2, 3, 0], [Q, R, R, A, A], cut=False),
     ]
     batch = Collator(student, teacher, student_pad_id=1, teacher_pad_id=2)([0, 1])
-    assert not batch.same_time
+    assert not batch.correspondence.same_time
     # The first teacher text has no reasoning; the second student text has none either, and needs none.
     assert batch.aligned.tolist() == [[True, True, False, False, True, True], [True] * 3 + [False] * 3]
     assert batch.teacher.ids.shape == (2, 5)
     # The same layout from another tokenizer needs no resampling.
     other = [Encoded([each + 1 for each in text.ids], text.segments, cut=False) for text in student]
-    assert Collator(student, other, student_pad_id=1, teacher_pad_id=2)([0, 1]).same_time
+    assert Collator(student, other, student_pad_id=1, teacher_pad_id=2)([0, 1]).correspondence.same_time
 
 
 def test_shuffling_gives_each_text_the_teachers_next_one():
@@ -485,7 +485,7 @@ def test_shuffling_gives_each_text_the_teachers_next_one():
     assert batch.student.ids[:, 0].tolist() == [3, 0, 2]
     assert batch.teacher.ids[:, 0].tolist() == [0, 2, 3]
     assert batch.indices == (3, 0, 2)
-    assert not batch.same_time
+    assert not batch.correspondence.same_time
 
 
 def test_moving_a_batch_keeps_what_is_shared_shared():

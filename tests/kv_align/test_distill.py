@@ -1,7 +1,7 @@
 """The one training step on tiny models: who is computed, who learns, and that the shares of micro-batches add up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,20 +9,22 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from kv_align.align.aligner import Aligner, map_generator
-from kv_align.align.correspondence import Placement
 from kv_align.align.flat import FlatMap
 from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.init.fixed import uniform
 from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.layer_time_map import LayerTimeMap
 from kv_align.align.schedule import Phase, phase_at
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp, resample
 from kv_align.config.config import AlignConfig, ModelConfig
+from kv_align.config.signals import KEYS_VALUES, KEYS_VALUES_QUERIES
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
 from kv_align.losses.base import Loss, Pairing
 from kv_align.losses.ce import CrossEntropy
+from kv_align.losses.comparison import AttentionComparison, StateComparison
 from kv_align.losses.hidden import Hidden
 from kv_align.losses.kv import KeyValue
 from kv_align.losses.kv_struct import KeyValueStruct
@@ -51,7 +53,7 @@ STRUCT = {
 def pairing() -> Pairing:
     """Of `make_teacher` and `make_student`."""
     shapes = Geometry(4, 4, 4, 8, 8), Geometry(3, 4, 2, 12, 12)
-    return Pairing(*shapes, 40, 32, torch.tensor([0.5, 1.0, 2.0]), torch.Generator().manual_seed(0), 64)
+    return Pairing(*shapes, 40, 32, lambda: torch.tensor([0.5, 1.0, 2.0]), torch.Generator().manual_seed(0), 64)
 
 
 OBJECTIVES: dict[str, Loss] = {
@@ -94,7 +96,7 @@ class Rig:
 
     def step(self, batch: Batch, counts: Counts | None = None, phase: Phase = JOINT) -> StepResult:
         loss = self.distiller.loss
-        states = self.teacher.read(batch, loss.signal)
+        states = self.teacher.read(batch, loss.requests)
         return self.distiller(batch, states, counts or Counts.of([batch]), loss.weights(0, 1), phase)
 
     def gradients(self, batches: Sequence[Batch], phase: Phase = JOINT) -> dict[str, Tensor]:
@@ -122,10 +124,11 @@ def make_rig(
     loss = Hidden(pairing(), lambda_hidden=0.5, layers=None) if name == "hidden" else OBJECTIVES[name]
     t, s = (Geometry(*(getattr(model.config, field) for field in GEOMETRY_FIELDS)) for model in (teacher, student))
     layers = proportional(t.num_layers, s.num_layers, 0)
-    aligner, placement = None, None
-    if loss.signal in ("relations", "hidden_states"):
-        placement = Placement([0, 1, 2], SegmentWarp(smoothness=0.0, ratios={}))
-    if str(loss.signal).startswith("keys_values"):
+    aligner, layer_time_map = None, None
+    aligned = {name for signal in loss.requests if signal.through_aligner for name in signal.fields}
+    if any(signal.concerns and not signal.through_aligner for signal in loss.requests):
+        layer_time_map = LayerTimeMap([0, 1, 2], SegmentWarp(smoothness=0.0, ratios={}))
+    if aligned:
         places = {layer: place for place, layer in enumerate(sorted(set(layers)))}
 
         def make_map(what: str, heads_in: int, heads_out: int) -> HeadMap:
@@ -139,7 +142,7 @@ def make_rig(
             SegmentWarp(smoothness=0.0, ratios={}),
             make_map("key", t.num_key_value_heads, s.num_key_value_heads),
             make_map("value", t.num_key_value_heads, s.num_key_value_heads),
-            make_map("query", t.num_query_heads, s.num_query_heads) if loss.signal == "keys_values_queries" else None,
+            make_map("query", t.num_query_heads, s.num_query_heads) if "q" in aligned else None,
         )
     variances = torch.linspace(0.5, 2.0, s.num_layers), torch.linspace(1.0, 3.0, s.num_layers)
     distiller = Distiller(
@@ -149,7 +152,7 @@ def make_rig(
         rotated=rotated,
         key_variance=variances[0],
         value_variance=variances[1],
-        placement=placement,
+        layer_time_map=layer_time_map,
     )
     return Rig(Teacher(teacher, layers, rotated=rotated), distiller, layers)
 
@@ -277,8 +280,8 @@ def test_phases_by_hand():
 def test_the_teacher_gets_no_gradient(name):
     teacher = make_teacher().requires_grad_(True)  # even if somebody forgot to freeze it
     rig = make_rig(name, teacher=teacher)
-    states = rig.teacher.read(BATCH, rig.distiller.loss.signal)
-    assert not any(each.requires_grad for each in (states.k, states.v, states.q, states.logits) if each is not None)
+    states = rig.teacher.read(BATCH, rig.distiller.loss.requests)
+    assert not any(each.requires_grad for each in states.tensors.values())
     rig.gradients([BATCH])
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not set(teacher.parameters()) & set(rig.distiller.parameters())
@@ -326,8 +329,8 @@ def test_of_the_teacher_only_what_the_objective_needs_is_computed(name):
     mlps = [f"model.layers.{layer}.mlp" for layer in range(4)]
     if name == "ce":
         assert calls == []
-        assert rig.teacher.read(BATCH, "none") == TeacherStates()
-        assert (result.comparison.student, result.comparison.target) == (None, None)
+        assert rig.teacher.read(BATCH, ()) == TeacherStates()
+        assert result.comparison.parts == ()
     elif name.startswith("logit_kd"):
         assert "lm_head" in calls
         assert [path for path in calls if path in mlps] == mlps
@@ -340,23 +343,24 @@ def test_of_the_teacher_only_what_the_objective_needs_is_computed(name):
         assert "lm_head" not in calls
         below = Teacher(teacher, [0, 0], rotated=False)
         calls.clear()
-        states = below.read(BATCH, "keys_values")
-        assert states.k.shape[1] == 1
+        states = below.read(BATCH, (KEYS_VALUES,))
+        assert states["k"].shape[1] == 1
         assert not [path for path in calls if path.startswith("model.layers.1") or path in mlps]
 
 
 @pytest.mark.parametrize("name", ["kv", "kv-cosine"])
 def test_kv_asks_for_no_queries(name):
     rig = make_rig(name)
-    states = rig.teacher.read(BATCH, rig.distiller.loss.signal)
-    assert states.q is None
-    assert states.logits is None
+    states = rig.teacher.read(BATCH, rig.distiller.loss.requests)
+    assert set(states.tensors) == {"k", "v"}
     comparison = rig.step(BATCH).comparison
-    assert comparison.student.q is None
-    assert comparison.target.q is None
-    assert comparison.student_attention is None
-    assert comparison.target_attention is None
-    assert make_rig("kv+struct").teacher.read(BATCH, "keys_values_queries").q.shape == (4, 3, 4, 10, 8)
+    assert [type(part) for part in comparison.parts] == [StateComparison]
+    compared = comparison.of(StateComparison)
+    assert compared.student.q is None
+    assert compared.target.q is None
+    with pytest.raises(LookupError, match="there is no AttentionComparison: the loss names no signal that gives it"):
+        comparison.of(AttentionComparison)
+    assert make_rig("kv+struct").teacher.read(BATCH, (KEYS_VALUES_QUERIES,))["q"].shape == (4, 3, 4, 10, 8)
 
 
 def test_the_total_is_the_task_and_the_weighted_terms():
@@ -373,7 +377,7 @@ def test_the_total_is_the_task_and_the_weighted_terms():
     assert not any(loss.requires_grad for loss in result.losses.values())
     weighted = rig.distiller(
         BATCH,
-        rig.teacher.read(BATCH, "keys_values_queries"),
+        rig.teacher.read(BATCH, (KEYS_VALUES_QUERIES,)),
         Counts.of([BATCH]),
         {"kv_loss": 0.0, "struct_loss": 2.0},
         JOINT,
@@ -406,28 +410,30 @@ def test_what_is_compared_is_recorded_and_projected_as_keys_says(kind, rotated):
             rig.teacher.model(**inputs, use_cache=False)
         k = aligner.key_map(theirs.keys(rotated=rotated))
         q = aligner.query_map(theirs.queries(rotated=rotated))
-    assert torch.equal(comparison.student.k, ours.keys(rotated=rotated))
-    assert torch.equal(comparison.student.v, ours.values())
-    assert torch.equal(comparison.student.q, ours.queries(rotated=rotated))
-    assert torch.equal(comparison.target.k, k)
-    assert torch.equal(comparison.target.v, aligner.value_map(theirs.values()))
-    assert torch.equal(comparison.target.q, q)
+    compared, attention = comparison.of(StateComparison), comparison.of(AttentionComparison)
+    assert torch.equal(compared.student.k, ours.keys(rotated=rotated))
+    assert torch.equal(compared.student.v, ours.values())
+    assert torch.equal(compared.student.q, ours.queries(rotated=rotated))
+    assert torch.equal(compared.target.k, k)
+    assert torch.equal(compared.target.v, aligner.value_map(theirs.values()))
+    assert torch.equal(compared.target.q, q)
     # Attention always compares rotated states; what was mapped before its rotation is rotated as the student does.
-    assert torch.equal(comparison.student_attention[0], ours.queries(rotated=True))
-    assert torch.equal(comparison.student_attention[1], ours.keys(rotated=True))
+    assert torch.equal(attention.student_q, ours.queries(rotated=True))
+    assert torch.equal(attention.student_k, ours.keys(rotated=True))
     rotation = ours.layers[0].rotation
-    for found, expected in zip(comparison.target_attention, (q, k), strict=True):
+    for found, expected in zip((attention.target_q, attention.target_k), (q, k), strict=True):
         for layer in range(3):
             turned = expected[:, layer] if rotated else rotation.rotate(expected[:, layer])
             assert torch.equal(found[:, layer], turned)
-    assert comparison.forms == (AttentionSpec(scaling=12**-0.5),) * 3
+    assert attention.forms == (AttentionSpec(scaling=12**-0.5),) * 3
 
 
 def test_the_compared_attention_is_the_one_the_student_computes():
     rig = make_rig("kv+struct")
     tokens = BATCH.student
     with torch.no_grad():
-        q, k = rig.step(BATCH).comparison.student_attention
+        attention = rig.step(BATCH).comparison.of(AttentionComparison)
+        q, k = attention.student_q, attention.student_k
         eager = make_student()
         eager.set_attn_implementation("eager")
         weights = eager(
@@ -455,8 +461,9 @@ def test_a_teacher_that_is_the_student_leaves_nothing_to_learn(rotated):
             assert torch.equal(head_map.mix, torch.eye(head_map.mix.shape[1]).expand_as(head_map.mix))
             head_map.width.copy_(torch.eye(12).expand_as(head_map.width))
     result = rig.step(BATCH)
-    for ours, theirs in zip(result.comparison.student_attention, result.comparison.target_attention, strict=True):
-        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    attention = result.comparison.of(AttentionComparison)
+    torch.testing.assert_close(attention.target_q, attention.student_q, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention.target_k, attention.student_k, atol=1e-5, rtol=1e-5)
     parts = ("key_loss", "value_loss", "struct_key_loss", "struct_value_loss", "attention_loss")
     assert {name: result.losses[name].item() for name in parts} == pytest.approx(dict.fromkeys(parts, 0.0), abs=1e-5)
     # Another teacher, through the same maps, leaves something.
@@ -476,7 +483,10 @@ def test_the_shuffled_teacher_changes_the_targets_and_nothing_else():
     with torch.no_grad():
         ours, theirs = rig.step(shuffled), rig.step(plain)
     a, b = ours.comparison, theirs.comparison
-    for field in ("logits", "ids", "scored", "aligned", "key_variance", "value_variance"):
+    for field in ("logits", "ids", "scored", "aligned"):
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+    a, b = a.of(StateComparison), b.of(StateComparison)
+    for field in ("key_variance", "value_variance"):
         assert torch.equal(getattr(a, field), getattr(b, field)), field
     for kind in ("k", "v", "q"):
         assert torch.equal(getattr(a.student, kind), getattr(b.student, kind))
@@ -492,10 +502,11 @@ def test_more_student_layers_than_teacher_layers(kind):
     rig = make_rig("kv+struct", kind=kind, teacher=make_teacher(num_layers=2), student=make_student(num_layers=5))
     assert rig.layers == [0, 0, 1, 1, 1]
     result = rig.step(BATCH)
-    assert result.comparison.target.k.shape == result.comparison.student.k.shape == (4, 5, 2, 10, 12)
-    states = rig.teacher.read(BATCH, "keys_values")
-    assert states.k.shape[1] == 2  # each teacher layer once
-    torch.testing.assert_close(result.comparison.target.k, rig.distiller.aligner.key_map(states.k[:, [0, 0, 1, 1, 1]]))
+    compared = result.comparison.of(StateComparison)
+    assert compared.target.k.shape == compared.student.k.shape == (4, 5, 2, 10, 12)
+    states = rig.teacher.read(BATCH, (KEYS_VALUES,))
+    assert states["k"].shape[1] == 2  # each teacher layer once
+    torch.testing.assert_close(compared.target.k, rig.distiller.aligner.key_map(states["k"][:, [0, 0, 1, 1, 1]]))
     for name, parameter in rig.distiller.aligner.named_parameters():
         (gradient,) = torch.autograd.grad(result.alignment, [parameter], retain_graph=True)
         assert (gradient.flatten(1).abs().amax(dim=1) > 0).all(), name
@@ -509,7 +520,7 @@ def test_a_shortened_rationale_is_aligned_through_the_time_warp(kind, rationale,
     seen = encode((example.with_rationale(rationale, 2) for example in examples), embedded.tokenizer, 256)
     pad_id = embedded.pad_id
     batch = Collator(seen, full, student_pad_id=pad_id, teacher_pad_id=pad_id)(list(range(6)))
-    assert not batch.same_time
+    assert not batch.correspondence.same_time
     assert batch.student.ids.shape[1] < batch.teacher.ids.shape[1]
     rig = make_rig(
         "kv+struct", kind=kind, teacher=embedded.model, student=make_student(vocab_size=len(embedded.tokenizer))
@@ -517,14 +528,15 @@ def test_a_shortened_rationale_is_aligned_through_the_time_warp(kind, rationale,
     result = rig.step(batch)
     assert result.total.isfinite()
     with torch.no_grad():
-        states = rig.teacher.read(batch, "keys_values_queries")
-        weights = SegmentWarp(smoothness=0.0, ratios={}).matrix(batch.student.segments, batch.teacher.segments)
-        expected = rig.distiller.aligner.key_map(resample(states.k, weights))
-    torch.testing.assert_close(result.comparison.target.k, expected)
+        states = rig.teacher.read(batch, (KEYS_VALUES_QUERIES,))
+        weights = SegmentWarp(smoothness=0.0, ratios={}).matrix(batch.correspondence)
+        expected = rig.distiller.aligner.key_map(resample(states["k"], weights))
+    target = result.comparison.of(StateComparison).target
+    torch.testing.assert_close(target.k, expected)
     # The question stands in both and is not resampled.
     prompt = len(seen[0].prompt)
-    question = rig.distiller.aligner.key_map(states.k)[0, ..., :prompt, :]
-    torch.testing.assert_close(result.comparison.target.k[0, ..., :prompt, :], question, atol=1e-5, rtol=1e-4)
+    question = rig.distiller.aligner.key_map(states["k"])[0, ..., :prompt, :]
+    torch.testing.assert_close(target.k[0, ..., :prompt, :], question, atol=1e-5, rtol=1e-4)
     assert torch.equal(batch.aligned, batch.student.mask)
     gradients = rig.gradients([batch])
     assert gradients["student.model.layers.2.self_attn.k_proj.weight"].abs().max() > 0
@@ -561,9 +573,10 @@ def test_a_student_without_rotary_embedding():
     student.config.update({"num_key_value_heads": 4, "head_dim": 12})  # for this file's `make_rig`
     rig = make_rig("kv+struct", student=student)
     comparison = rig.step(BATCH).comparison
-    assert torch.equal(comparison.target_attention[0], comparison.target.q)
-    assert torch.equal(comparison.target_attention[1], comparison.target.k)
-    assert torch.equal(comparison.student_attention[1], comparison.student.k)
+    states, attention = comparison.of(StateComparison), comparison.of(AttentionComparison)
+    assert torch.equal(attention.target_q, states.target.q)
+    assert torch.equal(attention.target_k, states.target.k)
+    assert torch.equal(attention.student_k, states.student.k)
     gradients = rig.gradients([BATCH])
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
 
@@ -573,7 +586,7 @@ def test_padding_does_not_reach_the_loss(name):
     rig = make_rig(name)
     ids = torch.where(BATCH.student.mask, BATCH.student.ids, 33)
     other = type(BATCH.student)(ids, BATCH.student.mask, BATCH.student.positions, BATCH.student.segments)
-    dirty = Batch(other, other, BATCH.scored, BATCH.aligned, BATCH.same_time, BATCH.indices)
+    dirty = replace(BATCH, student=other, teacher=other)
     for loss, value in rig.step(BATCH).losses.items():
         assert rig.step(dirty).losses[loss].item() == pytest.approx(value.item(), rel=1e-6), loss
 

@@ -15,7 +15,16 @@ import pytest
 from kv_align.config.compose import compose_raw
 from kv_align.config.model_card import EMBEDDED, model_card
 from kv_align.config.resolve import resolve
-from kv_align.config.signals import signal_of, uses_keys_values
+from kv_align.config.signals import (
+    HIDDEN_STATES,
+    KEYS_VALUES,
+    KEYS_VALUES_QUERIES,
+    LOGITS,
+    RELATIONS,
+    Signals,
+    signals_of,
+    uses_aligner,
+)
 from kv_align.runs.errors import ConfigError
 
 WriteModel = Callable[..., str]
@@ -369,7 +378,7 @@ def test_logits_of_another_vocabulary_are_refused_and_keys_and_values_are_not(wr
 # A user's own choices
 
 
-@pytest.mark.parametrize(("group", "missing"), [("aligner", "uses_init"), ("loss", "signal")], ids=["aligner", "loss"])
+@pytest.mark.parametrize(("group", "missing"), [("aligner", "uses_init"), ("loss", "signals")], ids=["aligner", "loss"])
 def test_a_class_that_does_not_declare_what_its_group_asks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, missing: str
 ) -> None:
@@ -384,15 +393,19 @@ def test_a_class_that_does_not_declare_what_its_group_asks_is_refused(
     )
 
 
-def test_a_loss_with_a_signal_that_nobody_gives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "written_for_signals.py").write_text(
-        "import kv_align.losses.base\nclass Mine(kv_align.losses.base.Loss):\n    signal = 'keys'\n"
+@pytest.mark.parametrize("signals", ["('keys',)", "('keys_values', 'keys')", "'keys_values'"])
+def test_a_loss_with_a_signal_that_nobody_gives_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: str
+) -> None:
+    module = f"written_for_signals_{len(signals)}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import kv_align.losses.base\nclass Mine(kv_align.losses.base.Loss):\n    signals = {signals}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    raw = composed(loss={"name": "mine", "_target_": "written_for_signals.Mine"})
+    raw = composed(loss={"name": "mine", "_target_": f"{module}.Mine"})
     assert sentence_of(raw) == (
-        "loss=mine is not allowed: its signal keys is none of none, logits, keys_values, keys_values_queries, relations, "
-        "hidden_states; correct that class."
+        f"loss=mine is not allowed: its signals={signals} must be a tuple of names among keys_values, keys_values_queries, "
+        "relations, hidden_states, logits; correct that class."
     )
 
 
@@ -454,20 +467,22 @@ def test_a_step_of_the_reasoning_is_kept_only_where_it_is_shortened(rationale: s
 
 
 @pytest.mark.parametrize(
-    ("loss", "signal", "compares"),
+    ("loss", "signals", "compares"),
     [
-        ("ce", "none", False),
-        ("logit_kd", "logits", False),
-        ("kv", "keys_values", True),
-        ("kv+struct", "keys_values_queries", True),
-        ("relations", "relations", False),
-        ("hidden", "hidden_states", False),
+        ("ce", (), False),
+        ("logit_kd", (LOGITS,), False),
+        ("kv", (KEYS_VALUES,), True),
+        ("kv+struct", (KEYS_VALUES_QUERIES,), True),
+        ("relations", (RELATIONS,), False),
+        ("hidden", (HIDDEN_STATES,), False),
     ],
 )
-def test_what_a_loss_needs_of_the_teacher_is_known_without_importing_it(loss: str, signal: str, compares: bool) -> None:
+def test_what_a_loss_needs_of_the_teacher_is_known_without_importing_it(
+    loss: str, signals: Signals, compares: bool
+) -> None:
     config, _ = resolve(composed(f"loss={loss}"))
-    assert signal_of(config.loss) == signal
-    assert uses_keys_values(config) is compares
+    assert signals_of(config.loss) == signals
+    assert uses_aligner(config) is compares
 
 
 # Folders become absolute, so that a frozen configuration means the same from anywhere

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from kv_align.config.signals import KEYS_VALUES_QUERIES
 from kv_align.data.batch import Batch, Tokens
+from kv_align.data.correspondence import Correspondence
 from kv_align.models.capture.attention import attention_of
 from kv_align.models.capture.prepare import Geometry, Recorder, prepare, record
 from kv_align.models.capture.probe_rotary import hooks
@@ -236,12 +238,12 @@ def test_bfloat16(family):
 def test_a_teacher_reads_no_further_than_it_must_and_the_same(family):
     model, mask = ready(family), RIGHT.bool()
     tokens = Tokens(IDS, mask, (RIGHT.cumsum(1) - 1).clamp(min=0), RIGHT)
-    batch = Batch(tokens, tokens, mask, mask, True, (0, 1))
-    states = Teacher(model, [0, 1], rotated=False).read(batch, "keys_values_queries")
+    batch = Batch(tokens, tokens, mask, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
+    states = Teacher(model, [0, 1], rotated=False).read(batch, (KEYS_VALUES_QUERIES,))
     whole = recorded(model, RIGHT)
-    torch.testing.assert_close(states.k, whole.keys(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(states.v, whole.values()[:, :2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(states.q, whole.queries(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states["k"], whole.keys(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states["v"], whole.values()[:, :2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states["q"], whole.queries(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)
 
 
 @EVERY

@@ -12,7 +12,9 @@ from kv_align.align.aligner import Aligner
 from kv_align.align.schedule import Phase
 from kv_align.config.config import ModelConfig
 from kv_align.config.model_card import EMBEDDED
+from kv_align.config.signals import KEYS_VALUES_QUERIES
 from kv_align.data.batch import Batch, Tokens
+from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.kv_struct import KeyValueStruct
 from kv_align.models.capture.prepare import prepare, record
@@ -64,14 +66,14 @@ def test_a_student_taught_by_itself_has_nothing_to_learn_and_by_another_has(name
         prepare(model, "student")
     mask = MASK.bool()
     tokens = Tokens(IDS, mask, (MASK.cumsum(1) - 1).clamp(min=0), MASK)
-    batch = Batch(tokens, tokens, mask, mask, True, (0, 1))
+    batch = Batch(tokens, tokens, mask, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
     distiller = Distiller(
         student, AsItIs(), OBJECTIVE, rotated=False, key_variance=torch.ones(3), value_variance=torch.ones(3)
     )
     weights = OBJECTIVE.weights(0, 1)
 
     def step(model):
-        states = Teacher(model, [0, 1, 2], rotated=False).read(batch, "keys_values_queries")
+        states = Teacher(model, [0, 1, 2], rotated=False).read(batch, (KEYS_VALUES_QUERIES,))
         return distiller(batch, states, Counts.of([batch]), weights, Phase(True, True))
 
     alone, taught = step(teacher).losses, step(other)

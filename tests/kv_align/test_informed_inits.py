@@ -19,6 +19,7 @@ from kv_align.align.init.procrustes import procrustes
 from kv_align.align.paired_states import Calibration, Pair
 from kv_align.align.structured import StructuredMap
 from kv_align.align.time_warp import SegmentWarp
+from tests.tiny import project
 
 
 def ridged(given: object, calibration: Calibration) -> HeadInit:
@@ -144,10 +145,10 @@ def test_inside_an_aligner_padding_neighbours_and_precision(name):
         torch.tensor([[1] * 3 + [2] * 4, [1] * 2 + [2] * 3 + [0] * 2]),
     )
     junk = [torch.where((teacher == 0)[:, None, None, :, None], 1e6, each) for each in states]
-    clean, dirty = (aligner(*each, student, teacher, False) for each in (states, junk))
+    clean, dirty = (project(aligner, each, student, teacher, False) for each in (states, junk))
     valid = (student != 0)[:, None, None, :, None]
-    alone = aligner(*(each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
-    rough = aligner.bfloat16()(*(each.bfloat16() for each in states), student, teacher, False)
+    alone = project(aligner, (each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
+    rough = project(aligner.bfloat16(), (each.bfloat16() for each in states), student, teacher, False)
     for ours, theirs, single, half in zip(clean, dirty, alone, rough, strict=True):
         assert ours.shape == (2, 3, 2, 5, 6)
         assert torch.equal(ours[valid.expand_as(ours)], theirs[valid.expand_as(ours)])

@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.aligner import Aligner
-from kv_align.align.correspondence import LayerMixture, Placement
 from kv_align.align.layer_map.cka import cka
 from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.layer_map.learned import Mixture, learned
+from kv_align.align.layer_time_map import LayerMixture, LayerTimeMap
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.compose import compose_config
+from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.build import choose_layers
 from kv_align.models.capture.prepare import Geometry
 from kv_align.runs.errors import ConfigError
 from tests.kv_align.test_align_battery import ARMS, arm_id, draw, make_aligner, same_segments, teacher_states
+from tests.tiny import project
 
 quick = settings(deadline=None, max_examples=150, derandomize=True, database=None)
 START = Mixture([1, 0, 1], [[0.0, 0.1], [0.3, 0.0], [0.0, 0.2]], 0.5)
@@ -43,7 +45,9 @@ def test_at_a_one_hot_start_a_learned_map_is_a_list(kind, options):
     segments = same_segments()
     states = teacher_states()
     for ours, theirs in zip(
-        learned_one(*states, segments, segments, True), listed(*states, segments, segments, True), strict=True
+        project(learned_one, states, segments, segments, True),
+        project(listed, states, segments, segments, True),
+        strict=True,
     ):
         assert torch.equal(ours, theirs)
 
@@ -57,7 +61,9 @@ def test_a_mixture_is_its_plain_loop_before_warp_and_maps(kind, options):
         powers = [math.exp(number / 0.5) for number in row]
         weights.append([power / sum(powers) for power in powers])
     maps = (aligner.key_map, aligner.value_map, aligner.query_map)
-    for states, head_map, output in zip((k, v, q), maps, aligner(k, v, q, student, teacher, False), strict=True):
+    for states, head_map, output in zip(
+        (k, v, q), maps, project(aligner, (k, v, q), student, teacher, False), strict=True
+    ):
         mixed = torch.stack([a * states[:, 0] + b * states[:, 1] for a, b in weights], dim=1)
         torch.testing.assert_close(output, head_map(mixed[..., [0, 0, 2], :]), atol=1e-6, rtol=1e-6)
 
@@ -67,7 +73,9 @@ def test_gradient_reaches_every_weight_of_every_student_layer(kind, options):
     aligner = mixing(kind, options)
     k, v, q = (each.requires_grad_() for each in teacher_states())
     segments = same_segments()
-    sum((each * draw(*each.shape, seed=4)).sum() for each in aligner(k, v, q, segments, segments, True)).backward()
+    sum(
+        (each * draw(*each.shape, seed=4)).sum() for each in project(aligner, (k, v, q), segments, segments, True)
+    ).backward()
     assert (aligner.placement.mixture.logits.grad != 0).all()
     assert all((each.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all() for each in (k, v, q))
     # A softmax does not change by a constant.
@@ -81,14 +89,14 @@ def test_padding_neighbours_precision_and_saving_with_a_mixture(kind, options):
     student = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 2]])
     valid = (student != 0)[:, None, None, :, None]
     junk = [torch.where((teacher == 0)[:, None, None, :, None], 1e6, each) for each in states]
-    clean, dirty = (aligner(*each, student, teacher, False) for each in (states, junk))
-    alone = aligner(*(each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
+    clean, dirty = (project(aligner, each, student, teacher, False) for each in (states, junk))
+    alone = project(aligner, (each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
     other = mixing(kind, options, seed=2, start=Mixture([0, 0, 0], [[0.0, 0.0]] * 3, 0.5))
-    assert not torch.equal(other(*states, student, teacher, False)[0], clean[0])
+    assert not torch.equal(project(other, states, student, teacher, False)[0], clean[0])
     assert "placement.mixture.logits" in aligner.state_dict()
     other.load_state_dict(aligner.state_dict())
-    loaded = other(*states, student, teacher, False)
-    rough = aligner.bfloat16()(*(each.bfloat16() for each in states), student, teacher, False)
+    loaded = project(other, states, student, teacher, False)
+    rough = project(aligner.bfloat16(), (each.bfloat16() for each in states), student, teacher, False)
     for ours, theirs, single, same, half in zip(clean, dirty, alone, loaded, rough, strict=True):
         assert torch.equal(ours[valid.expand_as(ours)], theirs[valid.expand_as(ours)])
         torch.testing.assert_close(ours[1:], single, atol=1e-5, rtol=1e-5)
@@ -103,11 +111,12 @@ def test_a_map_that_selects_adds_nothing_to_an_aligners_state():
 
 
 def test_a_teacher_in_bfloat16_is_mixed_in_float32():
-    placement = Placement(LayerMixture(START), SegmentWarp(smoothness=0.0, ratios={}))
+    mixing = LayerTimeMap(LayerMixture(START), SegmentWarp(smoothness=0.0, ratios={}))
     states, segments = teacher_states()[0].bfloat16(), same_segments()
-    (placed,) = placement([states], segments, segments, True, torch.float32)
+    correspondence = Correspondence(segments, segments, same_time=True)
+    placed = mixing({"k": states}, correspondence, torch.float32)["k"]
     assert placed.dtype == torch.float32
-    (expected,) = placement([states.float()], segments, segments, True, None)
+    expected = mixing({"k": states.float()}, correspondence)["k"]
     assert torch.equal(placed, expected)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kv_align.losses.attention_divergence import attention_divergence
-from kv_align.losses.base import scheduled
+from kv_align.losses.base import Schedule
 from kv_align.losses.functional import (
     Masked,
     causal_cross_entropy,
@@ -569,14 +569,14 @@ def test_the_end_of_text_is_scored_also_where_it_is_the_pad_id():
     ],
 )
 def test_schedules_by_hand(decay, warmup_steps, num_steps, expected):
-    found = [scheduled(0.5, decay, warmup_steps, step, num_steps) for step in range(num_steps)]
+    found = [Schedule(0.5, decay, warmup_steps).at(step, num_steps) for step in range(num_steps)]
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 @PROPERTY
 @given(st.floats(0, 10), st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.integers(1, 30))
 def test_a_schedule_rises_to_its_weight_and_never_passes_it(value, decay, warmup_steps, num_steps):
-    weights = [scheduled(value, decay, warmup_steps, step, num_steps) for step in range(num_steps)]
+    weights = [Schedule(value, decay, warmup_steps).at(step, num_steps) for step in range(num_steps)]
     assert all(-1e-12 <= weight <= value + 1e-12 for weight in weights)
     rise, fall = weights[:warmup_steps], weights[warmup_steps:]
     assert all(before <= after for before, after in pairwise(rise))

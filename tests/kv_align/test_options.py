@@ -150,7 +150,7 @@ def test_a_target_that_is_not_there_is_refused_by_name(target: str, says: str) -
         ("option", "target: its option option has no type"),
         (
             "option: Tensor",
-            "its option option has the type Tensor; known are Annotated, Any, FractionFloat, LayerList, ",
+            "its option option has the type Tensor; known are Annotated, Any, Decay, FractionFloat, ",
         ),
         ("option: list[Tensor]", "its option option has the type list[Tensor]; known are"),
         ("option: __import__('os').system", "its option option has the type __import__('os').system; known are"),
@@ -169,10 +169,10 @@ def test_an_option_whose_type_cannot_be_read_is_refused(write_module: WriteModul
     [
         ("kv_align.align.flat.FlatMap", "uses_init", False),
         ("kv_align.align.structured.StructuredMap", "uses_init", True),
-        ("kv_align.losses.ce.CrossEntropy", "signal", "none"),
-        ("kv_align.losses.kv.KeyValue", "signal", "keys_values"),
-        ("kv_align.losses.kv_struct.KeyValueStruct", "signal", "keys_values_queries"),
-        ("kv_align.losses.logit_kd.LogitDistillation", "signal", "logits"),
+        ("kv_align.losses.ce.CrossEntropy", "signals", ()),
+        ("kv_align.losses.kv.KeyValue", "signals", ("keys_values",)),
+        ("kv_align.losses.kv_struct.KeyValueStruct", "signals", ("keys_values_queries",)),
+        ("kv_align.losses.logit_kd.LogitDistillation", "signals", ("logits",)),
     ],
 )
 def test_what_a_class_declares_is_read_from_its_body(target: str, name: str, value: object) -> None:

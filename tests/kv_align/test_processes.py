@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kv_align.data.batch import Batch, Tokens
+from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.training.distributed.processes import Processes
@@ -110,7 +111,9 @@ def test_rows_of_all_processes_are_the_batch() -> None:
         return Tokens(ids, ids % 2 == 0, ids * 2, ids % 3)
 
     mask = torch.arange(12).reshape(4, 3) % 5 == 0
-    batch = Batch(tokens(0), tokens(100), mask, ~mask, False, (7, 8, 9, 10), mask.float())
+    student, teacher = tokens(0), tokens(100)
+    correspondence = Correspondence(student.segments, teacher.segments, same_time=False, places=mask.float())
+    batch = Batch(student, teacher, mask, ~mask, correspondence, (7, 8, 9, 10), (10, 7, 8, 9))
 
     class Place:
         def __init__(self, rank: int) -> None:
@@ -119,11 +122,14 @@ def test_rows_of_all_processes_are_the_batch() -> None:
     trainer = short_config().trainer
     parts = [Processes(Place(rank), trainer).rows(batch) for rank in (0, 1)]  # type: ignore[arg-type]
     assert parts[0].indices + parts[1].indices == batch.indices
+    assert parts[0].read_by_teacher + parts[1].read_by_teacher == batch.read_by_teacher
     for of in (
         lambda b: b.student.ids,
         lambda b: b.teacher.mask,
         lambda b: b.scored,
         lambda b: b.aligned,
-        lambda b: b.places,
+        lambda b: b.correspondence.places,
+        lambda b: b.correspondence.student_segments,
+        lambda b: b.correspondence.teacher_segments,
     ):
         assert torch.equal(torch.cat([of(part) for part in parts]), of(batch))

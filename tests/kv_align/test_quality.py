@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kv_align.losses.base import Comparison, States
+from kv_align.losses.comparison import Comparison, StateComparison
+from kv_align.models.capture.states import States
 from kv_align.training.agreement import (
     Agreement,
     AlignmentGradNorm,
@@ -19,6 +20,7 @@ from kv_align.training.agreement import (
 )
 from kv_align.training.step import StepResult
 
+ONES = torch.ones(2)
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
@@ -28,8 +30,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 def comparison(student: States | None, target: States | None, aligned: torch.Tensor) -> Comparison:
     texts, tokens = aligned.shape
+    compared = () if student is None or target is None else (StateComparison(student, target, ONES, ONES),)
     return Comparison(
-        torch.zeros(texts, tokens, 3), torch.zeros(texts, tokens, dtype=torch.long), aligned, aligned, student, target
+        torch.zeros(texts, tokens, 3), torch.zeros(texts, tokens, dtype=torch.long), aligned, aligned, compared
     )
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from kv_align.config.compose import compose_config
-from kv_align.losses.base import Comparison, Pairing, States
+from kv_align.losses.base import Pairing
+from kv_align.losses.comparison import Comparison, HiddenComparison, SourceComparison
 from kv_align.losses.functional import Masked
 from kv_align.losses.hidden import Hidden
 from kv_align.losses.relations import Relations
 from kv_align.models.capture.prepare import Geometry
+from kv_align.models.capture.states import States
 from kv_align.runs.errors import ConfigError
 from tests.kv_align.test_distill import BATCH, make_rig, make_student
 
@@ -27,7 +29,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def pairing(**changes: object) -> Pairing:
-    given = Pairing(TEACHER, STUDENT, 7, 5, VARIANCE, torch.Generator().manual_seed(3), 9)
+    given = Pairing(TEACHER, STUDENT, 7, 5, lambda: VARIANCE, torch.Generator().manual_seed(3), 9)
     return replace(given, **changes)
 
 
@@ -39,8 +41,8 @@ def states_of(shape: Geometry, seed: int, layers: int = 3, tokens: int = 5) -> S
     )
 
 
-def comparison(mask: Tensor = MASK, **states: object) -> Comparison:
-    return Comparison(draw(2, 5, 9), torch.zeros(2, 5, dtype=torch.long), mask, mask, **states)
+def comparison(part: object, mask: Tensor = MASK) -> Comparison:
+    return Comparison(draw(2, 5, 9), torch.zeros(2, 5, dtype=torch.long), mask, mask, (part,))
 
 
 # Relations
@@ -70,7 +72,7 @@ def relation_loop(student: Tensor, teacher: Tensor, mask: Tensor, layers: list[i
 def test_relations_and_their_gradient_are_those_of_a_plain_loop(heads, layers, compared, mask):
     loss = Relations(pairing(), lambda_relations=0.5, relation_heads=heads, layers=layers)
     student, teacher = states_of(STUDENT, 1), states_of(TEACHER, 11)
-    parts = loss.components(comparison(mask, student=student, source=teacher))
+    parts = loss.components(comparison(SourceComparison(student, teacher), mask))
     assert list(parts) == ["query_relation_loss", "key_relation_loss", "value_relation_loss"]
     for part, ours, theirs in zip(
         parts.values(), (student.q, student.k, student.v), (teacher.q, teacher.k, teacher.v), strict=True
@@ -96,9 +98,7 @@ def test_relations_by_hand():
     theirs = torch.tensor([[1.0, 0, 0, 0], [2, 0, 0, 0]])[None, None, None]  # token 1: dots 2 and 4
     states = [States(each, each, each) for each in (ours, theirs)]
     whole = torch.ones(1, 2, dtype=torch.bool)
-    given = Comparison(
-        draw(1, 2, 3), torch.zeros(1, 2, dtype=torch.long), whole, whole, student=states[0], source=states[1]
-    )
+    given = Comparison(draw(1, 2, 3), torch.zeros(1, 2, dtype=torch.long), whole, whole, (SourceComparison(*states),))
     student, teacher = (torch.tensor(each).softmax(0) for each in ([0.0, 2.0], [1.0, 2.0]))
     # Token 0 is related to itself alone: nothing to differ in.
     expected = (teacher * (teacher / student).log()).sum().item()
@@ -120,7 +120,7 @@ def test_what_stands_at_padding_changes_no_relation(junk):
             ]
             for states in both
         ]
-        parts = loss.components(comparison(student=States(*leaves[0]), source=States(*leaves[1])))
+        parts = loss.components(comparison(SourceComparison(States(*leaves[0]), States(*leaves[1]))))
         sum_of_parts = sum(part.total for part in parts.values())
         return sum_of_parts.item(), torch.autograd.grad(sum_of_parts, leaves[0])
 
@@ -136,10 +136,10 @@ def test_relations_are_blind_to_a_rotation_within_relation_heads_and_see_scale()
     student = states_of(STUDENT, 1)
     turn = torch.linalg.qr(draw(6, 6)).Q  # keys: 2 heads of 6 are 2 relation heads
     turned = States(student.k @ turn, student.v @ turn, student.q)
-    parts = loss.components(comparison(student=student, source=turned))
+    parts = loss.components(comparison(SourceComparison(student, turned)))
     assert [part.total.item() for part in parts.values()] == pytest.approx([0, 0, 0], abs=1e-5)
     scaled = States(student.k * 2, student.v * 2, student.q * 2)
-    parts = loss.components(comparison(student=student, source=scaled))
+    parts = loss.components(comparison(SourceComparison(student, scaled)))
     assert min(part.total.item() for part in parts.values()) > 0.1
 
 
@@ -172,7 +172,7 @@ def hidden_states(seed: int = 5) -> tuple[Tensor, Tensor]:
 def test_hidden_states_and_their_gradients_are_those_of_a_plain_loop(layers, compared, mask):
     loss = Hidden(pairing(), lambda_hidden=0.3, layers=layers)
     student, teacher = hidden_states()
-    given = comparison(mask, student_hidden=student, teacher_hidden=teacher)
+    given = comparison(HiddenComparison(student, teacher), mask)
     (part,) = loss.components(given).values()
     weight, bias = loss.projection.weight, loss.projection.bias
     expected = torch.zeros(())
@@ -204,7 +204,7 @@ def test_what_stands_at_padding_changes_no_hidden_loss(junk):
         if spoil:
             unused = ~MASK[:, None, :, None]
             student, teacher = (torch.where(unused, junk, each.detach()) for each in (student, teacher))
-        part = loss.components(comparison(student_hidden=student, teacher_hidden=teacher))["hidden_loss"]
+        part = loss.components(comparison(HiddenComparison(student, teacher)))["hidden_loss"]
         found.append(part.total.item())
     assert found[0] == found[1]
 
@@ -213,13 +213,11 @@ def test_a_projection_that_gives_the_mean_has_a_loss_of_one():
     teacher = draw(2, 3, 5, 7, seed=6)
     everything = torch.ones(2, 5, dtype=torch.bool)
     variance = teacher.var(dim=(0, 2), unbiased=False).mean(dim=1)
-    loss = Hidden(pairing(hidden_variance=variance), lambda_hidden=1.0, layers=None)
+    loss = Hidden(pairing(hidden_variance=lambda: variance), lambda_hidden=1.0, layers=None)
     with torch.no_grad():
         loss.projection.weight.zero_()
         loss.projection.bias.copy_(teacher.mean(dim=(0, 2)))
-    part = loss.components(comparison(everything, student_hidden=draw(2, 3, 5, 5), teacher_hidden=teacher))[
-        "hidden_loss"
-    ]
+    part = loss.components(comparison(HiddenComparison(draw(2, 3, 5, 5), teacher), everything))["hidden_loss"]
     assert (part.total / part.tokens).item() == pytest.approx(1.0, rel=1e-5)
 
 
@@ -243,13 +241,11 @@ def test_what_is_compared_are_the_librarys_hidden_states_above_each_layer():
     with torch.no_grad():
         ours = rig.distiller.student(**inputs, output_hidden_states=True).hidden_states
         theirs = rig.teacher.model(**inputs, output_hidden_states=True).hidden_states
-        compared = rig.step(BATCH).comparison
+        compared = rig.step(BATCH).comparison.of(HiddenComparison)
     assert rig.layers == [1, 2, 3]
     for layer in range(3):
-        assert torch.equal(compared.student_hidden[:, layer], ours[layer + 1])
-        torch.testing.assert_close(
-            compared.teacher_hidden[:, layer], theirs[rig.layers[layer] + 1], atol=1e-5, rtol=1e-5
-        )
+        assert torch.equal(compared.student[:, layer], ours[layer + 1])
+        torch.testing.assert_close(compared.teacher[:, layer], theirs[rig.layers[layer] + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_the_projection_starts_as_linear_does_and_is_drawn_from_its_generator():

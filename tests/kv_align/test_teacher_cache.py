@@ -20,35 +20,44 @@ from torch import Tensor
 from kv_align.align.aligner import Aligner
 from kv_align.config.compose import compose_config
 from kv_align.config.identity import content_hash
+from kv_align.config.signals import (
+    HIDDEN_STATES,
+    KEYS_VALUES,
+    KEYS_VALUES_QUERIES,
+    LOGITS,
+    TOKEN_LOSSES,
+    Signal,
+    Signals,
+    TopLogits,
+)
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit, prepare_split
 from kv_align.experiment.assembly import Assembly
 from kv_align.experiment.experiment import run as do_run
-from kv_align.losses.base import Signal
-from kv_align.losses.top_k import TopLogits
 from kv_align.models.load import LanguageModel, load_teacher
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher import shards
 from kv_align.teacher.cache import CachedTeacher, TeacherCache
-from kv_align.teacher.entries import StateEntry
+from kv_align.teacher.entries import StateEntry, kept_alike
 from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config, without_timing
 
 EXAMPLES = 20
 MEASURED = 1  # a text that is read to know what the others take on disk
-TOP = TopLogits(4, 2.0, 490)
-STATES: dict[Signal, tuple[str, ...]] = {
-    "keys_values": ("k", "v"),
-    "keys_values_queries": ("k", "v", "q"),
-    "hidden_states": ("hidden",),
-    "token_losses": ("token_losses",),
+TOP = TopLogits(k=4, temperature=2.0, vocabulary=490)
+EACH = {
+    "keys_values": KEYS_VALUES,
+    "keys_values_queries": KEYS_VALUES_QUERIES,
+    "hidden_states": HIDDEN_STATES,
+    "token_losses": TOKEN_LOSSES,
+    "logits": LOGITS,
+    "top": TOP,
 }
-LOGITS: dict[Signal, tuple[str, ...]] = {"logits": ("logits",), TOP: ("top_log_probabilities", "top_indices")}
-NAMES = STATES | LOGITS
-SIGNAL: Signal = "keys_values_queries"
+SIGNAL = KEYS_VALUES_QUERIES
+every_signal = pytest.mark.parametrize("signal", EACH.values(), ids=EACH)
 PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)]
 
 
@@ -96,39 +105,46 @@ def cache(
     split: PreparedSplit,
     folder: Path,
     dtype: torch.dtype = torch.float32,
-    signal: Signal = SIGNAL,
+    signals: Signals = (SIGNAL,),
     **key: object,
 ) -> tuple[CachedTeacher, Counted]:
     teacher = Counted(reader.model, [1, 3, 5], rotated=False)
     facts = {"layers": teacher.layers, **key}
-    kept = StateEntry(teacher, split.teacher, reader.pad_id, signal, nullcontext)
-    return CachedTeacher(kept, signal, folder, facts, dtype), teacher
+    entries = [StateEntry(teacher, split.teacher, reader.pad_id, alike, nullcontext) for alike in kept_alike(signals)]
+    return CachedTeacher(entries, signals, folder, facts, dtype), teacher
+
+
+def folder_of(cached: CachedTeacher) -> Path:
+    """Of one that keeps one thing."""
+    (folder,) = cached.folders
+    return folder
 
 
 def kept_tokens(batch: Batch, signal: Signal) -> Tensor:
     """[B, R], the teacher's tokens of which something is kept: of logits, those before a scored token."""
-    if signal in STATES:
+    if not signal.predicting:
         return batch.teacher.mask
     return torch.cat((batch.scored[:, 1:], torch.zeros_like(batch.scored[:, :1])), dim=1)
 
 
-@pytest.mark.parametrize("signal", NAMES, ids=str)
+@every_signal
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=str)
 def test_it_is_what_the_teacher_gives(
     reader: LanguageModel, tmp_path: Path, signal: Signal, dtype: torch.dtype, tolerance: float
 ) -> None:
-    for shuffle in (False, True) if signal in STATES else (False,):
+    for shuffle in (False, True) if not signal.predicting else (False,):
         split = split_of(reader, shuffle=shuffle)
-        cached, teacher = cache(reader, split, tmp_path / str(shuffle), dtype, signal)
+        cached, teacher = cache(reader, split, tmp_path / str(shuffle), dtype, (signal,))
         cached.fill(range(EXAMPLES))
         assert teacher.read_texts == EXAMPLES + MEASURED
         for places in ([0, 1, 2], [19, 7, 8, 3], [12]) if not shuffle else ([0, 1, 2], [19, 7, 8, 3]):
             batch = split.collate(places)
             kept = kept_tokens(batch, signal)
             assert kept.any(dim=1).all()
-            ours, theirs = cached.read(batch, signal), Teacher.read(teacher, batch, signal)
-            for name in NAMES[signal]:
-                found, expected = getattr(ours, name), getattr(theirs, name)
+            ours, theirs = cached.read(batch, (signal,)), Teacher.read(teacher, batch, (signal,))
+            assert set(ours.tensors) == set(theirs.tensors) == set(signal.fields)
+            for name in signal.fields:
+                found, expected = ours[name], theirs[name]
                 assert found.shape == expected.shape
                 assert found.dtype == expected.dtype
                 valid = kept.view(len(places), *[1] * (found.dim() - 3), -1, 1)
@@ -139,18 +155,19 @@ def test_it_is_what_the_teacher_gives(
                 assert found.masked_fill(valid, 0).abs().max() == 0
 
 
-@pytest.mark.parametrize("signal", NAMES, ids=str)
+@every_signal
 def test_in_float32_and_in_the_same_batch_it_is_what_the_teacher_gives_bit_for_bit(
     reader: LanguageModel, tmp_path: Path, signal: Signal
 ) -> None:
     split = split_of(reader)
-    cached, teacher = cache(reader, split, tmp_path, signal=signal)
+    cached, teacher = cache(reader, split, tmp_path, signals=(signal,))
     cached.fill(range(8))
     # A shard is read in one batch here, its texts by their length.
     batch = split.collate(sorted(range(8), key=lambda example: len(split.teacher[example].ids)))
-    ours, theirs = cached.read(batch, signal), Teacher.read(teacher, batch, signal)
-    for name in NAMES[signal]:
-        found, expected = getattr(ours, name), getattr(theirs, name)
+    ours, theirs = cached.read(batch, (signal,)), Teacher.read(teacher, batch, (signal,))
+    assert set(ours.tensors) == set(theirs.tensors) == set(signal.fields)
+    for name in signal.fields:
+        found, expected = ours[name], theirs[name]
         valid = kept_tokens(batch, signal).view(8, *[1] * (found.dim() - 3), -1, 1)
         assert torch.equal(found, expected.masked_fill(~valid, 0)), name
 
@@ -159,11 +176,11 @@ def test_of_logits_only_those_that_predict_a_scored_token_are_on_disk(reader: La
     split = split_of(reader)
     scored = int(split.collate(list(range(8))).scored.sum())
     assert 0 < scored < 0.9 * sum(len(text.ids) for text in split.teacher[:8])
-    for signal, numbers in (("logits", {"logits": 497}), (TOP, {"top_log_probabilities": 5, "top_indices": 4})):
-        cached, _ = cache(reader, split, tmp_path, torch.bfloat16, signal)
+    for signal, numbers in ((LOGITS, {"logits": 497}), (TOP, {"top_log_probabilities": 5, "top_indices": 4})):
+        cached, _ = cache(reader, split, tmp_path, torch.bfloat16, (signal,))
         cached.fill([0])
         for name, number in numbers.items():
-            with safe_open(cached.folder / f"{name}-000000.safetensors", framework="pt") as file:
+            with safe_open(folder_of(cached) / f"{name}-000000.safetensors", framework="pt") as file:
                 stored = file.get_tensor("states")
             assert stored.dtype == (torch.int32 if name == "top_indices" else torch.bfloat16)
             assert stored.numel() == scored * number
@@ -180,20 +197,20 @@ def test_it_is_computed_once_and_only_as_far_as_needed(reader: LanguageModel, tm
     third, idle = cache(reader, split, tmp_path)
     third.fill([1, 18])
     batch = split.collate([1, 18])
-    third.read(batch, SIGNAL)
+    third.read(batch, (SIGNAL,))
     assert idle.read_texts == 0
-    assert third.folder == first.folder
+    assert folder_of(third) == folder_of(first)
 
 
 def test_what_another_loss_has_kept_is_shared(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
-    keys_values, _ = cache(reader, split, tmp_path, signal="keys_values")
+    keys_values, _ = cache(reader, split, tmp_path, signals=(KEYS_VALUES,))
     keys_values.fill(range(8))
-    before = {file.name: file.stat().st_mtime_ns for file in keys_values.folder.glob("*.safetensors")}
+    before = {file.name: file.stat().st_mtime_ns for file in folder_of(keys_values).glob("*.safetensors")}
     queries, _ = cache(reader, split, tmp_path)
     queries.fill(range(8))
-    assert queries.folder == keys_values.folder
-    after = {file.name: file.stat().st_mtime_ns for file in queries.folder.glob("*.safetensors")}
+    assert folder_of(queries) == folder_of(keys_values)
+    after = {file.name: file.stat().st_mtime_ns for file in folder_of(queries).glob("*.safetensors")}
     assert set(after) - set(before) == {"q-000000.safetensors"}
     assert {name: after[name] for name in before} == before
 
@@ -202,13 +219,13 @@ def test_other_content_is_another_folder(reader: LanguageModel, tmp_path: Path) 
     split = split_of(reader)
     other_texts = PreparedSplit(split.examples[1:], split.student[1:], split.teacher[1:], split.collate, 0, 0)
     folders = {
-        cache(reader, split, tmp_path)[0].folder,
-        cache(reader, other_texts, tmp_path)[0].folder,
-        cache(reader, split, tmp_path, torch.bfloat16)[0].folder,
-        cache(reader, split, tmp_path, teacher="another")[0].folder,
-        cache(reader, split, tmp_path, layers=[0])[0].folder,
+        folder_of(cache(reader, split, tmp_path)[0]),
+        folder_of(cache(reader, other_texts, tmp_path)[0]),
+        folder_of(cache(reader, split, tmp_path, torch.bfloat16)[0]),
+        folder_of(cache(reader, split, tmp_path, teacher="another")[0]),
+        folder_of(cache(reader, split, tmp_path, layers=[0])[0]),
         *(
-            cache(reader, split, tmp_path, signal=signal)[0].folder
+            folder_of(cache(reader, split, tmp_path, signals=(signal,))[0])
             for signal in (TOP, replace(TOP, k=5), replace(TOP, temperature=1.0), replace(TOP, vocabulary=480))
         ),
     }
@@ -219,8 +236,8 @@ def test_what_is_scored_otherwise_is_another_folder(reader: LanguageModel, tmp_p
     split = split_of(reader)
     texts = [replace(text, segments=[Segment.REASONING, *text.segments[1:]]) for text in split.teacher]
     otherwise = replace(split, teacher=texts)
-    for signal, folders in (("token_losses", 2), ("keys_values", 1)):
-        found = {cache(reader, each, tmp_path, signal=signal)[0].folder for each in (split, otherwise)}
+    for signal, folders in ((TOKEN_LOSSES, 2), (KEYS_VALUES, 1)):
+        found = {folder_of(cache(reader, each, tmp_path, signals=(signal,))[0]) for each in (split, otherwise)}
         assert len(found) == folders, signal
 
 
@@ -232,10 +249,10 @@ def test_what_the_teacher_does_with_its_weights_is_of_the_key(
 
     def folder() -> Path:
         states = TeacherCache(config, reader, nullcontext).states(
-            Teacher(reader.model, [0], rotated=False), split_of(reader), "keys_values", rounded=True
+            Teacher(reader.model, [0], rotated=False), split_of(reader), (KEYS_VALUES,), rounded=True
         )
         assert isinstance(states, CachedTeacher)
-        return states.folder
+        return folder_of(states)
 
     before = folder()
     monkeypatch.setattr(reader.model.config, setting, value)
@@ -247,7 +264,9 @@ def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
 ) -> None:
     config = compose_config([f"teacher_cache={tmp_path}", "evaluation.batch_size=3"])[0]
     teacher, sizes = Teacher(reader.model, [0], rotated=False), counted_forwards(monkeypatch)
-    TeacherCache(config, reader, nullcontext).states(teacher, split_of(reader), "token_losses", rounded=False).fill([0])
+    TeacherCache(config, reader, nullcontext).states(teacher, split_of(reader), (TOKEN_LOSSES,), rounded=False).fill(
+        [0]
+    )
     assert sizes == [MEASURED, 3, 3, 2]
 
 
@@ -259,8 +278,8 @@ def test_what_is_damaged_is_computed_again(
     cached, _ = cache(reader, split, tmp_path)
     cached.fill(range(8))
     batch = split.collate([2, 3])
-    expected = cached.read(batch, SIGNAL)
-    file = cached.folder / "v-000000.safetensors"
+    expected = cached.read(batch, (SIGNAL,))
+    file = folder_of(cached) / "v-000000.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 0xFF
     file.unlink()
@@ -268,16 +287,16 @@ def test_what_is_damaged_is_computed_again(
         file.write_bytes(content if damage == "flip" else content[:-1000])
     again, _ = cache(reader, split, tmp_path)
     again.fill(range(8))
-    found = again.read(batch, SIGNAL)
+    found = again.read(batch, (SIGNAL,))
     assert caplog.text.count("is damaged: computing it again") == 1
-    assert torch.equal(found.v, expected.v)
-    assert torch.equal(found.k, expected.k)
+    assert torch.equal(found["v"], expected["v"])
+    assert torch.equal(found["k"], expected["k"])
 
 
 FILLER = """
 import sys
 from pathlib import Path
-from kv_align import shards
+from kv_align.teacher import shards
 shards.SHARD = 8
 from tests.kv_align.test_teacher_cache import EXAMPLES, cache, split_of
 from kv_align.config.compose import compose_config
@@ -308,14 +327,14 @@ def test_a_writer_that_was_killed_leaves_nothing_that_counts(reader: LanguageMod
     cached, _ = cache(reader, split, tmp_path)
     cached.fill(range(16))
     for name in ("k", "v", "q"):
-        shutil.copy(cached.folder / f"{name}-000000.safetensors", cached.folder / f"{name}-000001.123.tmp")
-    (cached.folder / "q-000001.json").unlink()  # killed before its last file had its manifest
+        shutil.copy(folder_of(cached) / f"{name}-000000.safetensors", folder_of(cached) / f"{name}-000001.123.tmp")
+    (folder_of(cached) / "q-000001.json").unlink()  # killed before its last file had its manifest
     again, teacher = cache(reader, split, tmp_path)
     again.fill(range(16))
     assert teacher.read_texts == 8 + MEASURED
 
 
-@pytest.mark.parametrize("signal", [SIGNAL, "logits", TOP], ids=str)
+@pytest.mark.parametrize("signal", [SIGNAL, LOGITS, TOP], ids=["states", "logits", "top"])
 def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_written(
     reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: Signal
 ) -> None:
@@ -323,9 +342,9 @@ def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_writte
     tokens = sum(len(text.ids) for text in split.teacher)
     scored = int(split.collate(list(range(EXAMPLES))).scored.sum())
     # Three layers, 4 heads of keys and of values and 8 of queries, width 24; half precision, and places in 32 bits.
-    needed = {SIGNAL: 2 * tokens * 3 * 16 * 24, "logits": 2 * scored * 497, TOP: scored * (2 * 5 + 4 * 4)}[signal]
+    needed = {SIGNAL: 2 * tokens * 3 * 16 * 24, LOGITS: 2 * scored * 497, TOP: scored * (2 * 5 + 4 * 4)}[signal]
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
-    cached, teacher = cache(reader, split, tmp_path, torch.bfloat16, signal)
+    cached, teacher = cache(reader, split, tmp_path, torch.bfloat16, (signal,))
     with pytest.raises(ConfigError) as caught:
         cached.fill(range(EXAMPLES))
     assert str(caught.value) == (
@@ -333,10 +352,10 @@ def test_a_disk_is_large_enough_to_the_byte_or_refused_before_anything_is_writte
         "or teacher_cache=off."
     )
     assert teacher.read_texts == MEASURED
-    assert not list(cached.folder.glob("*.safetensors"))
+    assert not list(folder_of(cached).glob("*.safetensors"))
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     cached.fill(range(EXAMPLES))
-    written = sum(file.stat().st_size for file in cached.folder.glob("*.safetensors"))
+    written = sum(file.stat().st_size for file in folder_of(cached).glob("*.safetensors"))
     assert needed < written < needed + 6 * 200  # and a header for each file
 
 
@@ -354,7 +373,7 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_written(
         f"teacher_cache={tmp_path} is not allowed: files there cannot be locked (No locks available); choose another folder, "
         "or teacher_cache=off."
     )
-    assert not list(cached.folder.glob("*.safetensors"))
+    assert not list(folder_of(cached).glob("*.safetensors"))
 
 
 # Runs
@@ -462,7 +481,7 @@ def test_what_is_evaluated_is_not_rounded(tmp_path: Path) -> None:
         # A shard is read in one batch here, its texts by their length.
         by_length = sorted(range(8), key=lambda example: len(split.teacher[example].ids))
         batch = split.collate(by_length)
-        found, expected = source.read(batch, "keys_values").k, built.teacher.read(batch, "keys_values").k
+        found, expected = (each.read(batch, (KEYS_VALUES,))["k"] for each in (source, built.teacher))
         rounded[kind] = not torch.equal(found, expected.masked_fill(~batch.teacher.mask[:, None, None, :, None], 0))
     assert rounded == {"train": True, "validation": False}
 
@@ -542,7 +561,7 @@ def test_targets_of_another_aligner_layer_map_or_reading_are_other_files(tmp_pat
         path = tmp_path / str(number)
         teacher = Assembly(short_config(*base, *other), RunDirectory(path), path).loop._teacher
         assert isinstance(teacher, CachedTeacher)
-        folders.append(teacher.folder)
+        folders.append(folder_of(teacher))
     assert folders[0] == folders[1]
     assert len(set(folders)) == 1 + len(others)
 

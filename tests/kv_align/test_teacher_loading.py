@@ -29,6 +29,7 @@ from kv_align.config.config import Config, ModelConfig
 from kv_align.config.identity import content_hash
 from kv_align.config.model_card import EMBEDDED
 from kv_align.config.schema import validate
+from kv_align.config.signals import HIDDEN_STATES, KEYS_VALUES, KEYS_VALUES_QUERIES, LOGITS
 from kv_align.data.batch import Tokens
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import record
@@ -99,11 +100,11 @@ def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: LanguageModel
     assert device_of(spread.model) == CPU
     for layers in ([0, 1], [2, 5], [4]):  # the forward pass ends early, in a layer on the disk and in one that is not
         ours, theirs = (Teacher(each.model, layers, rotated=False) for each in (spread, plain))
-        for signal in ("keys_values_queries", "hidden_states", "logits"):
-            found, expected = (vars(each.read_tokens(TOKENS, signal)) for each in (ours, theirs))
+        for signal in (KEYS_VALUES_QUERIES, HIDDEN_STATES, LOGITS):
+            found, expected = (each.read_tokens(TOKENS, (signal,)).tensors for each in (ours, theirs))
+            assert tuple(found) == tuple(expected) == signal.fields
             for name, state in expected.items():
-                assert (found[name] is None) == (state is None)
-                assert state is None or torch.equal(found[name], state), name
+                assert torch.equal(found[name], state), name
             assert on_meta(spread) == away
 
 
@@ -173,9 +174,9 @@ def test_other_families_are_spread_too(family: str, tmp_path: Path) -> None:
     assert ours.geometry == theirs.geometry
     assert weights_digest(ours.model) == weights_digest(theirs.model)
     found, expected = (
-        Teacher(each.model, [0, 1], rotated=False).read_tokens(TOKENS, "keys_values") for each in (ours, theirs)
+        Teacher(each.model, [0, 1], rotated=False).read_tokens(TOKENS, (KEYS_VALUES,)) for each in (ours, theirs)
     )
-    assert torch.equal(found.k, expected.k)  # type: ignore[arg-type]
+    assert torch.equal(found["k"], expected["k"])
     assert on_meta(ours) == away  # also what the layer that ended the forward pass had brought for itself
     with torch.no_grad():
         assert torch.equal(ours.model(IDS).logits, theirs.model(IDS).logits)

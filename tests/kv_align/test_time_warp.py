@@ -1,21 +1,29 @@
 """The resampling of tokens: by hand where there are few, against a plain loop over any layout of segments."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.align.time_warp import SegmentWarp, resample
+from kv_align.data.correspondence import Correspondence
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 LINEAR = SegmentWarp(smoothness=0.0, ratios={})
+SAME = Correspondence(torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.long), same_time=True)
 NAMES = {1: "question", 2: "reasoning", 3: "answer"}
+
+
+def matrix_of(warp: SegmentWarp, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return warp.matrix(Correspondence(student, teacher, same_time=False))
 
 
 def weights(student: list[int], teacher: list[int], *, smoothness: float = 0.0, **ratios: float) -> torch.Tensor:
     """The matrix of one text."""
     warp = SegmentWarp(smoothness=smoothness, ratios=ratios)
-    return warp.matrix(torch.tensor([student]), torch.tensor([teacher]))[0]
+    return matrix_of(warp, torch.tensor([student]), torch.tensor([teacher]))[0]
 
 
 def assert_weights(found: torch.Tensor, expected: list[list[float]]) -> None:
@@ -60,7 +68,7 @@ def loop(student: list[int], teacher: list[int], smoothness: float, ratios: dict
 @given(layouts())
 def test_any_layout_is_a_plain_loop_over_its_tokens(layout):
     student, teacher, smoothness, ratios = layout
-    matrix = SegmentWarp(smoothness=smoothness, ratios=ratios).matrix(student, teacher)
+    matrix = matrix_of(SegmentWarp(smoothness=smoothness, ratios=ratios), student, teacher)
     expected = [loop(s, t, smoothness, ratios) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)]
     torch.testing.assert_close(matrix, torch.tensor(expected).reshape(matrix.shape), atol=1e-5, rtol=0)
 
@@ -69,7 +77,7 @@ def test_any_layout_is_a_plain_loop_over_its_tokens(layout):
 @given(layouts())
 def test_a_token_takes_from_its_own_segment_alone_and_takes_one_in_all(layout):
     student, teacher, smoothness, ratios = layout
-    matrix = SegmentWarp(smoothness=smoothness, ratios=ratios).matrix(student, teacher)
+    matrix = matrix_of(SegmentWarp(smoothness=smoothness, ratios=ratios), student, teacher)
     assert (matrix >= 0).all()
     assert (matrix[student[:, :, None] != teacher[:, None, :]] == 0).all()
     assert (matrix[student == 0] == 0).all()
@@ -82,7 +90,7 @@ def test_a_token_takes_from_its_own_segment_alone_and_takes_one_in_all(layout):
 @given(layouts())
 def test_later_student_tokens_do_not_look_at_earlier_teacher_tokens(layout):
     student, teacher, smoothness, ratios = layout
-    matrix = SegmentWarp(smoothness=smoothness, ratios=ratios).matrix(student, teacher)
+    matrix = matrix_of(SegmentWarp(smoothness=smoothness, ratios=ratios), student, teacher)
     centres = (matrix * torch.arange(teacher.shape[1])).sum(dim=2)
     for row, centre in zip(student, centres, strict=True):
         for segment in (1, 2, 3):
@@ -94,7 +102,7 @@ def test_later_student_tokens_do_not_look_at_earlier_teacher_tokens(layout):
 @given(layouts())
 def test_equal_lengths_are_the_identity(layout):
     student = layout[0]
-    matrix = LINEAR.matrix(student, student)
+    matrix = matrix_of(LINEAR, student, student)
     assert torch.equal(matrix, torch.diag_embed((student != 0).float()))
 
 
@@ -148,7 +156,7 @@ def test_a_ratio_concerns_its_own_segment():
     assert_weights(matrix, expected.tolist())
     # None is the ratio of the lengths.
     none = SegmentWarp(smoothness=0.0, ratios={"question": None, "reasoning": None, "answer": None})
-    assert none.is_identity(True)
+    assert none.is_identity(SAME)
 
 
 def test_smoothness_widens_the_kernel():
@@ -163,25 +171,25 @@ def test_smoothness_widens_the_kernel():
 
 
 def test_when_nothing_needs_resampling():
-    assert LINEAR.is_identity(True)
-    assert not LINEAR.is_identity(False)
-    assert not SegmentWarp(smoothness=0.5, ratios={}).is_identity(True)
-    assert not SegmentWarp(smoothness=0.0, ratios={"answer": 1.0}).is_identity(True)
+    assert LINEAR.is_identity(SAME)
+    assert not LINEAR.is_identity(replace(SAME, same_time=False))
+    assert not SegmentWarp(smoothness=0.5, ratios={}).is_identity(SAME)
+    assert not SegmentWarp(smoothness=0.0, ratios={"answer": 1.0}).is_identity(SAME)
 
 
 def test_each_text_of_a_batch_has_its_own():
     student = torch.tensor([[1, 1, 2, 2], [1, 2, 2, 0], [1, 2, 0, 0]])
     teacher = torch.tensor([[1, 1, 2, 2, 0], [1, 2, 2, 2, 2], [1, 1, 1, 1, 2]])
-    together = LINEAR.matrix(student, teacher)
+    together = matrix_of(LINEAR, student, teacher)
     for row in range(3):
-        assert torch.equal(together[row], LINEAR.matrix(student[row][None], teacher[row][None])[0])
+        assert torch.equal(together[row], matrix_of(LINEAR, student[row][None], teacher[row][None])[0])
     assert_weights(together[1], [[1, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0.5, 0.5], [0] * 5])
     assert_weights(together[2], [[0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1], [0] * 5, [0] * 5])
 
 
 def test_left_padding_moves_the_weights_and_nothing_else():
-    right = LINEAR.matrix(torch.tensor([[1, 2, 2, 0]]), torch.tensor([[1, 2, 2, 2, 2, 0, 0]]))[0]
-    left = LINEAR.matrix(torch.tensor([[0, 1, 2, 2]]), torch.tensor([[0, 0, 1, 2, 2, 2, 2]]))[0]
+    right = matrix_of(LINEAR, torch.tensor([[1, 2, 2, 0]]), torch.tensor([[1, 2, 2, 2, 2, 0, 0]]))[0]
+    left = matrix_of(LINEAR, torch.tensor([[0, 1, 2, 2]]), torch.tensor([[0, 0, 1, 2, 2, 2, 2]]))[0]
     assert torch.equal(left[1:, 2:], right[:3, :5])
     assert left[0].sum() == 0
     assert left[:, :2].sum() == 0
@@ -189,7 +197,7 @@ def test_left_padding_moves_the_weights_and_nothing_else():
 
 def test_resampling_is_linear_in_the_states_and_by_hand():
     states, other = (torch.randn(2, 3, 2, 4, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    matrix = LINEAR.matrix(torch.tensor([[1, 2], [1, 2]]), torch.tensor([[1, 1, 2, 2], [1, 2, 2, 2]]))
+    matrix = matrix_of(LINEAR, torch.tensor([[1, 2], [1, 2]]), torch.tensor([[1, 1, 2, 2], [1, 2, 2, 2]]))
     resampled = resample(states, matrix)
     assert resampled.shape == (2, 3, 2, 2, 5)
     torch.testing.assert_close(resampled[0, :, :, 1], (states[0, :, :, 2] + states[0, :, :, 3]) / 2)
@@ -205,7 +213,7 @@ def test_resampling_is_linear_in_the_states_and_by_hand():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_states_keep_their_precision(dtype):
     states = torch.arange(8.0).reshape(1, 1, 1, 4, 2).to(dtype)
-    matrix = LINEAR.matrix(torch.tensor([[2, 2]]), torch.tensor([[2, 2, 2, 2]]))
+    matrix = matrix_of(LINEAR, torch.tensor([[2, 2]]), torch.tensor([[2, 2, 2, 2]]))
     resampled = resample(states, matrix)
     assert resampled.dtype == dtype
     assert resampled.flatten().tolist() == [1, 2, 5, 6]

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kv_align.config.identity import content_hash
+from kv_align.config.signals import TopLogits
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.base import Pairing
 from kv_align.losses.functional import Masked, logit_divergence
 from kv_align.losses.logit_kd import LogitDistillation
-from kv_align.losses.top_k import TopLogits, TopPredictions, top_divergence, top_predictions
+from kv_align.losses.top_k import TopPredictions, top_divergence, top_predictions
 from kv_align.models.capture.prepare import Geometry
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
@@ -52,7 +53,7 @@ def top_loop(student: Tensor, teacher: Tensor, wanted: TopLogits, scored: Tensor
 @pytest.mark.parametrize("k", range(1, VOCABULARY + 1))
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_it_and_its_gradient_are_those_of_a_plain_loop(k: int, temperature: float) -> None:
-    wanted = TopLogits(k, temperature, VOCABULARY)
+    wanted = TopLogits(k=k, temperature=temperature, vocabulary=VOCABULARY)
     student, teacher = draw(2, 5, 7, seed=1).requires_grad_(), draw(2, 5, 7, seed=2)
     expected = top_loop(student, teacher, wanted)
     assert expected.item() > 0.1
@@ -69,7 +70,7 @@ def test_it_and_its_gradient_are_those_of_a_plain_loop(k: int, temperature: floa
 
 @pytest.mark.parametrize("k", [1, 3, VOCABULARY])
 def test_its_gradient_is_that_of_finite_differences(k: int) -> None:
-    wanted = TopLogits(k, 1.7, VOCABULARY)
+    wanted = TopLogits(k=k, temperature=1.7, vocabulary=VOCABULARY)
     student, teacher = draw(2, 5, 7, seed=3).float(), draw(2, 5, 7, seed=4).float()
     asked = student.clone().requires_grad_()
     between(asked, teacher, wanted).total.backward()
@@ -91,7 +92,8 @@ def test_it_is_never_above_the_whole_divergence_and_grows_with_what_is_told_apar
     ours, theirs = (torch.tensor([[each, [0.0] * 6]]) for each in (student, teacher))
     scored = torch.tensor([[False, True]])
     values = [
-        between(ours, theirs, TopLogits(each, temperature, 6), scored).total.item() for each in (k, min(6, k + 1))
+        between(ours, theirs, TopLogits(k=each, temperature=temperature, vocabulary=6), scored).total.item()
+        for each in (k, min(6, k + 1))
     ]
     whole = logit_divergence(ours, theirs, scored, temperature).total.item()
     rounding = 1e-5 * (1 + whole)
@@ -99,7 +101,7 @@ def test_it_is_never_above_the_whole_divergence_and_grows_with_what_is_told_apar
     assert values[1] <= whole + rounding
     # All but one token told apart tells that one apart too.
     for all_told in (5, 6):
-        found = between(ours, theirs, TopLogits(all_told, temperature, 6), scored).total.item()
+        found = between(ours, theirs, TopLogits(k=all_told, temperature=temperature, vocabulary=6), scored).total.item()
         assert found == pytest.approx(whole, rel=1e-5, abs=1e-5 * temperature**2)
 
 
@@ -108,7 +110,7 @@ def test_it_is_never_above_the_whole_divergence_and_grows_with_what_is_told_apar
 def test_the_teachers_part_is_a_distribution_of_its_likeliest_tokens(
     logits: list[float], k: int, temperature: float
 ) -> None:
-    wanted = TopLogits(k, temperature, 6)
+    wanted = TopLogits(k=k, temperature=temperature, vocabulary=6)
     found = top_predictions(torch.tensor([[logits]]), wanted)
     assert found.log_probabilities.shape == (1, 1, k + 1)
     assert found.log_probabilities.exp().sum().item() == pytest.approx(1, abs=1e-5)
@@ -125,14 +127,14 @@ def test_what_is_improbable_together_is_not_lost_to_rounding() -> None:
     # One less the likeliest token's probability is 0 in float32 here; the logarithm of it is not -inf.
     teacher = torch.tensor([[[40.0, 0.0, 0.0, 0.0], [0.0] * 4]])
     student = torch.tensor([[[0.0, 20.0, 20.0, 20.0], [0.0] * 4]])
-    found = top_predictions(teacher, TopLogits(1, 1.0, 4))
+    found = top_predictions(teacher, TopLogits(k=1, temperature=1.0, vocabulary=4))
     assert found.log_probabilities[0, 0].tolist() == pytest.approx([0.0, math.log(3) - 40])
-    loss = between(student, teacher, TopLogits(1, 1.0, 4), torch.tensor([[False, True]]))
+    loss = between(student, teacher, TopLogits(k=1, temperature=1.0, vocabulary=4), torch.tensor([[False, True]]))
     assert loss.total.item() == pytest.approx(20 + math.log(3), rel=1e-5)
 
 
 def test_between_equals_it_is_0_and_rounded_logarithms_are_normalised() -> None:
-    logits, wanted = draw(2, 5, 7, seed=1).float(), TopLogits(3, 1.0, 7)
+    logits, wanted = draw(2, 5, 7, seed=1).float(), TopLogits(k=3, temperature=1.0, vocabulary=7)
     assert between(logits, logits + 3, wanted).total.item() == pytest.approx(0, abs=1e-5)
     exact = top_predictions(logits, wanted)
     off = TopPredictions(exact.log_probabilities + 0.5, exact.indices)
@@ -145,7 +147,7 @@ def test_between_equals_it_is_0_and_rounded_logarithms_are_normalised() -> None:
 @pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
 @pytest.mark.parametrize("k", [2, 7])
 def test_what_predicts_nothing_that_is_scored_changes_nothing(junk: float, k: int) -> None:
-    wanted = TopLogits(k, 1.3, 7)
+    wanted = TopLogits(k=k, temperature=1.3, vocabulary=7)
     student, teacher = draw(2, 5, 7, seed=1).float(), draw(2, 5, 7, seed=2).float()
     found = []
     for each in ((student, teacher), (student.masked_fill(UNUSED, junk), teacher.masked_fill(UNUSED, junk))):
@@ -159,7 +161,7 @@ def test_what_predicts_nothing_that_is_scored_changes_nothing(junk: float, k: in
 @pytest.mark.parametrize(("student_width", "teacher_width"), [(7, 10), (10, 7), (10, 9)])
 def test_what_stands_beyond_the_vocabulary_does_not_count(student_width: int, teacher_width: int) -> None:
     student, teacher = draw(2, 5, 7, seed=1).float(), draw(2, 5, 7, seed=2).float()
-    wanted = TopLogits(3, 2.0, 7)
+    wanted = TopLogits(k=3, temperature=2.0, vocabulary=7)
     expected = between(student, teacher, wanted).total.item()
     padding = torch.full((2, 5, 3), 50.0)
     wide = [torch.cat((logits, padding), dim=2) for logits in (student, teacher)]
@@ -175,7 +177,7 @@ def test_some_rows_at_a_time_are_all_of_them(at_once: int, monkeypatch: pytest.M
 
     def value_and_gradient() -> tuple[float, Tensor]:
         asked = student.clone().requires_grad_()
-        loss = between(asked, teacher, TopLogits(3, 1.7, 7)).total
+        loss = between(asked, teacher, TopLogits(k=3, temperature=1.7, vocabulary=7)).total
         return loss.item(), torch.autograd.grad(3 * loss, asked)[0]
 
     whole = value_and_gradient()
@@ -187,13 +189,19 @@ def test_some_rows_at_a_time_are_all_of_them(at_once: int, monkeypatch: pytest.M
 
 def test_a_batch_without_a_scored_token_gives_0_attached_to_the_graph() -> None:
     asked = draw(2, 5, 7, seed=1).float().requires_grad_()
-    loss = between(asked, draw(2, 5, 7, seed=2).float(), TopLogits(3, 1.0, 7), torch.zeros_like(SCORED))
+    loss = between(
+        asked, draw(2, 5, 7, seed=2).float(), TopLogits(k=3, temperature=1.0, vocabulary=7), torch.zeros_like(SCORED)
+    )
     assert (loss.total.item(), loss.tokens.item()) == (0, 0)
     assert (torch.autograd.grad(loss.total, asked)[0] == 0).all()
 
 
 def test_a_student_in_half_precision_is_compared_in_float32() -> None:
-    student, teacher, wanted = draw(2, 5, 7, seed=1).bfloat16(), draw(2, 5, 7, seed=2).bfloat16(), TopLogits(3, 1.0, 7)
+    student, teacher, wanted = (
+        draw(2, 5, 7, seed=1).bfloat16(),
+        draw(2, 5, 7, seed=2).bfloat16(),
+        TopLogits(k=3, temperature=1.0, vocabulary=7),
+    )
     found = between(student.requires_grad_(), teacher, wanted)
     assert found.total.dtype == torch.float32
     assert found.total.item() == between(student.detach().float(), teacher.float(), wanted).total.item()
@@ -214,7 +222,7 @@ def test_more_tokens_than_there_are_are_refused() -> None:
 
 def test_they_are_refused_also_where_only_the_loaded_models_tell() -> None:
     shape = Geometry(1, 1, 1, 4, 4)
-    given = Pairing(shape, shape, 8, 8, None, torch.Generator(), 40)
+    given = Pairing(shape, shape, 8, 8, lambda: torch.ones(1), torch.Generator(), 40)
     with pytest.raises(ValueError, match=r"loss\.top_k=41 is not allowed: the two models have 40 tokens"):
         LogitDistillation(given, lambda_logit=0.5, temperature=1.0, top_k=41)
 

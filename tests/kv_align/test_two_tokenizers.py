@@ -1,6 +1,7 @@
 """Teacher and student with tokenizers of their own: what the batches hold, and whole runs of a few steps."""
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Pre
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.config import ModelConfig
 from kv_align.config.model_card import EMBEDDED
+from kv_align.config.signals import KEYS_VALUES_QUERIES
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
@@ -109,9 +111,9 @@ def test_spans_are_the_characters_of_each_token_within_its_segment(name):
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
 def test_a_token_takes_its_own_characters_of_its_own_segment(student, teacher):
     both, ours, theirs = batch(TOKENIZERS[student], TOKENIZERS[teacher])
-    assert not both.same_time
+    assert not both.correspondence.same_time
     assert torch.equal(both.aligned, both.student.mask)
-    weights = WARP.matrix(both.student.segments, both.teacher.segments, both.places)
+    weights = WARP.matrix(both.correspondence)
     torch.testing.assert_close(weights.sum(dim=2), both.student.mask.float(), atol=1e-6, rtol=0)
     exact = 0
     for row, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -142,25 +144,25 @@ def test_by_characters_is_not_by_proportion():
     text = example.steps[0]
     at = text.index(" b ") + 1
     assert other.spans[3].tolist() == [at, at + 1]
-    segments = one.student.segments, one.teacher.segments
-    assert WARP.matrix(*segments, one.places)[0, at].argmax() == 3
-    assert WARP.matrix(*segments, one.places)[0, at, 3] == 1
-    assert WARP.matrix(*segments)[0, at].argmax() > 3
+    by_characters, by_length = one.correspondence, replace(one.correspondence, places=None)
+    assert WARP.matrix(by_characters)[0, at].argmax() == 3
+    assert WARP.matrix(by_characters)[0, at, 3] == 1
+    assert WARP.matrix(by_length)[0, at].argmax() > 3
     # A declared ratio is what it says, whatever the characters.
     declared = SegmentWarp(smoothness=0.0, ratios={"reasoning": 2.0})
-    assert torch.equal(declared.matrix(*segments, one.places), declared.matrix(*segments))
+    assert torch.equal(declared.matrix(by_characters), declared.matrix(by_length))
 
 
 def test_a_text_that_both_tokenise_alike_gives_the_identity_exactly():
     other = characters(CHARACTERS[::-1])
     both, ours, theirs = batch(TOKENIZERS["characters"], other)
     assert [text.ids for text in ours] != [text.ids for text in theirs]
-    assert both.same_time
-    weights = WARP.matrix(both.student.segments, both.teacher.segments, both.places)
+    assert both.correspondence.same_time
+    weights = WARP.matrix(both.correspondence)
     assert torch.equal(weights, torch.diag_embed(both.student.mask.float()))
     # The words that both have as one token, in a text that they cut otherwise.
     both, ours, theirs = batch(TOKENIZERS["few bytes"], TOKENIZERS["many bytes"])
-    assert not both.same_time
+    assert not both.correspondence.same_time
     alike = [
         (row, at, theirs[row].spans.tolist().index(span))
         for row, mine in enumerate(ours)
@@ -168,7 +170,7 @@ def test_a_text_that_both_tokenise_alike_gives_the_identity_exactly():
         if segment == Q and span in theirs[row].spans.tolist()[: theirs[row].segments.count(Q)]
     ]
     assert len(alike) > 100
-    weights = WARP.matrix(both.student.segments, both.teacher.segments, both.places)
+    weights = WARP.matrix(both.correspondence)
     assert all(weights[row, at, to] == 1 for row, at, to in alike)
 
 
@@ -178,9 +180,9 @@ def test_the_same_places_by_chance_are_not_the_same_tokens():
     teacher = Encoded([3, 4], [2, 2], cut=False, spans=torch.tensor([[0, 1], [1, 3]]).int().numpy())
     both = Collator([student], [teacher], student_pad_id=0, teacher_pad_id=0, matched=[R])([0])
     assert torch.equal(both.student.segments, both.teacher.segments)
-    assert not both.same_time
-    assert both.places.tolist() == [[0.25, 1.25]]
-    assert Collator([student], [teacher], student_pad_id=0, teacher_pad_id=0)([0]).same_time
+    assert not both.correspondence.same_time
+    assert both.correspondence.places.tolist() == [[0.25, 1.25]]
+    assert Collator([student], [teacher], student_pad_id=0, teacher_pad_id=0)([0]).correspondence.same_time
 
 
 def test_tokens_beyond_what_the_teacher_read_have_no_target():
@@ -198,14 +200,12 @@ def test_tokens_beyond_what_the_teacher_read_have_no_target():
 
 def test_another_examples_text_is_not_matched_by_characters():
     both, *_ = batch(TOKENIZERS["words"], TOKENIZERS["characters"], shuffle=True)
-    assert both.places is None
+    assert both.correspondence.places is None
     moved = batch(TOKENIZERS["words"], TOKENIZERS["characters"])[0]
-    assert moved.places is not None
-    assert torch.equal(moved.to(torch.device("cpu")).places.nan_to_num(-9), moved.places.nan_to_num(-9))
-    assert not torch.equal(
-        WARP.matrix(moved.student.segments, moved.teacher.segments),
-        WARP.matrix(moved.student.segments, moved.teacher.segments, moved.places),
-    )
+    by_characters, copied = moved.correspondence, moved.to(torch.device("cpu")).correspondence
+    assert by_characters.places is not None
+    assert torch.equal(copied.places.nan_to_num(-9), by_characters.places.nan_to_num(-9))
+    assert not torch.equal(WARP.matrix(replace(by_characters, places=None)), WARP.matrix(by_characters))
 
 
 # Whole runs
@@ -247,17 +247,17 @@ def test_each_model_of_a_run_reads_its_own_tokens(teacher_of_characters, tmp_pat
     assert tokenizers[0].decode(found.student.ids[0][found.student.mask[0]][:-1]) == "".join(
         part for _, part in shown.segments()
     )
-    by_characters = ~found.places.isnan() & found.student.mask
+    by_characters = ~found.correspondence.places.isnan() & found.student.mask
     expected = found.student.mask if rationale == "full" else found.student.mask & (found.student.segments != R)
     assert torch.equal(by_characters, expected)
     seen = []
     hook = built.teacher_reader.model.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    states = built.teacher.read(found, "keys_values_queries")
+    states = built.teacher.read(found, (KEYS_VALUES_QUERIES,))
     hook.remove()
     assert torch.equal(seen[0], found.teacher.ids)
-    assert states.k.shape[3] == found.teacher.ids.shape[1]
+    assert states["k"].shape[3] == found.teacher.ids.shape[1]
 
 
 @pytest.mark.parametrize("choices", [["loss=kv+struct", "init=least_squares"], ["loss=relations"]], ids=str)
@@ -267,11 +267,11 @@ def test_a_run_with_two_tokenizers_ends_and_generates_with_the_students(
     config = short_config(*pair(teacher_of_characters), *choices)
     callers, matrix = set(), SegmentWarp.matrix
 
-    def watched(self, student, teacher, places=None):
-        assert places is not None, "a warp by proportion"
+    def watched(self, correspondence):
+        assert correspondence.places is not None, "a warp by proportion"
         names = {frame.filename.rpartition("/")[2] for frame in traceback.extract_stack()}
         callers.update(names & {"step.py", "calibration.py", "evaluate.py"})
-        return matrix(self, student, teacher, places)
+        return matrix(self, correspondence)
 
     monkeypatch.setattr(SegmentWarp, "matrix", watched)
     assert do_run(config, tmp_path / "run") == "finished"

@@ -6,8 +6,7 @@ Whatever would make recorded keys and values other than the model's own is refus
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,6 +18,7 @@ from kv_align.models.capture.probe_rotary import Unsupported, close, hooks, read
 from kv_align.models.capture.recorder import EAGER, SDPA, Layer, Recorder, own_eager_attention, record
 from kv_align.models.capture.rotary import Rotation
 from kv_align.models.devices import present
+from kv_align.models.evaluating import evaluating
 from kv_align.runs.errors import ConfigError
 
 __all__ = ["Geometry", "Layer", "Recorder", "Rotation", "prepare", "record"]
@@ -72,7 +72,7 @@ def prepare(model: PreTrainedModel, role: str) -> Geometry:
         that cannot be undone.
     """
     try:
-        with _evaluating(model):
+        with evaluating(model):
             return _prepare(model)
     except Unsupported as reason:
         raise _refusal(model, role, str(reason)) from None
@@ -183,14 +183,3 @@ def _check_cache(model: PreTrainedModel, layers: list[Layer]) -> None:
                 raise Unsupported(
                     "its cache does not hold the keys and values that its heads attend to (latent attention)"
                 )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block, and as before after it."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -12,7 +12,7 @@ Axes: B batch, L recorded layers, H heads (key/value heads, or query heads), T t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.rotary import Rotation
+from kv_align.models.capture.states import States
 
 SDPA, EAGER = "kv_align_sdpa", "kv_align_eager"
 _RECORDER: ContextVar[Recorder | None] = ContextVar("kv_align_recorder", default=None)
@@ -103,6 +104,10 @@ class Recorder:
         layers = [(layer.q if rotated else layer.q_unrotated) for layer in self.ordered()]
         return _stacked([q for q in layers if q is not None])
 
+    def states(self, *, rotated: bool, queries: bool) -> States:
+        """Keys, values and (where they are wanted) queries of all recorded layers."""
+        return States(self.keys(rotated=rotated), self.values(), self.queries(rotated=rotated) if queries else None)
+
     def ordered(self) -> list[Layer]:
         """The recorded layers in the order of their numbers."""
         return [self.layers[number] for number in sorted(self.layers)]
@@ -151,6 +156,29 @@ def record(layers: Sequence[int] | None = None, *, stop_after_last: bool = False
         pass
     finally:
         _RECORDER.reset(token)
+
+
+def record_states(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    layers: Sequence[int] | None = None,
+    *,
+    stop_after_last: bool = False,
+) -> Recorder:
+    """Run a model's decoder, without its head and without a cache, and return what was recorded.
+
+    Parameters
+    ----------
+    model
+        Given to `kv_align.models.capture.prepare.prepare`.
+    inputs
+        What it is called with, see `kv_align.data.batch.Tokens.inputs`.
+    layers, stop_after_last
+        See `record`.
+    """
+    with record(layers, stop_after_last=stop_after_last) as recorder:
+        model.base_model(**inputs, use_cache=False)
+    return recorder
 
 
 def _recording(

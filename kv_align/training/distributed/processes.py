@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kv_align.config.config import TrainerConfig
-from kv_align.data.batch import Batch, Tokens
+from kv_align.data.batch import Batch
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 
@@ -71,18 +71,7 @@ class Processes:
         if self.number == 1:
             return batch
         size = len(batch.indices) // self.number
-        mine = slice(self._rank * size, (self._rank + 1) * size)
-        student = _rows(batch.student, mine)
-        return Batch(
-            student,
-            student if batch.teacher is batch.student else _rows(batch.teacher, mine),
-            batch.scored[mine],
-            batch.aligned[mine],
-            batch.same_time,
-            batch.indices[mine],
-            None if batch.places is None else batch.places[mine],
-            batch.read_by_teacher[mine],
-        )
+        return batch.rows(slice(self._rank * size, (self._rank + 1) * size))
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up the values of all processes."""
@@ -99,7 +88,3 @@ class Processes:
     def any(self, mine: bool) -> bool:
         """Whether it is so in one of them; the same answer in all."""
         return mine if self.number == 1 else bool(self.sum(torch.tensor(float(mine), device=self._accelerator.device)))
-
-
-def _rows(tokens: Tokens, mine: slice) -> Tokens:
-    return Tokens(*(tensor[mine] for tensor in tokens.tensors()))

@@ -7,14 +7,15 @@ Axes: B batch, L layers, H heads, S student tokens, R teacher tokens, D head wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kv_align.align.layer_map.learned import Mixture
 from kv_align.align.time_warp import SegmentWarp, resample
+from kv_align.data.correspondence import Correspondence
 
 
 class LayerMixture(nn.Module):
@@ -45,7 +46,7 @@ class LayerMixture(nn.Module):
         return torch.einsum("st,bthrd->bshrd", self.weights().to(states.dtype), states)
 
 
-class Placement(nn.Module):
+class LayerTimeMap(nn.Module):
     """Layer map and time warp, in this order.
 
     Parameters
@@ -64,49 +65,36 @@ class Placement(nn.Module):
 
     def __call__(
         self,
-        states: Sequence[Float[Tensor, "b lt _ r _"] | None],
-        student_segments: Int[Tensor, "b s"],
-        teacher_segments: Int[Tensor, "b r"],
-        same_time: bool,
+        states: Mapping[str, Float[Tensor, "b lt _ r _"]],
+        correspondence: Correspondence,
         dtype: torch.dtype | None = None,
-        places: Float[Tensor, "b s"] | None = None,
-    ) -> list[Float[Tensor, "b ls _ s _"] | None]:
-        """Place states, with torch's hooks; see `forward`."""
-        segments = student_segments, teacher_segments
-        placed: list[Tensor | None] = super().__call__(states, *segments, same_time, dtype, places)
-        return placed
+    ) -> dict[str, Float[Tensor, "b ls _ s _"]]:
+        """Bring states to the student's layers and tokens, with torch's hooks; see `forward`."""
+        mapped: dict[str, Tensor] = super().__call__(states, correspondence, dtype)
+        return mapped
 
     def forward(
         self,
-        states: Sequence[Float[Tensor, "b lt _ r _"] | None],
-        student_segments: Int[Tensor, "b s"],
-        teacher_segments: Int[Tensor, "b r"],
-        same_time: bool,
+        states: Mapping[str, Float[Tensor, "b lt _ r _"]],
+        correspondence: Correspondence,
         dtype: torch.dtype | None = None,
-        places: Float[Tensor, "b s"] | None = None,
-    ) -> list[Float[Tensor, "b ls _ s _"] | None]:
+    ) -> dict[str, Float[Tensor, "b ls _ s _"]]:
         """Bring states to the student's layers and tokens.
 
         Parameters
         ----------
         states
-            Keys, values, queries or whatever else has a teacher's layers and tokens; None stays None.
-        student_segments, teacher_segments
-            Segment ids of both token sequences, 0 at padding.
-        same_time
-            Whether they are known to be equal.
+            Keys, values, queries or whatever else has a teacher's layers and tokens, by name.
+        correspondence
+            Of the two models' tokens.
         dtype
             What the states are wanted in, before they are mixed or resampled (a bfloat16 teacher beside a float32
             aligner); None, or mixed precision, leaves them as they are.
-        places
-            See `SegmentWarp.matrix`.
         """
-        weights = None
-        if not self._time_warp.is_identity(same_time):
-            weights = self._time_warp.matrix(student_segments, teacher_segments, places)
-        return [None if each is None else self._place(each, weights, dtype) for each in states]
+        weights = None if self._time_warp.is_identity(correspondence) else self._time_warp.matrix(correspondence)
+        return {name: self._map(each, weights, dtype) for name, each in states.items()}
 
-    def _place(self, states: Tensor, weights: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    def _map(self, states: Tensor, weights: Tensor | None, dtype: torch.dtype | None) -> Tensor:
         if self.mixture is None and self._layers != list(range(states.shape[1])):
             states = states[:, self._layers]
         if dtype is not None and not torch.is_autocast_enabled(states.device.type):
