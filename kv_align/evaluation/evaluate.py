@@ -95,7 +95,9 @@ class Evaluator:
         self._validation, self._test = validation, test
         self._student, self._autocast = student, autocast
         self._teacher_layers = proportional(teacher.geometry.num_layers, student.geometry.num_layers, 0)
-        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=False), (KEYS_VALUES,))
+        # Keys as they are, for a pair of which one cannot turn them back.
+        self._rotated = any(each.geometry.fixed_rotation is not None for each in (teacher, student))
+        self._raw_teacher = kept(Teacher(teacher.model, self._teacher_layers, rotated=self._rotated), (KEYS_VALUES,))
         self._teacher_losses = kept(Teacher(teacher.model, [], rotated=False), (TOKEN_LOSSES,))
 
     def prepare(self) -> None:
@@ -196,7 +198,7 @@ class Evaluator:
                 if not here.correspondence.same_time:
                     weights = warp.matrix(here.correspondence)
                     pairs = {kind: resample(each, weights) for kind, each in pairs.items()}
-                pairs |= {"yk": recorder.keys(rotated=False), "yv": recorder.values()}
+                pairs |= {"yk": recorder.keys(rotated=self._rotated), "yv": recorder.values()}
                 for kind, each in pairs.items():
                     halves[kind][number % 2].append(tokens_by_layer(each, here.aligned))
         found = {kind: [torch.cat(half, dim=1) for half in both] for kind, both in halves.items()}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from itertools import groupby
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kv_align.data.batch import pad
 from kv_align.data.encode import Encoded
+from kv_align.models.padding import pads_left
 
 _MARKED_NUMBER = re.compile(r"####\s*(\$?[-+]?\$?\s*[\d,]*\.?\d+)")
 
@@ -54,7 +56,8 @@ def generate_answers(
     encoded
         Texts whose question tokens are the prompt.
     batch_size, max_new_tokens
-        Prompts at a time (sorted by length, so that padding is rare), and the limit of each answer in tokens.
+        Prompts at a time (sorted by length, so that padding is rare; all of one length for a model that counts positions
+        from the padding on), and the limit of each answer in tokens.
     progress
         Called with the number of prompts just answered.
     """
@@ -70,8 +73,7 @@ def generate_answers(
     answers: dict[int, Answered] = {}
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
+    for places in _batches(order, [len(each.prompt) for each in encoded], batch_size, mixed=pads_left(model)):
         prompts = [Encoded(e.prompt, [1] * len(e.prompt), cut=False) for e in (encoded[i] for i in places)]
         tokens = pad(prompts, pad_id, side="left").to(model.device)
         written = model.generate(input_ids=tokens.ids, attention_mask=tokens.mask.long(), generation_config=greedy)
@@ -80,3 +82,11 @@ def generate_answers(
         progress(len(places))
     model.train(was_training)
     return [answers[index] for index in range(len(encoded))]
+
+
+def _batches(order: list[int], lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:
+    """Cut places that are sorted by length into batches, of one length each unless they may be mixed."""
+    for _, group in groupby(order, key=lambda place: None if mixed else lengths[place]):
+        places = list(group)
+        for start in range(0, len(places), size):
+            yield places[start : start + size]

@@ -1,7 +1,8 @@
 """The probe: how much of the student's keys and values a linear map can tell from the teacher's, on held-out text.
 
 Every arm's own cosine is seen through its own aligner and can be gamed. The probe is the same in all arms, whatever they
-trained with: unrotated keys, the proportional layer map, one ridge regression per layer and kind.
+trained with: unrotated keys (rotated ones for a pair of which one cannot turn them back), the proportional layer map, one
+ridge regression per layer and kind.
 
 Axes: N tokens, I teacher heads times width, O student heads times width.
 """

@@ -26,7 +26,7 @@ from kv_align.data.loader import data_order, total_steps
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
 from kv_align.experiment.build import make_adapter, make_distiller, make_source
-from kv_align.models.load import check_queries, load_student, load_teacher, weights_digest
+from kv_align.models.load import check_queries, check_unrotated, load_student, load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory
@@ -80,8 +80,9 @@ class Assembly:
         device = self.accelerator.device
         torch.manual_seed(derive_seed(config.seed, "dropout"))
 
-        self.teacher_reader = load_teacher(config.model, device, self.processes.number)
-        self.student_reader = load_student(config.model, config.seed, device, make_adapter(config))
+        longest = config.data.max_length
+        self.teacher_reader = load_teacher(config.model, device, self.processes.number, longest=longest)
+        self.student_reader = load_student(config.model, config.seed, device, make_adapter(config), longest=longest)
         readers = (self.student_reader, self.teacher_reader)
         signals = signals_of(config.loss)
         with_queries = [signal for signal in signals if "q" in signal.fields]
@@ -89,6 +90,8 @@ class Assembly:
             pair = (self.teacher_reader, self.student_reader)
             attention = any(signal.through_aligner for signal in with_queries)
             check_queries(config.model, config.loss.name, *pair, attention=attention)
+        if config.keys is not None and not config.keys.rotated:
+            check_unrotated(config.model, self.teacher_reader, self.student_reader)
         source, data = make_source(config), config.data
         self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
         self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)

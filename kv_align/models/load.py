@@ -49,8 +49,17 @@ class LanguageModel:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
-def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) -> LanguageModel:
+def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1, *, longest: int = 64) -> LanguageModel:
     """Return the frozen teacher, in evaluation mode; on the device, or where its device map says.
+
+    Parameters
+    ----------
+    config, device
+        Which, and where.
+    processes
+        How many processes load it.
+    longest
+        How many tokens it will be given at most, see `prepare`.
 
     Raises
     ------
@@ -71,7 +80,7 @@ def load_teacher(config: ModelConfig, device: torch.device, processes: int = 1) 
         check_names(config, model)
         check_processes(config, model, processes)
     model = model.eval().requires_grad_(False)
-    return LanguageModel(model, _tokenizer(config, "teacher"), prepare(model, "teacher"))
+    return LanguageModel(model, _tokenizer(config, "teacher"), prepare(model, "teacher", longest=longest))
 
 
 def load_student(
@@ -79,6 +88,8 @@ def load_student(
     seed: int,
     device: torch.device,
     adapt: Callable[[PreTrainedModel], Adapter] | None = None,
+    *,
+    longest: int = 64,
 ) -> LanguageModel:
     """Return the student in float32: its own weights, or with `student_start=scratch` new ones drawn from the seed.
 
@@ -88,6 +99,8 @@ def load_student(
         Which, drawn from what, and where.
     adapt
         Makes an adapter of it, while it is still on the CPU; None: all of it learns.
+    longest
+        How many tokens it will be given at most, see `prepare`.
 
     Raises
     ------
@@ -108,7 +121,7 @@ def load_student(
     if config.gradient_checkpointing:
         # Under the reentrant form, recorded keys and values would carry no gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LanguageModel(model, _tokenizer(config, "student"), prepare(model, "student"), adapter)
+    return LanguageModel(model, _tokenizer(config, "student"), prepare(model, "student", longest=longest), adapter)
 
 
 def check_queries(
@@ -144,6 +157,22 @@ def check_queries(
             )
 
 
+def check_unrotated(config: ModelConfig, teacher: LanguageModel, student: LanguageModel) -> None:
+    """Refuse to compare keys before they are turned by their position for models whose keys cannot be turned back.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is such a model.
+    """
+    for role, reader in (("teacher", teacher), ("student", student)):
+        if reader.geometry.fixed_rotation is not None:
+            raise ConfigError(
+                f"keys=unrotated is not allowed with model.{role}={getattr(config, role)} ({type(reader.model).__name__}): "
+                f"{reader.geometry.fixed_rotation}; use keys=rotated or another model."
+            )
+
+
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 (hex) over the names and values of a module's state, wherever they are kept."""
     digest = hashlib.sha256()
@@ -168,13 +197,35 @@ def _pretrained(config: ModelConfig, role: str, dtype: str, **options: Any) -> P
     name = getattr(config, role)
     _architecture(config, role)  # says by name what cannot be loaded as a decoder
     with _readable(role, name), placeable(config) if options else nullcontext():
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=name in config.remote_code,
+            output_loading_info=True,
             **options,
         )
+    _check_complete(f"model.{role}={name}", model, report)
+    return model
+
+
+def _check_complete(key: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the model: what is missing would be drawn anew without a word.
+
+    Tied weights, and what a family declares that it can do without or that old files hold, are not in the report.
+    """
+    for kind, verb in (
+        ("missing_keys", "lack"),
+        ("unexpected_keys", "hold"),
+        ("mismatched_keys", "have other shapes of"),
+    ):
+        names = sorted(str(each[0] if isinstance(each, tuple) else each) for each in report[kind])
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ConfigError(
+                f"{key} is not allowed: its weights {verb} {', '.join(names[:3])}{more}, and so are not those of the "
+                f"{type(model).__name__} in its config.json; save the model again, or correct its config.json."
+            )
 
 
 def _tokenizer(config: ModelConfig, role: str) -> PreTrainedTokenizerFast:

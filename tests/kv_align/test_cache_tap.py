@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.cache_tap import CacheTap
 from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.capture.recorder import LayerFacts, write_facts
 from kv_align.models.capture.rotary import rotary_table
 from tests.families import FAMILIES
 
@@ -28,10 +29,11 @@ PRODUCTS = {
 }
 
 
-class Numbered(torch.nn.Module):
+def numbered() -> torch.nn.Module:
     """Stands for an attention layer."""
-
-    layer_idx = 0
+    module = torch.nn.Module()
+    write_facts(module, LayerFacts(0))
+    return module
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -43,7 +45,7 @@ def test_what_keys_are_multiplied_with_are_the_queries(multiply):
     q, k, v = (draw(2, 3, 5, 4, seed=seed).requires_grad_() for seed in range(3))
     expected = multiply(q, k, v)
     with record() as recorder:
-        seen_k, seen_v = CacheTap(recorder, Numbered(), AttentionSpec(0.5)).update(k * 1, v)
+        seen_k, seen_v = CacheTap(recorder, numbered(), AttentionSpec(0.5)).update(k * 1, v)
         assert recorder.layers == {}
         found = multiply(q, seen_k, seen_v)
     assert type(found) is Tensor

@@ -14,12 +14,15 @@ from transformers import (
     DeepseekV3ForCausalLM,
     DiffLlamaConfig,
     DiffLlamaForCausalLM,
+    DynamicCache,
     FalconH1Config,
     FalconH1ForCausalLM,
     Gemma3nForCausalLM,
     Gemma3nTextConfig,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -27,6 +30,8 @@ from transformers import (
     NanoChatConfig,
     NanoChatForCausalLM,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
     RwkvConfig,
@@ -36,7 +41,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from kv_align.models.capture.prepare import prepare
+from kv_align.models.capture.prepare import prepare, record
 from kv_align.runs.errors import ConfigError
 from tests.families import EXPERTS, SHAPE
 
@@ -103,7 +108,7 @@ def llama_with_convolved_keys() -> PreTrainedModel:
 REFUSED = {
     "linear attention": (
         lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**SHAPE, **EXPERTS, **LINEAR)),
-        r"only 2 of its 3 layers show keys and values \(its others are of the kind linear_attention\)",
+        r"only 2 of its 3 layers show keys and values \(it has layers of the kinds full_attention, linear_attention\)",
     ),
     "state space": (
         lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)),
@@ -117,8 +122,14 @@ REFUSED = {
         lambda: Gemma3nForCausalLM(Gemma3nTextConfig(**SHAPE | SHARED)),
         "its layer 2 attends to the keys and values of another layer",
     ),
-    "latent": (lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**SHAPE | LATENT)), "latent attention"),
-    "two attentions in a layer": (lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**SHAPE)), "its cache does not hold"),
+    "latent": (
+        lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**SHAPE | LATENT)),
+        r"its heads attend to 4 x 8 numbers of each token as keys, made of 1 x 8 that its cache holds \(latent attention\)",
+    ),
+    "two attentions in a layer": (
+        lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**SHAPE)),
+        "an attention layer attends 2 times in each forward pass, each time to other keys or values;",
+    ),
     "encoder-decoder": (
         lambda: T5ForConditionalGeneration(
             T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
@@ -126,29 +137,20 @@ REFUSED = {
         "it is an encoder-decoder",
     ),
     "sees the future": (lambda: BertLMHeadModel(BertConfig(**SHAPE)), "its tokens see later tokens"),
-    "normed after rotation": (lambda: NanoChatForCausalLM(NanoChatConfig(**SHAPE)), "cannot be undone"),
-    "convolved keys": (llama_with_convolved_keys, "makes? keys of positions"),
-    "no numbered layers": (
-        lambda: GPTNeoForCausalLM(
-            GPTNeoConfig(
-                vocab_size=64,
-                hidden_size=32,
-                num_layers=3,
-                num_heads=4,
-                attention_types=[[["global"], 3]],
-                bos_token_id=1,
-                eos_token_id=2,
-            )
-        ),
-        "only 0 of its 3 layers show keys and values",
-    ),
-    "states beside the cache": (
-        lambda: FalconH1ForCausalLM(
-            FalconH1Config(**SHAPE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)
-        ),
-        "it fails on a few tokens \\(IndexError: ",
-    ),
     "shapes": (llama_with_other_heads_in_one_layer, "differ in shape"),
+}
+
+
+# Their keys are seen, but not as they were before they were turned by their position.
+TURNED = {
+    "normed after rotation": (
+        lambda: NanoChatForCausalLM(NanoChatConfig(**SHAPE)),
+        "its rotary embedding cannot be undone: it does more than turn pairs of numbers",
+    ),
+    "convolved keys": (
+        llama_with_convolved_keys,
+        "its layers make keys of positions, in a way that cannot be undone",
+    ),
 }
 
 
@@ -173,3 +175,71 @@ def test_the_decoder_half_of_an_encoder_decoder_is_a_decoder():
     )
     torch.manual_seed(0)
     assert prepare(BartForCausalLM(config).eval(), "student").num_layers == 2
+
+
+@pytest.mark.parametrize(("make", "reason"), TURNED.values(), ids=TURNED)
+def test_keys_that_cannot_be_turned_back_are_given_as_they_are_and_never_otherwise(make, reason):
+    torch.manual_seed(0)
+    model, cache = make().eval(), DynamicCache()
+    ids = torch.arange(4, 44)[None]
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache)
+        assert prepare(model, "teacher").fixed_rotation == reason
+        with record() as recorder:
+            model(input_ids=ids, use_cache=False)
+    for number, layer in enumerate(recorder.ordered()):
+        torch.testing.assert_close(layer.k, cache.layers[number].keys)
+    with pytest.raises(ValueError, match=reason):
+        recorder.keys(rotated=False)
+    with pytest.raises(ValueError, match=reason):
+        recorder.queries(rotated=False)
+
+
+def windowed_in_the_mask_alone() -> PreTrainedModel:
+    kinds = ["sliding_attention"] * 3
+    return Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**SHAPE | EXPERTS, use_sliding_window=True, sliding_window=16, layer_types=kinds)
+    )
+
+
+def gpt_neo() -> PreTrainedModel:
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 16}
+    return GPTNeoForCausalLM(
+        GPTNeoConfig(**shape, attention_types=[[["local", "global"], 1]], bos_token_id=1, eos_token_id=2)
+    )
+
+
+def falcon_h1() -> PreTrainedModel:
+    mamba = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+    return FalconH1ForCausalLM(FalconH1Config(**SHAPE, **mamba))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "longest", "windows"),
+    [
+        (windowed_in_the_mask_alone, 40, [16, 16, 16]),
+        (windowed_in_the_mask_alone, 17, [16, 16, 16]),
+        (windowed_in_the_mask_alone, 16, [None, None, None]),
+        (gpt_neo, 40, [16, None]),
+        (falcon_h1, 40, [None, None, None]),
+    ],
+)
+def test_windows_are_those_that_the_model_is_seen_to_have_on_its_longest_text(make, longest, windows):
+    torch.manual_seed(0)
+    model = make().eval()
+    geometry = prepare(model, "student", longest=longest)
+    assert geometry.plain_attention
+    assert geometry.gives_queries
+    with torch.no_grad(), record() as recorder:
+        model(input_ids=torch.arange(longest)[None], use_cache=False)
+    assert [layer.form.window for layer in recorder.ordered()] == windows
+
+
+def test_attention_in_chunks_is_seen_on_texts_beyond_one_alone():
+    config = Llama4TextConfig(
+        **SHAPE | {"head_dim": 8, "attention_chunk_size": 16, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    )
+    torch.manual_seed(0)
+    assert prepare(Llama4ForCausalLM(config).eval(), "student", longest=16).plain_attention
+    assert not prepare(Llama4ForCausalLM(config).eval(), "student", longest=17).plain_attention

@@ -53,13 +53,14 @@ class AttentionSpec:
 
 
 def attention_of(
-    q: Float[Tensor, "b hq t d"], k: Float[Tensor, "b hk t d"], mask: Bool[Tensor, "b t"], form: AttentionSpec
-) -> Float[Tensor, "b hq t t"]:
+    q: Float[Tensor, "b hq t d"], k: Float[Tensor, "b hk r d"], mask: Bool[Tensor, "b r"], form: AttentionSpec
+) -> Float[Tensor, "b hq t r"]:
     """Return how each query token weighs each key token; HK divides HQ. At padding it means nothing.
 
-    Rows add up to 1, or to less where a sink has its share.
+    The last query stands at the last key. Rows add up to 1, or to less where a sink has its share.
     """
-    hidden = ~visible(mask, slice(0, q.shape[2]), form.window)[:, None, None]
+    tokens = k.shape[2]
+    hidden = ~visible(mask, slice(tokens - q.shape[2], tokens), form.window)[:, None, None]
     weights = log_attention(grouped(q, k.shape[1]), grouped(k, k.shape[1]), hidden, form)[0].exp()
     return rearrange(weights[..., : k.shape[2]], "b k g t r -> b (k g) t r")
 

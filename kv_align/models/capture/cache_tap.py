@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kv_align.models.capture.attention import AttentionSpec
-from kv_align.models.capture.recorder import Layer, Recorder, current_recorder, record
-from kv_align.models.capture.rotary import RotaryForm, RotaryTable
+from kv_align.models.capture.recorder import Layer, Recorder, current_recorder, number_of, record
+from kv_align.models.capture.rotary import RotaryForm, RotaryTable, UnknownRotation
 
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
@@ -50,24 +50,41 @@ class Tap:
 
     Attributes
     ----------
-    argument
-        The keyword by which it is handed its cache.
+    argument, place
+        The name by which it takes its cache, and that parameter's place among the others.
     form
         How it weighs keys, if what its keys are multiplied with was found to be its queries; None: these are not seen.
     """
 
     argument: str
+    place: int
     form: AttentionSpec | None = None
+
+    def cache_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the cache that a layer is called with."""
+        return args[self.place] if len(args) > self.place else kwargs.get(self.argument)
+
+    def with_cache(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a layer is called with, but with another cache."""
+        if len(args) > self.place:
+            return (*args[: self.place], cache, *args[self.place + 1 :]), kwargs
+        return args, {**kwargs, self.argument: cache}
 
 
 class CacheTap:
     """Stands in for the cache of one attention layer that is run without one: records what is put into it."""
 
-    def __init__(self, recorder: Recorder, module: Any, form: AttentionSpec | None) -> None:
+    def __init__(self, recorder: Recorder, module: nn.Module, form: AttentionSpec | None) -> None:
         self._recorder, self._module, self._form = recorder, module, form
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Record keys and values, at once or with their queries, and give them back as an empty cache would."""
+        if self._recorder.attended is not None:
+            self._recorder.attended.append(self._module)
+        if not self._recorder.wants(self._module):
+            return key, value
         if self._form is None:
             self._recorder.add(self._module, None, key, value, None)
             return key, value
@@ -98,10 +115,13 @@ class RotaryInfo:
         Of the rotary embedding whose cosines and sines it is handed as `position_embeddings`.
     table
         Of the one that it makes itself, of the `position_ids` that it is handed.
+    unknown
+        Says why what it does cannot be undone.
     """
 
     form: RotaryForm | None = None
     table: RotaryTable | None = None
+    unknown: UnknownRotation | None = None
 
 
 def listen(module: nn.Module, turning: RotaryInfo, tap: Tap | None) -> RemovableHandle:
@@ -119,23 +139,27 @@ def listen(module: nn.Module, turning: RotaryInfo, tap: Tap | None) -> Removable
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorder = current_recorder()
-        if recorder is None or not recorder.wants(module.layer_idx):
+        if recorder is None or not (recorder.wants(module) or recorder.attended is not None):
             return None
-        if turning.form is not None:
+        if turning.unknown is not None:
+            recorder.rotations[module] = turning.unknown
+        elif turning.form is not None:
             recorder.rotations[module] = turning.form.at(*kwargs["position_embeddings"])
         elif turning.table is not None:
             recorder.rotations[module] = turning.table.at(kwargs["position_ids"])
-        if tap is None or kwargs.get(tap.argument) is not None:
+        if tap is None or tap.cache_of(args, kwargs) is not None:
             return None
-        return args, {**kwargs, tap.argument: CacheTap(recorder, module, tap.form)}
+        return tap.with_cache(args, kwargs, CacheTap(recorder, module, tap.form))
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def run_attention(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None) -> Layer:
+def run_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None) -> Layer:
     """Run one attention layer by itself as far as its attention, and return what it was about to use there."""
-    with record([module.layer_idx], stop_after_last=True) as recorder:
+    number = number_of(module)
+    assert number is not None
+    with record([number], stop_after_last=True) as recorder:
         if tap is not None:
-            kwargs = {**kwargs, tap.argument: CacheTap(recorder, module, tap.form)}
+            args, kwargs = tap.with_cache(args, kwargs, CacheTap(recorder, module, tap.form))
         module.forward(*args, **kwargs)
-    return recorder.layers[module.layer_idx]
+    return recorder.layers[number]

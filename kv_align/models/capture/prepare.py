@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.cache_tap import RotaryInfo, Tap, listen
-from kv_align.models.capture.probe_attention import attends_by_its_form, tapped_forms
-from kv_align.models.capture.probe_rotary import Unsupported, close, hooks, read, turnings
-from kv_align.models.capture.recorder import EAGER, SDPA, Layer, Recorder, own_eager_attention, record
+from kv_align.models.capture.probe_attention import seen_form, tapped_forms
+from kv_align.models.capture.probe_rotary import FEW, Unsupported, close, first_line, hooks, read, turnings
+from kv_align.models.capture.recorder import (
+    AS_TOLD,
+    EAGER,
+    SDPA,
+    Layer,
+    LayerFacts,
+    Recorder,
+    own_eager_attention,
+    record,
+    write_facts,
+)
 from kv_align.models.capture.rotary import Rotation
 from kv_align.models.devices import present
 from kv_align.models.evaluating import evaluating
@@ -42,6 +53,8 @@ class Geometry:
         Whether queries are recorded too.
     plain_attention
         Whether the attention of all layers is what an `AttentionSpec` says, and so can be computed from queries and keys.
+    fixed_rotation
+        Why keys cannot be had as they were before they were turned by their position; None where they can.
     """
 
     num_layers: int
@@ -51,10 +64,11 @@ class Geometry:
     value_width: int
     gives_queries: bool = True
     plain_attention: bool = True
+    fixed_rotation: str | None = None
 
 
-def prepare(model: PreTrainedModel, role: str) -> Geometry:
-    """Make a model recordable, and check on a few tokens that what is recorded is what it should be.
+def prepare(model: PreTrainedModel, role: str, *, longest: int = 64) -> Geometry:
+    """Make a model recordable, and check on a text that what is recorded is what it should be.
 
     Parameters
     ----------
@@ -63,22 +77,24 @@ def prepare(model: PreTrainedModel, role: str) -> Geometry:
         model allows it, its own otherwise).
     role
         `teacher` or `student`, for messages.
+    longest
+        How many tokens it will be given at most: windows, chunks and sinks that have no effect on so many have none.
 
     Raises
     ------
     ConfigError
         If keys and values of every layer cannot be had as its attention uses them: encoder-decoders, layers without
-        softmax attention or with another layer's keys, latent attention, layers of different shapes, rotary embeddings
-        that cannot be undone.
+        softmax attention or with another layer's keys, latent attention, layers of different shapes.
     """
     try:
         with evaluating(model):
-            return _prepare(model)
+            return _prepare(model, longest)
     except Unsupported as reason:
         raise _refusal(model, role, str(reason)) from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or ["no more is said"])[0].rstrip(".")
-        raise _refusal(model, role, f"it fails on a few tokens ({type(error).__name__}: {first_line})") from error
+        raise _refusal(
+            model, role, f"it fails on a few tokens ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _refusal(model: PreTrainedModel, role: str, reason: str) -> ConfigError:
@@ -88,98 +104,146 @@ def _refusal(model: PreTrainedModel, role: str, reason: str) -> ConfigError:
     )
 
 
-def _prepare(model: PreTrainedModel) -> Geometry:
+def _prepare(model: PreTrainedModel, longest: int) -> Geometry:
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise Unsupported("it is an encoder-decoder")
-    taps = _choose_attention(model)
+    _choose_attention(model)
+    taps: dict[nn.Module, Tap] = {}
 
     def tapped() -> AbstractContextManager[None]:
         return hooks(listen(module, RotaryInfo(), tap) for module, tap in taps.items())
 
-    with tapped():
-        recorder = read(model)
-        layers = recorder.ordered()
-        _check_layers(config, recorder)
-        _check_causality(model, layers)
-    _check_cache(model, layers)
-    first = layers[0]
-    num_query_heads = int(config.num_attention_heads) if first.q is None else first.q.shape[1]
-    if taps:
+    modules = _numbered_layers(model)
+    if not modules:  # it calls no attention function
+        taps = _taps(model)
         with tapped():
-            found = tapped_forms(model, recorder, taps, num_query_heads)
-        gives_queries = plain = found is not None
-        taps = found or taps
+            try:
+                modules = _numbered_layers(model)
+            except AttributeError:  # what stands in for a cache takes no more
+                raise Unsupported("its layers keep other things in their cache than keys and values") from None
+        taps = {module: taps[module] for module in modules}
+    _check_number(config, len(modules))
+    with tapped():
+        few, many = read(model), read(model, tokens=longest)
+        layers = few.ordered()
+        if len({(layer.k.shape, layer.v.shape) for layer in layers}) != 1:
+            raise Unsupported("its layers' keys differ in shape")
+        _check_causality(model, few, FEW)
+        _check_causality(model, many, longest)
+    _check_cache(model, layers)
+    num_query_heads = int(config.num_attention_heads) if layers[0].q is None else layers[0].q.shape[1]
+    forms: dict[nn.Module, AttentionSpec] = {}
+    if taps:
+        both = {module: (few.layers[number], many.layers[number]) for number, module in enumerate(modules)}
+        with tapped():
+            forms = tapped_forms(model, both, taps, num_query_heads, longest)
+        gives_queries = len(forms) == len(modules)
+        if gives_queries:
+            taps = {module: replace(tap, form=forms[module]) for module, tap in taps.items()}
     else:
         gives_queries = True
-        with present(recorder.modules.values()):
-            plain = all(attends_by_its_form(layer, recorder.attend[number]) for number, layer in enumerate(layers))
+        with present(modules):
+            for number, layer in many.layers.items():
+                form = seen_form(layer, many.attend[number])
+                if form is not None:
+                    forms[modules[number]] = form
+                    told = layer.form is None or form.window == layer.form.window
+                    write_facts(modules[number], LayerFacts(number, AS_TOLD if told else form.window))
     with tapped():
-        turned = turnings(model, recorder.modules, taps)
-    for number, module in recorder.modules.items():
+        turned = turnings(model, few.modules, taps, longest)
+    for number, module in enumerate(modules):
         listen(module, turned[number], taps.get(module))
+    unknown = [turning.unknown.reason for turning in turned.values() if turning.unknown is not None]
     return Geometry(
         len(layers),
         num_query_heads,
-        first.k.shape[1],
-        first.k.shape[-1],
-        first.v.shape[-1],
+        layers[0].k.shape[1],
+        layers[0].k.shape[-1],
+        layers[0].v.shape[-1],
         gives_queries=gives_queries,
-        plain_attention=plain,
+        plain_attention=len(forms) == len(modules),
+        fixed_rotation=unknown[0] if unknown else None,
     )
 
 
-def _choose_attention(model: PreTrainedModel) -> dict[nn.Module, Tap]:
-    """Have the model call a recording attention function; where it calls none, return its layers' taps."""
-    if model._can_set_attn_implementation():
-        try:
-            model.set_attn_implementation(SDPA)
-        except ValueError:  # soft caps and sinks, for example, are beyond SDPA
-            if own_eager_attention(model) is None:
-                raise Unsupported("its layers do not attend by softmax to keys and values") from None
-            model.set_attn_implementation(EAGER)
-        return {}
+def _choose_attention(model: PreTrainedModel) -> None:
+    """Have the model call a recording attention function, if it calls any that can be chosen."""
+    if not model._can_set_attn_implementation():
+        return
+    try:
+        model.set_attn_implementation(SDPA)
+    except ValueError:  # soft caps and sinks, for example, are beyond SDPA
+        if own_eager_attention(model) is None:
+            raise Unsupported("its layers do not attend by softmax to keys and values") from None
+        model.set_attn_implementation(EAGER)
+
+
+def _taps(model: PreTrainedModel) -> dict[nn.Module, Tap]:
+    """Return taps of all that are handed a cache, and do not hand it on to another module."""
     found = {}
     for module in model.modules():
-        names = [name for name in _CACHE_ARGUMENTS if name in inspect.signature(module.forward).parameters]
-        if names and isinstance(getattr(module, "layer_idx", None), int):
-            found[module] = Tap(names[0])
-    # A block that knows its number hands its cache on to the attention in it.
-    inner = {module for outer in found for module in outer.modules() if module is not outer}
-    return {module: tap for module, tap in found.items() if not inner.intersection(module.modules())} or found
+        parameters = list(inspect.signature(module.forward).parameters)
+        names = [name for name in _CACHE_ARGUMENTS if name in parameters]
+        if names:
+            found[module] = Tap(names[0], parameters.index(names[0]))
+    outer = {module for module in found if any(inner in found for inner in module.modules() if inner is not module)}
+    return {module: tap for module, tap in found.items() if module not in outer}
 
 
-def _check_layers(config: PreTrainedConfig, recorder: Recorder) -> None:
-    """Refuse a model not all of whose layers were recorded, or whose layers differ in shape."""
-    expected, found = int(config.num_hidden_layers), sorted(recorder.layers)
-    if len(found) < expected or found != list(range(len(found))):
-        kinds = getattr(config, "layer_types", None) or []
-        others = sorted({kind for number, kind in enumerate(kinds) if number not in recorder.layers})
-        what = f" (its others are of the kind {', '.join(others)})" if others else ""
-        raise Unsupported(f"only {len(found)} of its {expected} layers show keys and values{what}")
-    if len({(layer.k.shape, layer.v.shape) for layer in recorder.ordered()}) != 1:
-        raise Unsupported("its layers' keys differ in shape")
+def _numbered_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Number a model's attention layers in the order in which they run, and return them."""
+    modules: list[nn.Module] = []
+    read(model, layers=[], attended=modules)
+    for number, module in enumerate(modules):
+        write_facts(module, LayerFacts(number))
+    if len(set(modules)) < len(modules):
+        times = max(modules.count(module) for module in modules)
+        raise Unsupported(
+            f"an attention layer attends {times} times in each forward pass, each time to other keys or values"
+        )
+    return modules
 
 
-def _check_causality(model: PreTrainedModel, layers: list[Layer]) -> None:
+def _check_number(config: PreTrainedConfig, number: int) -> None:
+    """Refuse a model not all of whose layers attend in a way that can be recorded."""
+    expected = int(config.num_hidden_layers)
+    if number < expected or not number:
+        kinds = sorted(set(getattr(config, "layer_types", None) or []))
+        what = f" (it has layers of the kinds {', '.join(kinds)})" if len(kinds) > 1 else ""
+        raise Unsupported(f"only {number} of its {expected} layers show keys and values{what}")
+
+
+def _check_causality(model: PreTrainedModel, recorded: Recorder, tokens: int) -> None:
     """Refuse a model whose earlier tokens see a later one."""
     # LLM.int8 takes out the columns in which any token of the batch is large: a later one changes earlier ones by some
     # hundredths, where a model that looks ahead changes them altogether.
     rounding = 0.006 if getattr(model, "is_loaded_in_8bit", False) else 1e-5
-    for layer, other in zip(layers, read(model, last=1).ordered(), strict=True):
+    for layer, other in zip(recorded.ordered(), read(model, tokens=tokens, last=1).ordered(), strict=True):
         if not close(layer.k[:, :, :-1], other.k[:, :, :-1], rounding=rounding):
             raise Unsupported("its tokens see later tokens")
 
 
 def _check_cache(model: PreTrainedModel, layers: list[Layer]) -> None:
     """Refuse a model whose cache holds other keys and values, or not those of every layer."""
+    config = model.config.get_text_config(decoder=True)
     cache = DynamicCache()  # not told of the model: sliding layers then keep all tokens
-    read(model, cache=cache)
+    try:
+        read(model, cache=cache)
+    except (AttributeError, LookupError, RuntimeError, ValueError):  # it keeps more than keys and values
+        cache = DynamicCache(config=model.config)
+        read(model, cache=cache)
     for number, layer in enumerate(layers):
-        if number >= len(cache.layers) or cache.layers[number].keys is None:
+        held = cache.layers[number] if number < len(cache.layers) else None
+        if held is None or getattr(held, "keys", None) is None:
             raise Unsupported(f"its layer {number} attends to the keys and values of another layer")
-        for ours, theirs in ((layer.k, cache.layers[number].keys), (layer.v, cache.layers[number].values)):
-            if ours.shape != theirs.shape or not close(ours, theirs):
+        for kind, ours, theirs in (("keys", layer.k, held.keys), ("values", layer.v, held.values)):
+            # Of a sliding layer's own cache, the last tokens.
+            if ours.shape[-1] != theirs.shape[-1] or ours.shape[1] != theirs.shape[1]:
+                latent = " (latent attention)" if hasattr(config, "kv_lora_rank") else ""
                 raise Unsupported(
-                    "its cache does not hold the keys and values that its heads attend to (latent attention)"
+                    f"its heads attend to {ours.shape[1]} x {ours.shape[-1]} numbers of each token as {kind}, made of "
+                    f"{theirs.shape[1]} x {theirs.shape[-1]} that its cache holds{latent}"
                 )
+            if not close(ours[:, :, -theirs.shape[2] :], theirs):
+                raise Unsupported(f"its heads attend to other {kind} than its cache holds")

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from kv_align.models.capture.cache_tap import RotaryInfo, Tap, run_attention
 from kv_align.models.capture.recorder import Layer, Recorder, record
-from kv_align.models.capture.rotary import rotary_form, rotary_table
+from kv_align.models.capture.rotary import UnknownRotation, rotary_form, rotary_table
 from kv_align.models.devices import device_of
 
-_TOKENS = 8
+FEW = 8
+"""Tokens that show how a layer is made; how far it looks takes more."""
 
 
 class Unsupported(Exception):  # noqa: N818 - the reason alone, that `prepare` makes a sentence of
@@ -27,53 +29,83 @@ class Unsupported(Exception):  # noqa: N818 - the reason alone, that `prepare` m
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, *, last: int = 0, cache: DynamicCache | None = None) -> Recorder:
-    """Record a forward pass of a few tokens, the last of which is changed by `last`; into a cache, where one is given."""
+def read(
+    model: PreTrainedModel,
+    *,
+    tokens: int = FEW,
+    last: int = 0,
+    cache: Cache | None = None,
+    layers: list[int] | None = None,
+    attended: list[nn.Module] | None = None,
+) -> Recorder:
+    """Record a forward pass.
+
+    Parameters
+    ----------
+    model
+        The model.
+    tokens
+        How many, or as many as it has positions for.
+    last
+        Added to the last one.
+    cache
+        Put keys and values into it.
+    layers
+        Which to record; None for all.
+    attended
+        Every module that attends is put there, in order.
+    """
     config = model.config.get_text_config(decoder=True)
-    count = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+    count = min(tokens, positions_of(config) or tokens)
     device = device_of(model)
     ids = torch.arange(1, count + 1, device=device)
     ids[-1] += last
-    positions = torch.arange(count, device=device)
-    with record() as recorder:
+    with record(layers) as recorder:
+        recorder.attended = attended
         model(
             input_ids=ids[None] % config.vocab_size,
-            position_ids=positions[None],
+            position_ids=torch.arange(count, device=device)[None],
             past_key_values=cache,
             use_cache=cache is not None,
         )
     return recorder
 
 
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Return how many positions a model has, as far as its configuration says it in one of the usual names."""
+    names = ("max_position_embeddings", "max_seq_len", "max_seq_length", "max_target_positions")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0), None)
+
+
 def turnings(
-    model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[nn.Module, Tap]
+    model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[nn.Module, Tap], longest: int
 ) -> dict[int, RotaryInfo]:
-    """Return, for each attention layer, how it turns its keys by their position.
-
-    Raises
-    ------
-    Unsupported
-        If that cannot be undone.
-    """
+    """Return, for each attention layer, how it turns its keys by their position, or why that cannot be undone."""
     found: dict[int, RotaryInfo] = {}
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _TOKENS
+    limit = positions_of(model.config.get_text_config(decoder=True)) or longest
 
-    def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[module.layer_idx] = _turning(module, args, kwargs, taps.get(module), limit)
+    def ask(number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            found[number] = _turning(module, args, kwargs, taps.get(module), limit)
+        except Unsupported as reason:
+            found[number] = RotaryInfo(unknown=UnknownRotation(str(reason)))
 
-    with hooks(module.register_forward_pre_hook(ask, with_kwargs=True) for module in modules.values()):
+    with hooks(
+        module.register_forward_pre_hook(partial(ask, number), with_kwargs=True) for number, module in modules.items()
+    ):
         read(model)
     return found
 
 
 def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None, limit: int) -> RotaryInfo:
     """Run one attention layer on the input it was called with, under other angles or positions than those it was handed."""
-    hidden_BTC = args[0] if args else kwargs["hidden_states"]
+    own_BTC = args[0] if args else kwargs["hidden_states"]
 
     def run(hidden_BTC: Tensor, **changed: Any) -> Layer:
-        if args:
-            return run_attention(module, (hidden_BTC, *args[1:]), {**kwargs, **changed}, tap)
-        return run_attention(module, args, {**kwargs, **changed, "hidden_states": hidden_BTC}, tap)
+        # Some take the same states several times: as what queries, keys and values are made of.
+        others = tuple(hidden_BTC if each is own_BTC else each for each in args)
+        named = {name: hidden_BTC if each is own_BTC else each for name, each in kwargs.items()}
+        return run_attention(module, others, {**named, **changed}, tap)
 
     angles, positions = kwargs.get("position_embeddings"), kwargs.get("position_ids")
     turning, rotation = RotaryInfo(), None
@@ -84,19 +116,19 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
                 raise ValueError("it is not of cosines and sines")
             cos, sin = angles
             unturned = {"position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
-            form = rotary_form(lambda c, s: run(hidden_BTC.expand(len(c), -1, -1), position_embeddings=(c, s)).k, cos)
+            form = rotary_form(lambda c, s: run(own_BTC.expand(len(c), -1, -1), position_embeddings=(c, s)).k, cos)
             turning, rotation = RotaryInfo(form), None if form is None else form.at(cos, sin)
         elif isinstance(positions, Tensor):
             unturned = {"position_ids": torch.zeros_like(positions)}
-            if not close(run(hidden_BTC).k, run(hidden_BTC, **unturned).k):
+            if not close(run(own_BTC).k, run(own_BTC, **unturned).k):
                 # Each of two tokens at all places.
-                two_BTC = hidden_BTC[0, :2, None].repeat(1, limit, 1)
-                places = torch.arange(limit, device=hidden_BTC.device).repeat(2, 1)
+                two_BTC = own_BTC[0, :2, None].repeat(1, limit, 1)
+                places = torch.arange(limit, device=own_BTC.device).repeat(2, 1)
                 table = rotary_table(run(two_BTC, position_ids=places).k)
                 turning, rotation = RotaryInfo(table=table), table.at(positions)
-    except ValueError as error:
-        raise Unsupported(f"its rotary embedding cannot be undone: {error}") from None
-    plain, rotated = run(hidden_BTC, **unturned), run(hidden_BTC)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise Unsupported(f"its rotary embedding cannot be undone: {first_line(error)}") from None
+    plain, rotated = run(own_BTC, **unturned), run(own_BTC)
     for before, after in ((plain.k, rotated.k), (plain.q, rotated.q)):
         if before is None or after is None:
             continue
@@ -104,10 +136,16 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
             raise Unsupported(
                 "its rotary embedding cannot be undone: it is no rotation by the angles or positions it is handed"
             )
-    alike = run(hidden_BTC[:, :1].expand_as(hidden_BTC), **unturned).k
+    alike = run(own_BTC[:, :1].expand_as(own_BTC), **unturned).k
     if not close(alike, alike[:, :, :1].expand_as(alike)):
         raise Unsupported("its layers make keys of positions, in a way that cannot be undone")
     return turning
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, as a part of a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else f"{type(error).__name__}, and no more is said"
 
 
 def close(a: Tensor, b: Tensor, *, rounding: float = 1e-5) -> bool:

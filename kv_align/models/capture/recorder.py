@@ -27,10 +27,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from kv_align.models.capture.attention import AttentionSpec
-from kv_align.models.capture.rotary import Rotation
+from kv_align.models.capture.rotary import Rotation, UnknownRotation
 from kv_align.models.capture.states import States
 
 SDPA, EAGER = "kv_align_sdpa", "kv_align_eager"
+AS_TOLD = -1
 _RECORDER: ContextVar[Recorder | None] = ContextVar("kv_align_recorder", default=None)
 
 
@@ -49,7 +50,7 @@ class Layer:
     k: Tensor
     v: Tensor
     form: AttentionSpec | None
-    rotation: Rotation | None
+    rotation: Rotation | UnknownRotation | None
 
     @property
     def k_unrotated(self) -> Tensor:
@@ -61,6 +62,43 @@ class Layer:
         """Queries before the rotary embedding."""
         assert self.q is not None
         return self.q if self.rotation is None else self.rotation.unrotate(self.q)
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What `prepare` found out about an attention layer and wrote down on its module.
+
+    Attributes
+    ----------
+    number
+        Its place among the model's attention layers, from 0, in the order in which they run.
+    window
+        How many tokens back its queries were seen to look, where that is not what it tells its attention function: a
+        number, or None for all. `AS_TOLD`: what it tells is true.
+    """
+
+    number: int
+    window: int | None = AS_TOLD
+
+
+_FACTS = "kv_align_layer"
+
+
+def facts_of(module: nn.Module) -> LayerFacts | None:
+    """Return what is written down on an attention layer; None if it is none of a prepared model's."""
+    facts: LayerFacts | None = getattr(module, _FACTS, None)
+    return facts
+
+
+def write_facts(module: nn.Module, facts: LayerFacts) -> None:
+    """Write down what was found out about an attention layer."""
+    setattr(module, _FACTS, facts)
+
+
+def number_of(module: nn.Module) -> int | None:
+    """Return an attention layer's number; None if it has none."""
+    facts = facts_of(module)
+    return None if facts is None else facts.number
 
 
 @dataclass
@@ -81,6 +119,8 @@ class Recorder:
         Of layers that are about to run.
     watch
         What is told when marked tensors are multiplied, see `kv_align.models.capture.cache_tap`.
+    attended
+        Where it is a list: every module that attends, in order, numbered or not.
     """
 
     wanted: frozenset[int] | None
@@ -88,8 +128,9 @@ class Recorder:
     layers: dict[int, Layer] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
     attend: dict[int, Callable[..., tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
-    rotations: dict[nn.Module, Rotation] = field(default_factory=dict)
+    rotations: dict[nn.Module, Rotation | UnknownRotation] = field(default_factory=dict)
     watch: Callable[..., Tensor] | None = None
+    attended: list[nn.Module] | None = None
 
     def keys(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Keys of all recorded layers, in the order of their numbers."""
@@ -112,13 +153,15 @@ class Recorder:
         """The recorded layers in the order of their numbers."""
         return [self.layers[number] for number in sorted(self.layers)]
 
-    def wants(self, number: Any) -> bool:
-        """Whether a layer of this number is to be recorded."""
-        return self.wanted is None or number in self.wanted
+    def wants(self, module: nn.Module) -> bool:
+        """Whether a module is a layer that is to be recorded."""
+        number = number_of(module)
+        return number is not None and (self.wanted is None or number in self.wanted)
 
-    def add(self, module: Any, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionSpec | None) -> None:
+    def add(self, module: nn.Module, q: Tensor | None, k: Tensor, v: Tensor, form: AttentionSpec | None) -> None:
         """Record a layer, and end the forward pass if it is the last one that is asked for."""
-        number = module.layer_idx
+        number = number_of(module)
+        assert number is not None
         self.layers[number] = Layer(q, k, v, form, self.rotations.get(module))
         self.modules[number] = module
         if number == self.stop_after:
@@ -190,14 +233,17 @@ def _recording(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    recorder, number = _RECORDER.get(), getattr(module, "layer_idx", None)
-    if recorder is not None and number is not None and recorder.wants(number):
+    recorder, facts = _RECORDER.get(), facts_of(module)
+    if recorder is not None and recorder.attended is not None:
+        recorder.attended.append(module)
+    if recorder is not None and facts is not None and recorder.wants(module):
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         # A copy: what stands in a parameter of the layer may be gathered only while the layer runs.
         sinks = None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach().flatten().clone()
-        form = AttentionSpec(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks)
-        recorder.attend[number] = partial(attention, module, attention_mask=attention_mask, **kwargs)
+        window = kwargs.get("sliding_window") if facts.window == AS_TOLD else facts.window
+        form = AttentionSpec(scaling, window, kwargs.get("softcap"), sinks)
+        recorder.attend[facts.number] = partial(attention, module, attention_mask=attention_mask, **kwargs)
         recorder.add(module, query, key, value, form)
     return attention(module, query, key, value, attention_mask, **kwargs)
 

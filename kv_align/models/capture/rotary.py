@@ -63,6 +63,27 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class UnknownRotation:
+    """Stands where a layer makes keys of positions in a way that is not known how to undo.
+
+    Attributes
+    ----------
+    reason
+        Why.
+    """
+
+    reason: str
+
+    def rotate(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+        """Refuse to."""
+        raise ValueError(self.reason)
+
+    def unrotate(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
+        """Refuse to."""
+        raise ValueError(self.reason)
+
+
+@dataclass(frozen=True)
 class RotaryForm:
     """How a layer uses the cosines and sines that it is handed.
 
