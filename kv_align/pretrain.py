@@ -28,15 +28,17 @@ from kv_align.config.config import LlamaShape, PretrainConfig
 from kv_align.data.batch import DataOrder, pad
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example
-from kv_align.evaluation.exact_match import generate_answers, parse_answer
+from kv_align.evaluation.answers import AnswerKind, gold_answer, written_answer
+from kv_align.evaluation.exact_match import generate_answers
 from kv_align.experiment.build import make
 from kv_align.experiment.quiet import quiet_libraries
-from kv_align.runs.errors import ConfigError
+from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import file_digest, write_json
 
 LOGGER = logging.getLogger(__name__)
 END, PAD = "<|end|>", "<|pad|>"
+_SMALLEST_VOCABULARY = 256 + 2
 
 
 def train_tokenizer(examples: list[Example], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -108,19 +110,87 @@ def fit(
 
 
 def exact_match(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Example], max_length: int
-) -> float:
-    """Share of examples whose generated number is the right one."""
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    max_length: int,
+    kind: AnswerKind,
+) -> float | None:
+    """Share of examples whose generated answer is the right one; None where there are none."""
     encoded = encode(examples, tokenizer, max_length)
     with progress_bar("exact match", len(examples)) as advance:
         answers = generate_answers(
             model, tokenizer, encoded, batch_size=64, max_new_tokens=max_length // 2, progress=advance
         )
     right = [
-        answered.number is not None and answered.number == parse_answer(f"#### {example.answer}")
-        for answered, example in zip(answers, examples, strict=True)
+        written_answer(text, kind) == gold_answer(str(example.answer), kind)
+        for text, example in zip(answers, examples, strict=True)
     ]
-    return sum(right) / len(right)
+    return sum(right) / len(right) if right else None
+
+
+def check(config: PretrainConfig) -> None:
+    """Refuse what cannot be made, before anything is read or trained.
+
+    Raises
+    ------
+    ConfigError
+        If `output_dir` already holds models or cannot be written to, or a shape is none that a Llama can have.
+    """
+    output_dir = Path(config.output_dir)
+    if (output_dir / "recipe.json").exists():
+        raise ConfigError(f"output_dir={output_dir} already holds a finished recipe: name another folder.")
+    for role in ("teacher", "student"):
+        if (output_dir / role).exists():
+            raise ConfigError(f"output_dir={output_dir} already holds a {role}: remove it, or name another folder.")
+    if config.vocabulary_size < _SMALLEST_VOCABULARY:
+        allowed = f"at least {_SMALLEST_VOCABULARY}: all bytes, {END} and {PAD}"
+        raise invalid_value("vocabulary_size", config.vocabulary_size, allowed)
+    if config.data.max_length < 2:
+        raise invalid_value(
+            "data.max_length", config.data.max_length, "at least 2: each token is predicted from another"
+        )
+    for role, shape in (("teacher", config.teacher), ("student", config.student)):
+        if shape.num_heads % shape.num_key_value_heads:
+            allowed = f"a divisor of {role}.num_heads={shape.num_heads}"
+            raise invalid_value(f"{role}.num_key_value_heads", shape.num_key_value_heads, allowed)
+        if shape.head_dim % 2:
+            raise invalid_value(f"{role}.head_dim", shape.head_dim, "an even number: rotary embeddings turn pairs")
+        if config.warmup_steps >= shape.steps:
+            raise invalid_value("warmup_steps", config.warmup_steps, f"below {role}.steps={shape.steps}")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "teacher").mkdir()
+        (output_dir / "teacher").rmdir()
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir={output_dir} cannot be written to ({error.strerror}): name a folder that can."
+        ) from error
+
+
+def read_texts(config: PretrainConfig) -> tuple[list[Example], list[Example]]:
+    """Return what is trained on, and the questions with answers that what was learned is tried on.
+
+    Raises
+    ------
+    ConfigError
+        If the texts cannot be read, are fewer than a batch, or are conversations.
+    """
+    source: DataSource = make(config.data)
+    try:
+        train, held_out = source.examples("train"), source.examples("validation")
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data={config.data.name} cannot be read: {error}.") from error
+    if any(example.turns for example in train):
+        raise ConfigError(
+            f"data={config.data.name} is not allowed here: its conversations need a chat template, which the tokenizer that "
+            "is trained has not; name a column of plain texts."
+        )
+    if len(train) < config.batch_size:
+        raise invalid_value("batch_size", config.batch_size, f"at most {len(train)}, the texts to train on")
+    kind = config.data.answers
+    answered = [each for each in held_out if each.answer is not None and gold_answer(each.answer, kind) is not None]
+    return train, answered[: config.evaluation_examples]
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -129,15 +199,12 @@ def pretrain(config: PretrainConfig) -> None:
     Raises
     ------
     ConfigError
-        If `output_dir` already holds a recipe's results.
+        As `check` and `read_texts`.
     """
-    output_dir = Path(config.output_dir)
-    report_path = output_dir / "recipe.json"
-    if report_path.exists():
-        raise ConfigError(f"output_dir={output_dir} already holds a finished recipe: name another folder.")
+    check(config)
     quiet_libraries()
-    source: DataSource = make(config.data)
-    train, held_out = source.examples("train"), source.examples("validation")[: config.evaluation_examples]
+    train, held_out = read_texts(config)
+    output_dir = Path(config.output_dir)
     tokenizer = train_tokenizer(train, config.vocabulary_size, config.data.max_length)
     encoded = encode(train, tokenizer, config.data.max_length)
     report: dict[str, object] = {"config": config.model_dump(), "torch": str(torch.__version__)}
@@ -151,12 +218,12 @@ def pretrain(config: PretrainConfig) -> None:
         report[role] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "train_perplexity": math.exp(loss),
-            "exact_match": exact_match(model.float(), tokenizer, held_out, config.data.max_length),
+            "exact_match": exact_match(model.float(), tokenizer, held_out, config.data.max_length, config.data.answers),
             "exact_match_examples": len(held_out),
             "sha256": file_digest(output_dir / role / "model.safetensors"),
         }
         print(role, json.dumps(report[role]))
-    write_json(report_path, report)
+    write_json(output_dir / "recipe.json", report)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class DataConfig(Choice):
     rationale: Literal["full", "short", "none"]
     rationale_every: PositiveInt | None
     shuffle_teacher: bool
+    # What was frozen before there was a choice has numbers.
+    answers: Literal["number", "text"] = "number"
 
 
 class KeysConfig(Section):

@@ -27,7 +27,7 @@ from kv_align.config.extras import check_extras
 from kv_align.config.inputs import check_inputs, digest_inputs
 from kv_align.config.model_card import model_path
 from kv_align.config.options import constant_of, options_of, parameters_of
-from kv_align.config.schema import Choice, validate
+from kv_align.config.schema import Choice, ChoiceType, validate
 from kv_align.config.signals import concerned_groups, declared, learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import invalid_value
 
@@ -103,8 +103,8 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
     if aligned:
         changes["aligner"] = _without_idle_options(config.aligner)
     changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
-    if config.data.rationale != "short":
-        changes["data"] = config.data.model_copy(update={"rationale_every": None})
+    data = config.data if config.data.rationale == "short" else config.data.model_copy(update={"rationale_every": None})
+    changes["data"] = _without_idle_options(data)
     return changes, notes
 
 
@@ -140,7 +140,7 @@ def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _without_idle_options(choice: Choice) -> Choice:
+def _without_idle_options(choice: ChoiceType) -> ChoiceType:
     """Take out options that are not set, so that a new one changes no old run's identity, and what a set one overrides."""
     known, kept = options_of(choice.target), choice.model_dump(by_alias=True)
     try:
@@ -150,7 +150,7 @@ def _without_idle_options(choice: Choice) -> Choice:
     for option, overridden in overrides.items():
         if kept.get(option) is not None:
             kept[overridden] = None
-    return Choice.model_validate(
+    return type(choice).model_validate(
         {key: value for key, value in kept.items() if value is not None or key not in known or known[key].required}
     )
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
 from kv_align.config.config import DataConfig
 from kv_align.data.batch import Collator
-from kv_align.data.encode import Encoded, encode
+from kv_align.data.encode import Encoded, Written, write
 from kv_align.data.example import DataSource, Example, Segment, Split
+from kv_align.data.token_cache import tokenised
 from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class PreparedSplit:
         Their tokens; the same list object where both read the same.
     collate
         Puts examples, by their places here, into a batch (matched pairs, also where training shuffles them).
+    answers
+        What the examples' answers are: numbers or texts.
     dropped, cut
         Examples left out because nothing of them would be scored, and student texts longer than the limit.
     """
@@ -34,6 +40,7 @@ class PreparedSplit:
     student: list[Encoded]
     teacher: list[Encoded]
     collate: Collator
+    answers: Literal["number", "text"]
     dropped: int
     cut: int
 
@@ -51,6 +58,7 @@ def prepare_split(
     teacher: LanguageModel,
     *,
     shuffle: bool,
+    between: Callable[[], None] = lambda: None,
 ) -> PreparedSplit:
     """Read a split.
 
@@ -62,18 +70,32 @@ def prepare_split(
         Each reads with its own tokenizer; the student may be shown a shortened reasoning.
     shuffle
         Whether the teacher reads another example's text (control; in training alone).
+    between
+        Called every few hundred texts, for whoever wants to leave.
 
     Raises
     ------
     ConfigError
         If the source cannot be read, or nothing is left.
     """
+    every = config.rationale_every or 1
     try:
         examples = source.examples(split)
+        shown = write((example.with_rationale(config.rationale, every) for example in examples), student.tokenizer)
+        all_of_it = write(examples, teacher.tokenizer)
     except (ValueError, OSError) as error:  # the second where the hub cannot be reached
         raise ConfigError(f"data={config.name} cannot be read: {error}.") from error
-    every = config.rationale_every or 1
-    seen = encode((e.with_rationale(config.rationale, every) for e in examples), student.tokenizer, config.max_length)
+
+    def tokens(written: list[Written], reader: LanguageModel, role: str) -> list[Encoded]:
+        with progress_bar(f"{split} texts of the {role}", len(written)) as advance:
+
+            def progress(done: int) -> None:
+                advance(done)
+                between()
+
+            return tokenised(written, reader.tokenizer, config.max_length, progress)
+
+    seen = tokens(shown, student, "student")
     kept = [place for place, encoded in enumerate(seen) if _is_scored(encoded)]
     if not kept:
         raise ConfigError(
@@ -81,8 +103,8 @@ def prepare_split(
             "split: raise it."
         )
     alike = same_tokenizer(student.tokenizer, teacher.tokenizer)
-    read = seen if config.rationale == "full" and alike else encode(examples, teacher.tokenizer, config.max_length)
-    same_text = [Segment.QUESTION, Segment.ANSWER, *([Segment.REASONING] if config.rationale == "full" else [])]
+    read = seen if alike and shown == all_of_it else tokens(all_of_it, teacher, "teacher")
+    same_text = _written_alike(shown, all_of_it)
     student_kept = [seen[place] for place in kept]
     teacher_kept = student_kept if read is seen else [read[place] for place in kept]
     collate = Collator(
@@ -98,9 +120,23 @@ def prepare_split(
         student_kept,
         teacher_kept,
         collate,
+        answers=config.answers,
         dropped=len(examples) - len(kept),
         cut=sum(encoded.cut for encoded in student_kept),
     )
+
+
+def _written_alike(shown: list[Written], all_of_it: list[Written]) -> list[Segment]:
+    """Return the segments that both models are given in the same words, in every text."""
+    different = {
+        segment
+        for ours, theirs in zip(shown, all_of_it, strict=True)
+        if ours != theirs
+        for segment in Segment
+        if [text for its, text in ours.segments if its == segment]
+        != [text for its, text in theirs.segments if its == segment]
+    }
+    return [segment for segment in (Segment.QUESTION, Segment.ANSWER, Segment.REASONING) if segment not in different]
 
 
 def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:

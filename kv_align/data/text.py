@@ -1,39 +1,69 @@
-"""Any text: a local file or folder (txt, JSONL, Parquet, CSV), or a data set on the hub, through `datasets`.
+"""Any text: a local file or folder (txt, JSONL, Parquet, CSV), or a data set on the hub.
 
-All tokens are scored. Where a source has no validation or test split, they are carved from the end of a fixed shuffle
-of its training split. Imports no torch.
+A column of texts is scored whole; one of messages where the assistant speaks, as the tokenizer's chat template writes it;
+of a prompt and its completion, the second. Where a source has no validation or test split, they are carved from the end of
+a fixed shuffle of its training split. Imports no torch.
 """
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from kv_align.config.options import PositiveInt
-from kv_align.data.example import DataSource, Example, Split
+from kv_align.data.example import DataSource, Example, Split, Turn, first_examples
+from kv_align.data.files import split_files, split_of
+from kv_align.data.table import Table, hub_tables, read_table, text_of
 
-_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+LOGGER = logging.getLogger(__name__)
+
+
+class _Columns(NamedTuple):
+    """Where a table's texts are: in one column, or in a prompt's and its completion's."""
+
+    text: str
+    prompt: str | None
+    completion: str | None
+
+    def wanted(self) -> tuple[str, ...]:
+        return (self.text, *self.pair())
+
+    def pair(self) -> tuple[str, str]:
+        return (self.prompt or "prompt", self.completion or "completion")
 
 
 class PlainText(DataSource):
-    """Texts of one column.
+    """Texts, conversations, or prompts with their completions.
 
     Parameters
     ----------
     path
-        A file, or a folder of files of one kind; those named train*, validation* and test* are these splits.
+        A file, or a folder of files of one kind, which are read at once; those with a word for training (train), validation
+        (val, valid, validation, dev, eval) or test in their names are these splits, others are for training.
     hub_name, hub_config
         The data set on the hub to use where `path` is empty, and its configuration.
     column
-        The column that holds the text.
+        The column that holds the text, or a list of messages with `role` and `content`.
     validation_examples, test_examples
         How many texts are carved for a split that the source does not have.
+    prompt_column, completion_column
+        The columns of question and answer, read in place of `column`; None: prompt and completion, where there is no
+        `column`. Reasoning may stand before the last `####` of a completion.
+    scored_turns
+        Which of the assistant's messages are scored: all (None), or the last alone.
+    train_examples
+        How many of the training texts are used; None: all.
 
     Raises
     ------
     ValueError
-        If neither or both of `path` and `hub_name` are given, or a file, column or enough texts are missing.
+        If neither or both of `path` and `hub_name` are given, a file, column or enough texts are missing, or one of them is
+        not what it should be.
     """
 
     has_reasoning: ClassVar[bool] = False
@@ -47,53 +77,56 @@ class PlainText(DataSource):
         column: str,
         validation_examples: PositiveInt,
         test_examples: PositiveInt,
+        prompt_column: str | None = None,
+        completion_column: str | None = None,
+        scored_turns: Literal["all", "last"] | None = None,
+        train_examples: PositiveInt | None = None,
     ) -> None:
         if bool(path) == bool(hub_name):
             raise ValueError("give either data.path or data.hub_name")
-        if path:
-            _files(Path(path))
-        self._path, self._hub_name, self._hub_config = path, hub_name, hub_config
-        self._column = column
+        if (prompt_column is None) != (completion_column is None):
+            raise ValueError("give both data.prompt_column and data.completion_column, or neither")
+        self._hub_name, self._hub_config = hub_name, hub_config
+        self._columns = _Columns(column, prompt_column, completion_column)
+        self._last_turn = scored_turns == "last"
         self._carved = {"validation": validation_examples, "test": test_examples}
+        self._train_examples = train_examples
         self._splits: dict[Split, list[Example]] = {}
+        if path:
+            files = split_files(Path(path))
+            self.files = tuple(file for each in files.values() for file in each)
+            tables = {
+                split: [read_table(file, self._columns.wanted()) for file in each] for split, each in files.items()
+            }
+            self._splits = self._carve(tables)
 
     def examples(self, split: Split) -> list[Example]:
         """Return the texts of a split, in a fixed order."""
         if not self._splits:
-            self._splits = self._carve(self._load())
+            self._splits = self._carve(self._from_hub())
         return self._splits[split]
 
-    def _load(self) -> dict[str, list[str]]:
-        import datasets
-
-        datasets.disable_progress_bars()
-
-        if self._hub_name:
-            loaded = datasets.load_dataset(self._hub_name, self._hub_config or None)
-        else:
-            kind, files = _files(Path(self._path))
-            loaded = datasets.load_dataset(kind, data_files=files)
-        return {str(name): self._texts(table) for name, table in loaded.items()}
-
-    def _texts(self, table: Any) -> list[str]:
-        if self._column not in table.column_names:
-            raise ValueError(
-                f"data.column={self._column} is not in the data, which has {', '.join(table.column_names)}; name one of these"
-            )
-        return [str(text) for text in table[self._column] if text is not None and str(text).strip()]
-
-    def _carve(self, found: dict[str, list[str]]) -> dict[Split, list[Example]]:
-        if "train" not in found:
+    def _from_hub(self) -> dict[Split, list[Table]]:
+        found = hub_tables(self._hub_name, self._hub_config or None, self._columns.wanted())
+        tables: dict[Split, list[Table]] = {}
+        for name, table in found.items():
+            split = split_of(name)
+            if split is not None and (name == split or split not in found):
+                tables.setdefault(split, []).append(table)
+        if "train" not in tables:
             raise ValueError(
                 f"data.hub_name={self._hub_name} has no split named train, but {', '.join(found)}; choose another data set"
             )
-        train = [Example(f"train-{index}", "", (text,), None) for index, text in enumerate(found["train"])]
+        return tables
+
+    def _carve(self, tables: dict[Split, list[Table]]) -> dict[Split, list[Example]]:
+        found = {split: self._numbered(split, each) for split, each in tables.items()}
+        train = found["train"]
         random.Random("kv-align text splits").shuffle(train)
         splits: dict[Split, list[Example]] = {}
         for split in ("validation", "test"):
             if split in found:
-                texts = enumerate(found[split])
-                splits[split] = [Example(f"{split}-{index}", "", (text,), None) for index, text in texts]
+                splits[split] = found[split]
                 continue
             count = self._carved[split]
             if count >= len(train):
@@ -101,21 +134,61 @@ class PlainText(DataSource):
                     f"data.{split}_examples={count} leaves nothing of the {len(train)} texts for training; lower it"
                 )
             splits[split], train = train[-count:], train[:-count]
-        return {"train": train, **splits}
+        return {"train": first_examples(train, self._train_examples), **splits}
+
+    def _numbered(self, split: Split, tables: list[Table]) -> list[Example]:
+        """Return the rows that hold something, numbered without those that do not."""
+        texts = [example for table in tables for example in _contents(table, self._columns, self._last_turn)]
+        left_out = sum(len(table.rows) for table in tables) - len(texts)
+        if left_out:
+            LOGGER.info("%d rows of the %s split hold no text: left out", left_out, split)
+        if not texts:
+            raise ValueError(f"{tables[0].name} holds no text; write some, or remove it")
+        return [replace(example, id=f"{split}-{index}") for index, example in enumerate(texts)]
 
 
-def _files(path: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the reader of the files and the files of each split."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in _READERS]
-    kinds = {_READERS[file.suffix] for file in files}
-    if len(kinds) != 1:
-        known = ", ".join(_READERS)
-        raise ValueError(f"data.path={path} holds {len(kinds)} kinds of text files; it must hold one of {known}")
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        named = next((split for split in ("validation", "test") if file.name.startswith(split)), "train")
-        splits.setdefault(named, []).append(str(file))
-    if "train" not in splits:
-        raise ValueError(f"data.path={path} holds no training text; add a file that is not named validation or test")
-    return kinds.pop(), splits
+@lru_cache(maxsize=16)
+def _contents(table: Table, columns: _Columns, last_turn: bool) -> tuple[Example, ...]:
+    """Return the rows of a table that hold something, not numbered yet."""
+    rows = zip(table.rows, table.places, strict=True)
+    pair = columns.pair()
+    if columns.prompt is None and columns.text in table.columns:
+        contents = (_content(row.get(columns.text), place, columns.text, last_turn) for row, place in rows)
+    elif set(pair) <= set(table.columns):
+        contents = (_answered(row, place, *pair) for row, place in rows)
+    else:
+        key, column = ("column", columns.text) if columns.prompt is None else ("prompt_column", " and ".join(pair))
+        raise ValueError(
+            f"data.{key}={column} is not in {table.name}, which has {', '.join(table.columns)}; name one of these"
+        )
+    return tuple(content for content in contents if content is not None)
+
+
+def _content(value: Any, place: str, column: str, last_turn: bool) -> Example | None:
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        turns = tuple(_turns(value, place, column, last_turn))
+        return Example("", "", (), None, turns) if turns else None
+    text = text_of(value, place, column)
+    return Example("", "", (text,), None) if text is not None and text.strip() else None
+
+
+def _answered(row: dict[str, Any], place: str, prompt_column: str, completion_column: str) -> Example | None:
+    prompt, completion = (text_of(row.get(column), place, column) for column in (prompt_column, completion_column))
+    if prompt is None or completion is None or not completion.strip():
+        return None
+    reasoning, _, answer = completion.rpartition("####")
+    return Example("", prompt, (reasoning.rstrip("\n"),) if reasoning.strip() else (), answer.strip())
+
+
+def _turns(messages: list[dict[str, Any]], place: str, column: str, last_turn: bool) -> Iterator[Turn]:
+    spoken = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+    scored = spoken[-1:] if last_turn else spoken
+    for number, message in enumerate(messages):
+        held = {key for key, value in message.items() if value is not None}
+        if held != {"role", "content"}:
+            raise ValueError(
+                f"{place}: a message of {column} has {', '.join(sorted(map(str, held))) or 'nothing'}; it must have role and "
+                "content, and nothing else"
+            )
+        role, content = (text_of(message[key], place, f"{column}.{key}") for key in ("role", "content"))
+        yield Turn(str(role), str(content), number in scored)

@@ -18,7 +18,8 @@ from kv_align.config.signals import KEYS_VALUES, TOKEN_LOSSES
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
-from kv_align.evaluation.exact_match import generate_answers, parse_answer
+from kv_align.evaluation.answers import gold_answer, written_answer
+from kv_align.evaluation.exact_match import asked, generate_answers
 from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
 from kv_align.losses.functional import token_losses
 from kv_align.models.capture.recorder import record_states
@@ -144,10 +145,10 @@ class Evaluator:
 
         Returns
         -------
-        A row for each example: `id`, `answered` (the number written, or None), `correct`.
+        A row for each example: `id`, `answered` (what was written, or None), `correct`.
         """
         split = self._validation if split_name == "validation" else self._test
-        chosen = [place for place, example in enumerate(split.examples) if example.answer is not None][:limit]
+        chosen = asked(split, limit)
         if not chosen:
             return []
         encoded: list[Encoded] = [split.student[place] for place in chosen]
@@ -166,15 +167,14 @@ class Evaluator:
                 progress=progress,
             )
         rows = []
-        for place, answered in zip(chosen, answers, strict=True):
+        for place, text in zip(chosen, answers, strict=True):
             example = split.examples[place]
-            right = parse_answer(f"#### {example.answer}")
-            number = answered.number
+            answer, right = written_answer(text, split.answers), gold_answer(str(example.answer), split.answers)
             rows.append(
                 {
                     "id": example.id,
-                    "answered": None if number is None else str(number),
-                    "correct": number is not None and number == right,
+                    "answered": None if answer is None else str(answer),
+                    "correct": answer is not None and answer == right,
                 }
             )
         return rows

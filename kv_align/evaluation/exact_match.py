@@ -1,11 +1,13 @@
-"""GSM8K-style exact match: greedy generation with a cache, then the number after `####`."""
+"""Exact match: greedy generation with a cache, then what stands after the last `####`, against the right answer.
+
+Every setting of the generation is this module's. What a checkpoint's `generation_config.json` asks for (penalties, beams,
+forced or forbidden tokens) belongs to its makers' demonstrations, and changes no answer.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -13,28 +15,41 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from kv_align.data.batch import pad
 from kv_align.data.encode import Encoded
+from kv_align.data.prepared import PreparedSplit
+from kv_align.evaluation.answers import gold_answer
 from kv_align.models.padding import pads_left
 
-_MARKED_NUMBER = re.compile(r"####\s*(\$?[-+]?\$?\s*[\d,]*\.?\d+)")
+
+def greedy_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_new_tokens: int
+) -> GenerationConfig:
+    """Return all that decides what a model generates: the likeliest token each time, up to a limit or an end.
+
+    An answer ends at the tokenizer's end of text, which it was trained to write, and at those that the model's own
+    configuration names.
+    """
+    of_model = model.config.get_text_config(decoder=True).eos_token_id
+    ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=sorted(ends),
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What a model wrote for one prompt: the text, and the number in it (None if it holds none)."""
-
-    text: str
-    number: Decimal | None
+def asked(split: PreparedSplit, limit: int) -> list[int]:
+    """Return the places of the first `limit` examples with an answer, but for answers that should be numbers and are none."""
+    answered = [place for place, example in enumerate(split.examples) if example.answer is not None][:limit]
+    return [place for place in answered if gold_answer(str(split.examples[place].answer), split.answers) is not None]
 
 
-def parse_answer(text: str) -> Decimal | None:
-    """Return the number after the first `####` of a text, without commas and currency signs; None if there is none."""
-    found = _MARKED_NUMBER.search(text)
-    if found is None:
-        return None
-    try:
-        return Decimal(re.sub(r"[\s,$]", "", found.group(1)))
-    except InvalidOperation:
-        return None
+def prompt_of(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return what a model is given to answer a question; where that is empty, the token that begins or parts texts."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return encoded.prompt or [start]
 
 
 @torch.no_grad()
@@ -46,7 +61,7 @@ def generate_answers(
     batch_size: int,
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda advanced: None,
-) -> list[Answered]:
+) -> list[str]:
     """Greedy answers of a model to the questions of `encoded`, in their order.
 
     Parameters
@@ -61,27 +76,34 @@ def generate_answers(
     progress
         Called with the number of prompts just answered.
     """
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].prompt))
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=pad_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    answers: dict[int, Answered] = {}
-    was_training = model.training
-    model.eval()
-    for places in _batches(order, [len(each.prompt) for each in encoded], batch_size, mixed=pads_left(model)):
-        prompts = [Encoded(e.prompt, [1] * len(e.prompt), cut=False) for e in (encoded[i] for i in places)]
-        tokens = pad(prompts, pad_id, side="left").to(model.device)
-        written = model.generate(input_ids=tokens.ids, attention_mask=tokens.mask.long(), generation_config=greedy)
-        texts = tokenizer.batch_decode(written[:, tokens.ids.shape[1] :], skip_special_tokens=True)
-        answers.update({place: Answered(text, parse_answer(text)) for place, text in zip(places, texts, strict=True)})
-        progress(len(places))
-    model.train(was_training)
+    prompts = [prompt_of(each, tokenizer) for each in encoded]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    settings = greedy_settings(model, tokenizer, max_new_tokens)
+    answers: dict[int, str] = {}
+    with _set_to(model, settings):
+        for places in _batches(order, [len(each) for each in prompts], batch_size, mixed=pads_left(model)):
+            questions = [Encoded(prompts[i], [1] * len(prompts[i]), cut=False) for i in places]
+            tokens = pad(questions, settings.pad_token_id, side="left").to(model.device)
+            written = model.generate(
+                input_ids=tokens.ids, attention_mask=tokens.mask.long(), generation_config=settings
+            )
+            texts = tokenizer.batch_decode(written[:, tokens.ids.shape[1] :], skip_special_tokens=True)
+            answers.update(zip(places, texts, strict=True))
+            progress(len(places))
     return [answers[index] for index in range(len(encoded))]
+
+
+@contextmanager
+def _set_to(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Evaluate with these settings as the model's own: `generate` fills in from those what it is given no value for."""
+    was_training, own = model.training, model.generation_config
+    model.eval()
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(was_training)
 
 
 def _batches(order: list[int], lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:

@@ -26,6 +26,7 @@ from kv_align.data.loader import data_order, total_steps
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
 from kv_align.experiment.build import make_adapter, make_distiller, make_source
+from kv_align.experiment.limits import check_limits
 from kv_align.models.load import check_queries, check_unrotated, load_student, load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.provenance import attempt_provenance
@@ -96,6 +97,7 @@ class Assembly:
         self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
         self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
         self.test = prepare_split(source, "test", data, *readers, shuffle=False)
+        check_limits(config, *readers, {"train": self.train, "validation": self.validation, "test": self.test})
         self.num_steps = total_steps(config, len(self.train.examples))
         _check_lengths(config, self.num_steps, len(self.validation.examples))
 

@@ -299,8 +299,8 @@ def test_a_tracker_does_not_change_the_hash() -> None:
 
 def test_two_spellings_of_a_folder_have_one_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in ("train.jsonl", "test.jsonl"):
-        (tmp_path / file).touch()
-    raw = composed("data=gsm8k")
+        (tmp_path / file).write_text('{"question": "?", "answer": "#### 1"}\n' * 3)
+    raw = composed("data=gsm8k", "data.validation_examples=2")
     raw["data"]["path"] = str(tmp_path)
     whole, _ = resolve(copy.deepcopy(raw))
     monkeypatch.chdir(tmp_path.parent)

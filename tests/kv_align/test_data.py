@@ -1,15 +1,10 @@
 """Texts, tokens and batches: golden problems, splits that do not meet, segments that are where the text has them."""
 
 import hashlib
-import json
 import re
-from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 
-import datasets
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,10 +18,8 @@ from kv_align.data.arithmetic import Arithmetic, stream_of
 from kv_align.data.batch import Collator, DataOrder, pad
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example, Segment
-from kv_align.data.gsm8k import GSM8K, parse_row
 from kv_align.data.prepared import prepare_split, same_tokenizer
-from kv_align.data.text import PlainText
-from kv_align.evaluation.exact_match import parse_answer
+from kv_align.evaluation.answers import read_number
 from kv_align.models.capture.prepare import prepare
 from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
@@ -35,11 +28,6 @@ from tests.tiny import make_llama
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SPLITS = ("train", "validation", "test")
 Q, R, A = (int(segment) for segment in (Segment.QUESTION, Segment.REASONING, Segment.ANSWER))
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 # Generated word problems
@@ -159,160 +147,6 @@ def test_rationales_by_hand():
     for rationale in ("full", "short", "none"):
         seen = example.with_rationale(rationale, 2)
         assert (seen.id, seen.question, seen.answer) == ("x", "q", "5")
-
-
-# GSM8K
-
-
-def test_gsm8k_rows_by_hand():
-    row = {
-        "question": "Weng  earns $12 an hour.\nHow much did she earn?",
-        "answer": "Weng earns 12/60 = $<<12/60=0.2>>0.2 per minute.\n\nShe earned $<<0.2*50=10>>10.\n#### 1,234",
-    }
-    assert parse_row("train-1", row) == Example(
-        "train-1",
-        "Weng earns $12 an hour. How much did she earn?",
-        ("Weng earns 12/60 = $0.2 per minute.", "She earned $10."),
-        "1234",
-    )
-    with pytest.raises(ValueError, match="GSM8K row test-7 has no answer after ####"):
-        parse_row("test-7", {"question": "?", "answer": "It is 4."})
-
-
-def test_gsm8k_refusals(tmp_path):
-    for file in ("train.jsonl", "test.jsonl"):
-        with pytest.raises(ValueError, match=rf"holds no {file}"):
-            GSM8K(path=str(tmp_path))
-        (tmp_path / file).write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
-    with pytest.raises(ValueError, match=r"data\.validation_examples=1 leaves nothing of the 1 training problems"):
-        GSM8K(path=str(tmp_path), validation_examples=1).examples("train")
-
-
-def test_the_real_gsm8k(gsm8k_folder):
-    source = GSM8K(path=str(gsm8k_folder))
-    splits = {split: source.examples(split) for split in SPLITS}
-    assert {split: len(examples) for split, examples in splits.items()} == {
-        "train": 7473 - 512,
-        "validation": 512,
-        "test": 1319,
-    }
-    everything = [example for examples in splits.values() for example in examples]
-    assert len({example.id for example in everything}) == 7473 + 1319
-    questions = {split: {example.question for example in examples} for split, examples in splits.items()}
-    assert not questions["train"] & questions["validation"]
-    assert not questions["test"] & (questions["train"] | questions["validation"])
-    for example in everything:
-        assert example.question
-        assert example.steps
-        assert not re.search(r"<<|>>|####", " ".join(example.steps))
-        assert str(parse_answer(f"#### {example.answer}")) == example.answer
-    by_id = {example.id: example for example in everything}
-    assert by_id["train-0"].steps[0] == "Natalia sold 48/2 = 24 clips in May."
-    assert by_id["train-0"].answer == "72"
-    # The same carving in every run; a smaller validation split is the end of a larger one.
-    again = GSM8K(path=str(gsm8k_folder), validation_examples=100).examples("validation")
-    assert again == splits["validation"][-100:]
-    assert splits["validation"] == source.examples("validation")
-    # Not the end of the file: the carving is shuffled.
-    assert len({int(example.id.split("-")[1]) // 1000 for example in splits["validation"]}) == 8
-
-
-# Any text
-
-TEXTS = [f"This is text number {number}." for number in range(10)]
-
-
-def plain_text(path: Path, column: str = "text", validation: int = 2, test: int = 3) -> PlainText:
-    return PlainText(
-        path=str(path),
-        hub_name="",
-        hub_config="",
-        column=column,
-        validation_examples=validation,
-        test_examples=test,
-    )
-
-
-def write(file: Path, texts: list[str | None], column: str = "text") -> Path:
-    table = pd.DataFrame({"number": range(len(texts)), column: texts})
-    match file.suffix:
-        case ".txt":
-            file.write_text("\n".join(texts) + "\n")
-        case ".jsonl":
-            table.to_json(file, orient="records", lines=True)
-        case ".parquet":
-            table.to_parquet(file)
-        case ".csv":
-            table.to_csv(file, index=False)
-    return file
-
-
-def strings(examples: list[Example]) -> list[str]:
-    assert all(example.question == "" and example.answer is None for example in examples)
-    return [step for example in examples for step in example.steps]
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".csv"])
-def test_one_file_is_carved_into_splits(tmp_path, suffix):
-    source = plain_text(write(tmp_path / f"corpus{suffix}", TEXTS))
-    splits = {split: source.examples(split) for split in SPLITS}
-    assert [len(splits[split]) for split in SPLITS] == [5, 2, 3]
-    assert sorted(strings([*splits["train"], *splits["validation"], *splits["test"]])) == TEXTS
-    # Each id names the row that the text has in the file.
-    for example in [*splits["train"], *splits["validation"], *splits["test"]]:
-        assert example.steps[0] == TEXTS[int(example.id.removeprefix("train-"))]
-    again = plain_text(tmp_path / f"corpus{suffix}")
-    assert again.examples("test") == splits["test"]
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet", ".csv"])
-def test_files_named_after_splits_are_these_splits(tmp_path, suffix):
-    write(tmp_path / f"train_a{suffix}", TEXTS[:4])
-    write(tmp_path / f"train_b{suffix}", TEXTS[4:7])
-    write(tmp_path / f"test{suffix}", TEXTS[7:])
-    (tmp_path / "README.md").write_text("left alone")
-    source = plain_text(tmp_path)
-    assert strings(source.examples("test")) == TEXTS[7:]
-    assert len(source.examples("validation")) == 2
-    assert sorted(strings([*source.examples("train"), *source.examples("validation")])) == TEXTS[:7]
-    write(tmp_path / f"validation{suffix}", TEXTS[:1])
-    assert strings(plain_text(tmp_path).examples("validation")) == TEXTS[:1]
-
-
-def test_rows_without_text_are_left_out(tmp_path):
-    file = write(tmp_path / "corpus.parquet", ["first", None, "  ", "second", "", "third"], column="body")
-    source = plain_text(file, column="body", validation=1, test=1)
-    assert sorted(strings([example for split in SPLITS for example in source.examples(split)])) == [
-        "first",
-        "second",
-        "third",
-    ]
-
-
-def test_text_refusals(tmp_path):
-    write(tmp_path / "corpus.csv", TEXTS)
-    with pytest.raises(ValueError, match=r"data\.column=body is not in the data, which has number, text"):
-        plain_text(tmp_path, column="body").examples("train")
-    with pytest.raises(ValueError, match=r"data\.test_examples=8 leaves nothing of the 8 texts"):
-        plain_text(tmp_path, test=8).examples("train")
-    write(tmp_path / "more.jsonl", TEXTS)
-    with pytest.raises(ValueError, match="holds 2 kinds of text files"):
-        plain_text(tmp_path).examples("train")
-    only = tmp_path / "only"
-    only.mkdir()
-    write(only / "test.csv", TEXTS)
-    with pytest.raises(ValueError, match="holds no training text"):
-        plain_text(only).examples("train")
-    for both in (True, False):
-        with pytest.raises(ValueError, match=r"give either data\.path or data\.hub_name"):
-            PlainText(
-                path="a" * both,
-                hub_name="b" * both,
-                hub_config="",
-                column="text",
-                validation_examples=1,
-                test_examples=1,
-            )
 
 
 # Tokens
@@ -636,4 +470,4 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_answers_of_generated_problems_are_numbers():
-    assert parse_answer(f"#### {FIRST['test'].answer}") == Decimal(120)
+    assert read_number(FIRST["test"].answer) == 120
