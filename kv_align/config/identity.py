@@ -132,7 +132,7 @@ _KEYS_OF_0_1_0 = {
     "evaluation": "interval batch_size validation_examples exact_match_split exact_match_examples exact_match_at_intervals "
     "max_new_tokens probe_examples probe_ridge calibration_examples",
 }
-_DATA_SINCE_0_1_0: tuple[str, ...] = ()
+_DATA_SINCE_0_1_0 = ("answers",)
 
 
 def _hash_of_0_1_0(config: Config) -> str:

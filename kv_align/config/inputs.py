@@ -11,6 +11,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra.utils import get_object
+
 from kv_align.config.config import Config
 from kv_align.config.model_card import model_path
 from kv_align.config.options import source_file
@@ -38,9 +40,9 @@ def digest_inputs(config: Config) -> dict[str, str]:
             digests[f"{role} weights"] = _matching(folder, _WEIGHTS)
         if getattr(config.model, role) in config.model.remote_code:
             digests[f"{role} code"] = _matching(folder, ("*.py",))
-    path = config.data.options.get("path")
-    if path:
-        digests["data"] = _data(Path(path).expanduser())
+    files = get_object(config.data.target)(**config.data.options).files
+    if files:
+        digests["data"] = digest_of_files((file.name, file) for file in files)
     for group, choice in config:
         if isinstance(choice, Choice) and choice.target and choice.target not in own_choices(group):
             digests[f"{CODE}{group}"] = digest_of_files(_sources(choice.target))
@@ -90,13 +92,6 @@ def describe(config: Config, names: list[str]) -> str:
 def _matching(folder: Path, patterns: tuple[str, ...]) -> str:
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     return digest_of_files((file.name, file) for file in files)
-
-
-def _data(path: Path) -> str:
-    if path.is_file():
-        return digest_of(path)
-    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    return digest_of_files((file.relative_to(path).as_posix(), file) for file in files)
 
 
 def _sources(target: str) -> Iterator[tuple[str, Path]]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hydra.utils import get_object
-
-from kv_align.config.schema import Choice
 from kv_align.data.example import Split
 from kv_align.data.table import SUFFIXES
 
@@ -17,17 +14,6 @@ _SPLIT_WORDS: dict[Split, str] = {
     "test": "test|testing",
 }
 _WORD = {split: re.compile(rf"(?:{words})(?:set|split|data|file|s)?") for split, words in _SPLIT_WORDS.items()}
-
-
-def data_files(data: Choice) -> list[Path]:
-    """Return the local files that a configured data source reads, sorted; none where it generates or downloads its texts.
-
-    Raises
-    ------
-    ValueError
-        If they are not there or cannot be read.
-    """
-    return sorted(get_object(data.target)(**data.options).files)
 
 
 def split_of(name: str) -> Split | None:

@@ -229,7 +229,9 @@ def texts_digest(examples: Sequence[Example]) -> str:
     """SHA-256 (hex) over the texts of a split, with their ids, segments and answers: what was read, from wherever it came."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.id, example.question, example.steps, example.answer)).encode() + b"\n")
+        digest.update(
+            repr((example.id, example.question, example.steps, example.answer, example.turns)).encode() + b"\n"
+        )
     return digest.hexdigest()
 
 

@@ -39,7 +39,7 @@ def inputs(tmp_path: Path) -> Path:
     (folder / "data").mkdir()
     for split in ("train", "test"):
         row = json.dumps({"question": f"{split}?", "answer": "one\n#### 1"})
-        (folder / "data" / f"{split}.jsonl").write_text(f"{row}\n")
+        (folder / "data" / f"{split}.jsonl").write_text(f"{row}\n" * 3)
     (folder / "own_aligner.py").write_text(
         "from kv_align.align.structured import StructuredMap\nfrom own_helper import SCALE\n\n\n"
         "class Own(StructuredMap):\n    uses_init = True\n"
@@ -56,6 +56,7 @@ def commands(inputs: Path) -> list[str]:
         f"model.student={inputs}/student",
         "data=gsm8k",
         f"data.path={inputs}/data",
+        "data.validation_examples=2",
         "aligner._target_=own_aligner.Own",
     ]
 

@@ -10,10 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.utils import get_object
 
 from kv_align.config.compose import compose_config
+from kv_align.config.schema import Choice
 from kv_align.data.example import Example, Turn
-from kv_align.data.files import data_files, split_of
+from kv_align.data.files import split_of
 from kv_align.data.gsm8k import GSM8K, parse_row
 from kv_align.data.text import PlainText
 from kv_align.evaluation.answers import read_number
@@ -469,6 +471,10 @@ def test_messages_that_are_none_are_refused(tmp_path, message, sentence):
 
 
 # The files of a configured source
+
+
+def data_files(data: Choice) -> list[Path]:
+    return sorted(get_object(data.target)(**data.options).files)
 
 
 def test_the_files_that_a_source_reads(tmp_path):
