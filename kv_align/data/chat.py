@@ -7,15 +7,19 @@ with marks in place of the messages, so that a message is never mistaken for a w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from kv_align.data.example import Example, Segment, Turn
 
-# Some templates write the day on which they are rendered. Numbers must not depend on it.
-_DAY = datetime(2024, 7, 26)
+# Some templates write the day on which they are rendered, and numbers must not depend on it: theirs is this one.
+_DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday", "%a": "Fri"}
+_ON_THAT_DAY = (
+    "{%- macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{directive}','{value}')" for directive, value in _DAY.items())
+    + " }}{% endmacro %}"
+)
 
 
 def chat_segments(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[tuple[Segment, str]]:
@@ -34,7 +38,7 @@ def chat_segments(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[
     try:
         text = _rendered(tokenizer, [turn.content for turn in example.turns], example.turns)
         literals = _literals(tokenizer, example.turns)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         raise ValueError(f"{where} refuses the conversation {example.id} ({error}); correct its messages") from error
     for contents in ([t.content for t in example.turns], [t.content.strip() for t in example.turns]):
         if literals is not None and text == _woven(literals, contents):
@@ -47,9 +51,13 @@ def chat_segments(example: Example, tokenizer: PreTrainedTokenizerFast) -> list[
 
 def _rendered(tokenizer: PreTrainedTokenizerFast, contents: Sequence[str], turns: Sequence[Turn]) -> str:
     messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents, strict=True)]
+    template = tokenizer.get_chat_template()
     return str(
         tokenizer.apply_chat_template(
-            messages, tokenize=False, date_string=_DAY.strftime("%d %b %Y"), strftime_now=_DAY.strftime
+            messages,
+            tokenize=False,
+            chat_template=_ON_THAT_DAY + template if "strftime_now" in template else template,
+            date_string="26 Jul 2024",
         )
     )
 
