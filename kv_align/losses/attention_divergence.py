@@ -1,6 +1,7 @@
 """The attention part of the structural loss: how far the student's attention is from the target's, in linear memory.
 
-Attention matrices are made for some queries of one layer at a time and dropped again. The gradient of the divergence with
+On a GPU attention kernels do it (`kv_align.losses.attention_kernels`), where they know all that the attention is. Elsewhere
+attention matrices are made for some queries of one layer at a time and dropped again. The gradient of the divergence with
 respect to both score matrices is known in closed form, so it is taken there and then, while they are at hand, and only its
 products with queries and keys (linear in T) are kept for backward: nothing is computed twice.
 
@@ -9,13 +10,15 @@ Axes: B batch, L layers, H query heads, K key heads, T tokens, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kv_align.losses.attention_kernels import divergence_by_kernel, kernel_for
 from kv_align.losses.functional import Masked
 from kv_align.models.capture.attention import AttentionSpec, grouped, log_attention, visible
 
@@ -44,21 +47,30 @@ def attention_divergence(
     temperature
         tau, which divides the scores of both.
     chunk
-        Queries at a time; None: so few on a CPU that their scores stay in its cache, more on a GPU, where each has a price.
+        Queries at a time, by the general way; None: by kernels where there are any, else so few on a CPU that their scores
+        stay in its cache, and more on a GPU, where each has a price.
 
     Returns
     -------
     The sum over valid query tokens of the mean over layers and heads, and the number of valid tokens. It can be
     differentiated once.
     """
-    if chunk is None:
-        chunk = 32 if student_q.device.type == "cpu" else 128
     cooled = tuple(form.cooled(temperature) for form in forms)
+    kernel = kernel_for(student_q.device, cooled) if chunk is None else None
+    if kernel is not None:
+        compute: _Compute = partial(divergence_by_kernel, kernel)
+    else:
+        compute = partial(_in_chunks, chunk or (32 if student_q.device.type == "cpu" else 128))
     divergence: Callable[..., Tensor] = cast(Any, _Divergence).apply
     # Mixed precision would make the scores in bf16, which rounds away what nearly equal attentions differ by.
     with torch.autocast(student_q.device.type, enabled=False):
-        total = divergence(student_q, student_k, target_q, target_k, mask, cooled, chunk)
+        total = divergence(student_q, student_k, target_q, target_k, mask, cooled, compute)
     return Masked(total * (temperature**2 / student_q.shape[1]), mask.sum())
+
+
+_Compute = Callable[
+    [Sequence[Tensor], Tensor, tuple[AttentionSpec, ...], tuple[bool, bool]], tuple[Tensor, list[Tensor | None]]
+]
 
 
 class _Divergence(torch.autograd.Function):
@@ -73,31 +85,14 @@ class _Divergence(torch.autograd.Function):
         target_k: Tensor,
         mask_BT: Tensor,
         forms: tuple[AttentionSpec, ...],
-        chunk: int,
+        compute: _Compute,
     ) -> Tensor:
         states = student_q, student_k, target_q, target_k
-        seen = mask_BT[:, None, :, None]
-        dtype = torch.promote_types(student_q.dtype, torch.float32)
-        wants_student, wants_target = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:4])
-        wanted = (wants_student, wants_student, wants_target, wants_target)
-        gradients = [
-            torch.empty_like(each, dtype=dtype) if want else None for each, want in zip(states, wanted, strict=True)
-        ]
-        total = torch.zeros((), dtype=dtype, device=student_q.device)
-        length = student_q.shape[3]
-        for layer, form in enumerate(forms):
-            # A product with what stands at padding would carry its infinities to its neighbours.
-            known = (torch.where(seen, each[:, layer], 0.0).to(dtype) for each in states)
-            here = [grouped(each, student_k.shape[2]) for each in known]
-            there = [None if each is None else grouped(each[:, layer], student_k.shape[2]) for each in gradients]
-            for by_k in (there[1], there[3]):
-                if by_k is not None:
-                    by_k.zero_()  # every chunk adds to it; of queries, each has its own
-            for start in range(0, length, chunk):
-                total += _chunk(here, there, mask_BT, slice(start, min(start + chunk, length)), form)
+        wanted = any(ctx.needs_input_grad[:2]), any(ctx.needs_input_grad[2:4])
+        total, gradients = compute(states, mask_BT, forms, wanted)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [each.dtype for each in states]
-        return total.to(dtype)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -105,6 +100,35 @@ class _Divergence(torch.autograd.Function):
         kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         gradients = [None if each is None else (each * upstream[0]).to(dtype) for each, dtype in kept]
         return (*gradients, None, None, None)
+
+
+def _in_chunks(
+    chunk: int,
+    states: Sequence[Tensor],
+    mask_BT: Tensor,
+    forms: tuple[AttentionSpec, ...],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the sum, and its gradients by the states of those that want them, some queries of a layer at a time."""
+    student_q, student_k = states[:2]
+    seen = mask_BT[:, None, :, None]
+    dtype = torch.promote_types(student_q.dtype, torch.float32)
+    gradients = [
+        torch.empty_like(each, dtype=dtype) if wanted[place // 2] else None for place, each in enumerate(states)
+    ]
+    total = torch.zeros((), dtype=dtype, device=student_q.device)
+    length = student_q.shape[3]
+    for layer, form in enumerate(forms):
+        # A product with what stands at padding would carry its infinities to its neighbours.
+        known = (torch.where(seen, each[:, layer], 0.0).to(dtype) for each in states)
+        of_layer = [grouped(each, student_k.shape[2]) for each in known]
+        by_layer = [None if each is None else grouped(each[:, layer], student_k.shape[2]) for each in gradients]
+        for by_k in (by_layer[1], by_layer[3]):
+            if by_k is not None:
+                by_k.zero_()  # every chunk adds to it; of queries, each has its own
+        for start in range(0, length, chunk):
+            total += _chunk(of_layer, by_layer, mask_BT, slice(start, min(start + chunk, length)), form)
+    return total, gradients
 
 
 def _chunk(
