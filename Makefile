@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
+PYTEST := HF_HUB_OFFLINE=1 $(RUN)/python -m pytest
 export OMP_NUM_THREADS ?= 1
 DEMO ?= outputs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test debian slurm check smoke bench format clean
+.PHONY: help demo test test-all debian slurm check smoke bench format clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kv-align needs Python 3.11 or newer: name one with make PYTHON=...")'
@@ -22,16 +23,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## flat, structured and none, three seeds, on the embedded pair: plan, queue, runs, report; minutes
 	$(RUN)/python -m launch submit sweep=demo cluster=local output_dir=$(DEMO) --wait
 
-test: $(STAMP) ## all tests; those on a real Slurm and in a browser only where these are (make debian)
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --numprocesses 2 --ignore tests/slurm
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest tests/slurm
+# Slurm's tests mostly wait for Slurm, so they run beside the others.
+define run_tests
+@log=$$(mktemp); trap 'kill $$slurm 2>/dev/null' INT TERM; \
+$(PYTEST) $(1) tests/slurm > $$log 2>&1 & slurm=$$!; \
+$(PYTEST) $(1) --numprocesses 2 --ignore tests/slurm; status=$$?; \
+wait $$slurm || status=$$?; cat $$log; rm -f $$log; exit $$status
+endef
+
+test: $(STAMP) ## all tests but the exhaustive ones; those on a real Slurm and in a browser only where these are (make debian)
+	$(call run_tests)
+
+test-all: $(STAMP) ## the exhaustive tests too: every family, every cell, the full simulations; about an hour
+	$(call run_tests,-m "slow or not slow")
 
 debian: ## install what the tests of Slurm and of the report page need, from Debian
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q slurm-wlm munge slurmdbd mariadb-server chromium chromium-driver
 
 slurm: $(STAMP) debian ## the tests on a real Slurm, which is started and ended here
-	HF_HUB_OFFLINE=1 KV_ALIGN_REQUIRE_SLURM=1 $(RUN)/python -m pytest tests/slurm
+	KV_ALIGN_REQUIRE_SLURM=1 $(PYTEST) tests/slurm
 
 check: $(STAMP) ## lint, format and strict types
 	$(RUN)/ruff check .

@@ -1,16 +1,32 @@
-"""Where a run's numbers come from: code, packages, machine, seeds, and hashes of what it started from. No torch."""
+"""Where a run's numbers come from: code, packages, machine, seeds, and hashes of what it started from. No torch.
+
+What is recorded of the code is its commit and the uncommitted diff, since either alone would not give the numbers back. A
+line of the diff that looks like a secret is not recorded, and KV_ALIGN_GIT_DIFF=off leaves the whole diff out but for its
+digest.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+LOGGER = logging.getLogger(__name__)
+# Tokens of well-known services, private keys, and long values that are assigned to what is called a secret.
+_SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}"
+    r"|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?i:token|secret|password|passwd|api_?key)\w*[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+_-]{16,}"
+)
 PACKAGES = ("kv-align", "torch", "transformers", "tokenizers", "accelerate", "datasets", "hydra-core", "numpy")
 
 
@@ -45,7 +61,27 @@ def git_state() -> tuple[str, str]:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return "", ""
-    return _git(root, "rev-parse", "HEAD").strip(), _git(root, "diff", "HEAD")
+    diff = _git(root, "diff", "HEAD")
+    if diff and os.environ.get("KV_ALIGN_GIT_DIFF") == "off":
+        diff = f"left out by KV_ALIGN_GIT_DIFF=off; its SHA-256 is {hashlib.sha256(diff.encode()).hexdigest()}"
+    return _git(root, "rev-parse", "HEAD").strip(), without_secrets(diff)
+
+
+def without_secrets(diff: str) -> str:
+    """Return a diff with a mark in the place of each line that looks like a secret, and say where such a line was."""
+    lines, file = [], ""
+    for line in diff.splitlines(keepends=True):
+        if line.startswith("+++ "):
+            file = line[4:].strip().removeprefix("b/")
+        if _SECRET.search(line):
+            LOGGER.warning(
+                "a line of the uncommitted change to %s looks like a token: it is left out of what provenance.json records; "
+                "KV_ALIGN_GIT_DIFF=off leaves out all of the change",
+                file,
+            )
+            line = f"{line[:1]}[a line that looks like a token]\n"
+        lines.append(line)
+    return "".join(lines)
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -1,0 +1,69 @@
+"""What is recorded of the code gives numbers back and no secrets away."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kv_align.runs import provenance
+from kv_align.runs.provenance import git_state, without_secrets
+
+SECRETS = [
+    "+HF_TOKEN = 'hf_abcdefghijklmnopqrstuvwxyz'",
+    "-key: ghp_0123456789abcdefghijABCDEFGHIJ",
+    "+client = Client('sk-0123456789abcdefghij')",
+    "+aws = AKIAIOSFODNN7EXAMPLE",
+    "+-----BEGIN RSA PRIVATE KEY-----",
+    '+  "wandb_api_key": "0123456789abcdef0123456789abcdef01234567"',
+    "+export DB_PASSWORD=correct-horse-battery-staple",
+]
+HARMLESS = [
+    "+tokens = tokenizer(text)",
+    "+    pad_token_id=tokenizer.eos_token_id",
+    "+max_new_tokens: 96",
+    '+    "teacher_sha256": weights_digest(model),',
+    "+secret = read_secret(path)",
+    "+task-0123456789abcdefghijk",
+]
+
+
+@pytest.mark.parametrize("line", SECRETS)
+def test_a_line_that_looks_like_a_secret_is_left_out_and_said(line: str, caplog: pytest.LogCaptureFixture) -> None:
+    diff = f"+++ b/kv_align/train.py\n@@ -1 +1 @@\n{line}\n+more = 1\n"
+    with caplog.at_level(logging.WARNING):
+        shown = without_secrets(diff)
+    assert shown == f"+++ b/kv_align/train.py\n@@ -1 +1 @@\n{line[0]}[a line that looks like a token]\n+more = 1\n"
+    (message,) = caplog.messages
+    assert "kv_align/train.py looks like a token" in message
+    assert "KV_ALIGN_GIT_DIFF=off" in message
+
+
+def test_other_lines_stay(caplog: pytest.LogCaptureFixture) -> None:
+    diff = "\n".join(HARMLESS)
+    assert without_secrets(diff) == diff
+    assert caplog.messages == []
+
+
+def test_a_diff_is_left_out_on_demand_and_still_tells_two_states_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kv_align" / "runs").mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "kv_align" / "runs" / "provenance.py"))
+    file = tmp_path / "kv_align" / "code.py"
+    file.write_text("a = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    assert git_state()[1] == ""
+    file.write_text("a = 2\n")
+    commit, diff = git_state()
+    assert len(commit) == 40
+    assert "+a = 2" in diff
+    monkeypatch.setenv("KV_ALIGN_GIT_DIFF", "off")
+    first = git_state()[1]
+    file.write_text("a = 3\n")
+    second = git_state()[1]
+    assert "a = " not in first + second
+    assert first.startswith("left out by KV_ALIGN_GIT_DIFF=off; its SHA-256 is ")
+    assert first != second
