@@ -50,8 +50,8 @@ class AsItIs(Aligner):
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 
-    def forward(self, k, v, q, *_):
-        return k, v, q
+    def forward(self, states, correspondence):
+        return states
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -66,7 +66,7 @@ def teacher(**changes: Any) -> LanguageModel:
 
 def with_model(**changes: Any) -> Config:
     config = short_config(*SHORTER)
-    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    return config.model_copy(update={"model": config.model.model_copy(update=changes), "inputs": None})
 
 
 def on_meta(reader: LanguageModel) -> set[str]:
