@@ -63,7 +63,7 @@ def _check_vocabulary(name: str, reader: LanguageModel, texts: list[Encoded]) ->
 
 
 def _check_length(config: Config, name: str, reader: LanguageModel, longest: int) -> None:
-    positions = learned_positions(reader.model)
+    positions = fixed_positions(reader.model)
     if positions is not None and longest > positions:
         raise invalid_value("data.max_length", config.data.max_length, f"at most {positions}, the positions of {name}")
     made_for = getattr(reader.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -71,20 +71,18 @@ def _check_length(config: Config, name: str, reader: LanguageModel, longest: int
         LOGGER.warning("%s was made for %d tokens and reads texts of up to %d", name, made_for, longest)
 
 
-def learned_positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has a row for, learned or tabulated; None where it computes them as it goes."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if not isinstance(limit, int):
-        return None
+def fixed_positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model has positions for, in a table; None where it computes them as it goes."""
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return getattr(config, "max_seq_len", None)  # of ALiBi that is laid out once
     tables = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     tables += [(name, buffer) for name, buffer in model.named_buffers() if buffer.dim() > 1]
-    rows = [table.shape[0] for name, table in tables if _of_positions(name)]
-    # Some keep a few rows more than they have positions.
-    return limit if any(limit <= each <= limit + 8 for each in rows) else None
-
-
-def _of_positions(name: str) -> bool:
-    return "pos" in (last := name.rpartition(".")[2]) or "wpe" in last or "pos" in name.removesuffix(".weight")
+    names = [(name.rpartition(".")[2], table.shape[0]) for name, table in tables]
+    # Some tables have a few rows more than there are positions.
+    is_table = any(limit <= rows <= limit + 8 for name, rows in names if "pos" in name or "wpe" in name)
+    return int(limit) if is_table else None
 
 
 def _check_answers(name: str, split: PreparedSplit, limit: int, key: str) -> None:
@@ -109,7 +107,7 @@ def _check_generation(config: Config, student: LanguageModel, split: PreparedSpl
     prompt, new = max(len(prompt_of(split.student[place], student.tokenizer)) for place in places), config.evaluation
     settings = greedy_settings(student.model, student.tokenizer, new.max_new_tokens)
     LOGGER.info("exact match: greedy, up to %d tokens, ended by %s", new.max_new_tokens, settings.eos_token_id)
-    positions = learned_positions(student.model)
+    positions = fixed_positions(student.model)
     if positions is not None and prompt + new.max_new_tokens - 1 > positions:
         room = positions - prompt + 1
         what = f"the {positions} positions of model.student={config.model.student} less a question of {prompt} tokens"
@@ -127,9 +125,8 @@ def _check_round_trip(config: Config, student: LanguageModel, splits: dict[str, 
         for example, encoded in zip(split.examples, split.student, strict=True):
             if example.answer is not None and not encoded.cut:
                 texts.setdefault(example.answer, encoded.ids[len(encoded.prompt) :])
-    decoded = student.tokenizer.batch_decode(list(texts.values()), skip_special_tokens=True)
-    for answer, text in zip(texts, decoded, strict=True):
-        right = gold_answer(answer, kind)
+    for answer, ids in texts.items():
+        text, right = student.tokenizer.decode(ids, skip_special_tokens=True), gold_answer(answer, kind)
         if right is not None and written_answer(text, kind) != right:
             raise ConfigError(
                 f"model.student={config.model.student} is not allowed: its tokenizer reads the answer {answer!r} and writes "
