@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kv_align.runs.errors import ConfigError
-from launch.commands import Request
 
 _SHORT = ("seeds", "losses")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `submit` is asked for.
+
+    Attributes
+    ----------
+    sweep, cluster
+        Names in `conf/`.
+    sweep_changes, cluster_changes
+        Single keys that are changed.
+    overrides
+        Hydra overrides of every run.
+    output_dir
+        The sweep goes to `sweeps/` below it.
+    config_dir
+        A folder of the user's that is laid over `conf/`.
+    """
+
+    sweep: str
+    cluster: str
+    sweep_changes: dict[str, Any]
+    cluster_changes: dict[str, Any]
+    overrides: list[str]
+    output_dir: Path
+    config_dir: str | None
 
 
 def read_request(words: Sequence[str], config_dir: str | None) -> Request:

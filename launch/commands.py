@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.arguments import Request
 from launch.cluster.schema import Cluster
 from launch.cluster.setting import Setting
 from launch.executors.base import Executor, SchedulerUnavailable
@@ -26,33 +27,6 @@ from launch.status.judgement import WAITING, counts_in_words, needs
 from launch.status.lookup import find_runs, open_sweep
 from launch.status.overview import overview
 from launch.worker.snapshot import code_root, take_snapshot, with_code
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `submit` is asked for.
-
-    Attributes
-    ----------
-    sweep, cluster
-        Names in `conf/`.
-    sweep_changes, cluster_changes
-        Single keys that are changed.
-    overrides
-        Hydra overrides of every run.
-    output_dir
-        The sweep goes to `sweeps/` below it.
-    config_dir
-        A folder of the user's that is laid over `conf/`.
-    """
-
-    sweep: str
-    cluster: str
-    sweep_changes: dict[str, Any]
-    cluster_changes: dict[str, Any]
-    overrides: list[str]
-    output_dir: Path
-    config_dir: str | None
 
 
 def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -> tuple[Path, list[str]]:

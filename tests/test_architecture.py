@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kv_align", "launch", "analysis")
-LINES = 300
+LINES, ENTRIES = 300, 14
 
 # The contracts between the packages, and what is as light as they are.
 CONTRACTS = ("kv_align", "kv_align.runs")
@@ -127,6 +127,40 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert set(graph) <= set(order)
+
+
+@pytest.mark.parametrize(("package", "floors"), [("kv_align", 9), ("launch", 7), ("analysis", 7)])
+def test_folders_are_floors(package: str, floors: int) -> None:
+    """A folder's imports, also those inside functions, go to folders below it."""
+    below: dict[str, set[str]] = {}
+    for name in modules():
+        if not of_package(name, package) or name == package:
+            continue
+        folder = below.setdefault(room_of(name), set())
+        inside = (
+            each for each in imported(name) if of_package(each, package) and each in modules() and each != package
+        )
+        folder |= {room_of(each) for each in inside} - {room_of(name)}
+    heights: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(below).static_order():
+        heights[room] = 1 + max((heights[each] for each in below[room]), default=0)
+    assert max(heights.values()) <= floors, heights
+
+
+def room_of(name: str) -> str:
+    """The folder, or the file beside the folders, of a package that a module is in."""
+    return name.split(".")[1]
+
+
+def test_no_folder_holds_more_than_one_looks_at() -> None:
+    folders = {folder for package in PACKAGES for folder in (ROOT / package).rglob("*") if any(folder.glob("*.py"))}
+    folders |= {ROOT / package for package in PACKAGES}
+    full = {
+        folder.relative_to(ROOT).as_posix(): count
+        for folder in folders
+        if (count := sum(each.name not in ("__init__.py", "__pycache__") for each in folder.iterdir())) > ENTRIES
+    }
+    assert full == {}
 
 
 # Lightness

@@ -39,8 +39,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
+from torch import nn
 
-from kv_align.align.aligner import Aligner
 from kv_align.config.config import Config
 from kv_align.config.signals import Signals
 from kv_align.data.batch import Batch
@@ -91,7 +91,7 @@ class TeacherCache:
         return self._open(teacher, self._entries(teacher, split, signals), signals, rounded=rounded)
 
     def training(
-        self, teacher: Teacher, split: PreparedSplit, signals: Signals, aligner: Aligner | None, layers: list[int]
+        self, teacher: Teacher, split: PreparedSplit, signals: Signals, aligner: nn.Module | None, layers: list[int]
     ) -> Teacher | CachedTeacher:
         """Return whom training asks: as `states`, or for targets where `teacher_cache_keeps` says so.
 

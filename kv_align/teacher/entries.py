@@ -11,9 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kv_align.align.aligner import Aligner
 from kv_align.config.signals import Signal, Signals
 from kv_align.data.batch import Batch, pad
 from kv_align.data.encode import Encoded
@@ -114,7 +113,7 @@ class TargetEntry(CacheEntry):
     Parameters
     ----------
     teacher, aligner
-        Give it; the aligner is as it is in training.
+        Give it; the aligner (`kv_align.align`, which knows the teacher no more than this knows it) is as it is in training.
     split
         Unshuffled: what the teacher reads belongs to the example alone.
     signals
@@ -128,7 +127,7 @@ class TargetEntry(CacheEntry):
     def __init__(
         self,
         teacher: Teacher,
-        aligner: Aligner,
+        aligner: nn.Module,
         split: PreparedSplit,
         signals: Signals,
         autocast: Autocast,
@@ -150,7 +149,7 @@ class TargetEntry(CacheEntry):
         """Run the teacher, then the aligner."""
         batch = self._split.collate(examples).to(device_of(self._teacher.model))
         with self._autocast():
-            target = self._aligner(self._teacher.read(batch, self._signals).raw, batch.correspondence)
+            target: States = self._aligner(self._teacher.read(batch, self._signals).raw, batch.correspondence)
         return target.tensors()
 
     def rows(self, batch: Batch) -> tuple[Sequence[int], int]:
