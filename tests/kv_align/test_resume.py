@@ -18,7 +18,7 @@ OVERRIDES = ("loss=kv+struct", "seed=5", "model.student_start=scratch")
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
-from kv_align import checkpoint
+from kv_align.training import checkpoint
 from kv_align.config.compose import compose_config
 from kv_align.experiment.experiment import run
 
