@@ -14,7 +14,7 @@ from kv_align.config.config import Config
 from kv_align.config.model_card import ModelCard, model_card, model_path
 from kv_align.config.options import parameters_of
 from kv_align.config.schema import Choice
-from kv_align.config.signals import learns_projection, signals_of, uses_aligner
+from kv_align.config.signals import composed_of, learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import ConfigError, invalid_value
 
 _LONGEST_NAME = 150  # file systems take 255 bytes; loss, seed and hash, and the suffixes of temporary files, come to it
@@ -186,9 +186,10 @@ def _learns_layers(layer_map: Choice) -> bool:
 
 def check_layers_of_loss(config: Config, student: ModelCard | None) -> None:
     """Refuse layers that the student does not have."""
-    layers = config.loss.options.get("layers")
-    if layers and student is not None and student.num_layers and max(layers) >= student.num_layers:
-        raise invalid_value("loss.layers", layers, f"student layers, which are 0 to {student.num_layers - 1}")
+    for key, part in composed_of(config.loss).items():
+        layers = part.options.get("layers")
+        if layers and student is not None and student.num_layers and max(layers) >= student.num_layers:
+            raise invalid_value(f"{key}.layers", layers, f"student layers, which are 0 to {student.num_layers - 1}")
 
 
 def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:
@@ -199,12 +200,17 @@ def check_logits(config: Config, teacher: ModelCard | None, student: ModelCard |
         raise invalid_value(
             "data.rationale", config.data.rationale, f"full with loss={config.loss.name}, which compares token by token"
         )
+    if config.data.shuffle_teacher:
+        raise invalid_value(
+            "data.shuffle_teacher", True, f"false with loss={config.loss.name}, which compares token by token"
+        )
     if teacher is not None and student is not None and teacher.tokenizer_digest != student.tokenizer_digest:
         raise ConfigError(
             f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is another "
             f"than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
         )
     known = [card.vocabulary for card in (teacher, student) if card is not None and card.vocabulary]
-    top_k = config.loss.options.get("top_k")
-    if top_k is not None and known and top_k > min(known):
-        raise invalid_value("loss.top_k", top_k, f"at most {min(known)}, the tokens that the two models have, or null")
+    for key, part in composed_of(config.loss).items():
+        top_k = part.options.get("top_k")
+        if top_k is not None and known and top_k > min(known):
+            raise invalid_value(f"{key}.top_k", top_k, f"at most {min(known)}, the tokens of the two models, or null")

@@ -36,7 +36,7 @@ def content_hash(config: Config) -> str:
     raw = _without_labels(config)
     for group, choice in config:
         if isinstance(choice, Choice):
-            raw[group]["_target_"] = choice_identity(group, choice.target)
+            raw[group] = _identity_of(group, choice, raw[group])
     for role in ("teacher", "student"):
         if f"{role} config" in config.inputs:  # known by what it holds, so it may lie anywhere
             raw["model"][role] = None
@@ -99,6 +99,16 @@ def continued_run(config: Config) -> dict[str, Any] | None:
     if status is None or folder.name != "student":
         return None
     return {"path": str(folder.resolve().parent), "content_hash": status.content_hash, "steps": status.step}
+
+
+def _identity_of(group: str, choice: Choice, raw: dict[str, Any]) -> dict[str, Any]:
+    """Know a choice, and those that it is composed of, by their names instead of their class paths."""
+    own = {key: value for key, value in raw.items() if key != "name"} | {
+        "_target_": choice_identity(group, choice.target)
+    }
+    if choice.parts:
+        own["parts"] = {name: _identity_of(group, part, raw["parts"][name]) for name, part in choice.parts.items()}
+    return own
 
 
 def _stored_length(stored: dict[str, Any]) -> dict[str, Any]:

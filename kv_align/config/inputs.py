@@ -44,8 +44,13 @@ def digest_inputs(config: Config) -> dict[str, str]:
     if files:
         digests["data"] = digest_of_files((file.name, file) for file in files)
     for group, choice in config:
-        if isinstance(choice, Choice) and choice.target and choice.target not in own_choices(group):
-            digests[f"{CODE}{group}"] = digest_of_files(_sources(choice.target))
+        if isinstance(choice, Choice):
+            for key, each in {
+                group: choice,
+                **{f"{group}.{name}": part for name, part in choice.parts.items()},
+            }.items():
+                if each.target and each.target not in own_choices(group):
+                    digests[f"{CODE}{key}"] = digest_of_files(_sources(each.target))
     return digests
 
 

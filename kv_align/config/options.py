@@ -25,6 +25,8 @@ UnitFloat = Annotated[float, Ge(0), Le(1)]
 FractionFloat = Annotated[float, Ge(0), Lt(1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Parts = Annotated[dict[str, Any], MinLen(2)]
+"""Choices of a group that together are one of its choices, by the names under which their options are changed."""
 Decay = Literal["constant", "linear", "cosine"]
 LayerList = Annotated[list[NonNegativeInt], MinLen(1)]
 NameList = Annotated[list[str], MinLen(1)]
@@ -41,6 +43,7 @@ _ANNOTATION_NAMES: dict[str, Any] = {
     "PositiveInt": PositiveInt,
     "NonNegativeInt": NonNegativeInt,
     "Decay": Decay,
+    "Parts": Parts,
     "LayerList": LayerList,
     "NameList": NameList,
 }

@@ -150,6 +150,8 @@ def _without_idle_options(choice: ChoiceType) -> ChoiceType:
     for option, overridden in overrides.items():
         if kept.get(option) is not None:
             kept[overridden] = None
+    if choice.parts:
+        kept["parts"] = {name: _without_idle_options(part) for name, part in choice.parts.items()}
     return type(choice).model_validate(
         {key: value for key, value in kept.items() if value is not None or key not in known or known[key].required}
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from kv_align.config.options import options_of
+from kv_align.config.options import Parts, options_of
 from kv_align.config.targets import FORMER_PATHS, check_target
 from kv_align.runs.errors import ConfigError, first_error, unknown_key
 
@@ -42,6 +42,14 @@ class Choice(Section):
     def options(self) -> dict[str, Any]:
         """The target's keyword arguments."""
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def parts(self) -> dict[str, Choice]:
+        """The choices of its group that it is composed of, by name, once its options are checked; none for most."""
+        parts = self.options.get("parts")
+        return (
+            {name: each for name, each in parts.items() if isinstance(each, Choice)} if isinstance(parts, dict) else {}
+        )
 
 
 ChoiceType = TypeVar("ChoiceType", bound=Choice)
@@ -76,8 +84,15 @@ def _unknown(kind: type[BaseModel], location: tuple[str | int, ...]) -> ConfigEr
     return unknown_key(".".join(map(str, location)), kind.model_fields, where)
 
 
-def check_options(group: str, choice: ChoiceType) -> ChoiceType:
+def check_options(group: str, choice: ChoiceType, key: str | None = None) -> ChoiceType:
     """Bind a choice's options to its target's keyword-only parameters, without importing the target's module.
+
+    Parameters
+    ----------
+    group, choice
+        What is chosen.
+    key
+        Where it stands in the configuration, if that is not the group itself.
 
     Returns
     -------
@@ -88,6 +103,7 @@ def check_options(group: str, choice: ChoiceType) -> ChoiceType:
     ConfigError
         For an option that the target does not have, or one of another type or range.
     """
+    key = key or group
     if not choice.target:
         known = {}
     else:
@@ -99,14 +115,24 @@ def check_options(group: str, choice: ChoiceType) -> ChoiceType:
     options = choice.options
     for option, value in options.items():
         if option not in known:
-            raise unknown_key(f"{group}.{option}", known, f"{group}={choice.name}")
+            raise unknown_key(f"{key}.{option}", known, f"{group}={choice.name}")
         try:
             options[option] = TypeAdapter(known[option].annotation).validate_python(value, strict=True)
         except ValidationError as error:
-            raise first_error(error, f"{group}.{option}") from None
+            raise first_error(error, f"{key}.{option}") from None
+        if known[option].annotation == Parts:
+            options[option] = {
+                name: _part(group, part, f"{key}.{option}.{name}") for name, part in options[option].items()
+            }
     missing = [name for name, option in known.items() if option.required and name not in options]
     if missing:
-        raise ConfigError(
-            f"{group}.{missing[0]} is missing: {group}={choice.name} needs it; add it to the command line."
-        )
+        raise ConfigError(f"{key}.{missing[0]} is missing: {group}={choice.name} needs it; add it to the command line.")
     return choice.model_copy(update=options)
+
+
+def _part(group: str, part: Any, key: str) -> Choice:
+    try:
+        choice = part if isinstance(part, Choice) else Choice.model_validate(part)
+    except ValidationError as error:
+        raise first_error(error, key) from None
+    return check_options(group, choice, key)

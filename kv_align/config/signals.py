@@ -103,6 +103,8 @@ def signals_of(loss: Choice) -> Signals:
     ConfigError
         If the class does not say its signals, or names one that there is not.
     """
+    if loss.parts:
+        return tuple(dict.fromkeys(signal for part in loss.parts.values() for signal in signals_of(part)))
     names = declared("loss", loss, "signals")
     for name in names if isinstance(names, tuple) else [names]:
         if name not in SIGNALS or not isinstance(names, tuple):
@@ -111,6 +113,12 @@ def signals_of(loss: Choice) -> Signals:
                 f"{', '.join(SIGNALS)}; correct that class."
             )
     return tuple(SIGNALS[name] for name in names)
+
+
+def composed_of(loss: Choice, key: str = "loss") -> dict[str, Choice]:
+    """Return the losses that a loss is the sum of, itself where it is not composed, by where they stand."""
+    parts = {f"{key}.parts.{name}": part for name, part in loss.parts.items()}
+    return {where: each for at, part in parts.items() for where, each in composed_of(part, at).items()} or {key: loss}
 
 
 def uses_aligner(config: Config) -> bool:
@@ -135,11 +143,12 @@ def declared(group: str, choice: Choice, name: str) -> Any:
 
 def learns_projection(config: Config) -> bool:
     """Whether the loss learns something itself, beside student and aligner."""
-    return bool(_declared_or(config.loss, "learns_projection", False))
+    return any(declares(part, "learns_projection") for part in composed_of(config.loss).values())
 
 
-def _declared_or(choice: Choice, name: str, default: Any) -> Any:
+def declares(choice: Choice, name: str) -> bool:
+    """Whether a choice's class says of itself that something is so; what it says nothing of is not."""
     try:
-        return constant_of(choice.target, name)
+        return constant_of(choice.target, name) is True
     except ValueError:
-        return default
+        return False

@@ -140,7 +140,7 @@ def make_distiller(
             vocabulary=min(each.vocab_size for each in configs),
         )
 
-    loss = make_loss(config, pairing)
+    loss = make_loss(config.loss, pairing)
     aligner = make_aligner(
         config,
         *geometries,
@@ -159,17 +159,14 @@ def make_distiller(
         rotated=rotated,
         key_variance=variances[0],
         value_variance=variances[1],
-        layer_time_map=layer_time_map() if unprojected else None,
+        layer_time_map=layer_time_map() if unprojected and aligner is None else None,
     )
     return distiller, reader, layers.of_student
 
 
-def make_loss(config: Config, pairing: Callable[[], Pairing] | None = None) -> Loss:
+def make_loss(choice: Choice, pairing: Callable[[], Pairing]) -> Loss:
     """Return the loss, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
-    if "pairing" not in parameters_of(config.loss.target):
-        return cast(Loss, make(config.loss))
-    assert pairing is not None
-    return cast(Loss, make(config.loss, pairing()))
+    return cast(Loss, make(choice, *([pairing()] if "pairing" in parameters_of(choice.target) else [])))
 
 
 def choose_layers(

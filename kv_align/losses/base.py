@@ -119,8 +119,8 @@ class Loss(ABC):
         """Masked sums by name (`key_loss`, ...)."""
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Terms by name (`kv_loss`, ...) from the means of the components; by default these themselves."""
-        return means
+        """Terms by name (`kv_loss`, ...) from the means of the components; by default the components of the same names."""
+        return {term: means[term] for term in self.schedules}
 
     def weights(self, step: int, num_steps: int) -> dict[str, float]:
         """Weight of each term at a step (from 0): `total = task + sum of weight * term`."""

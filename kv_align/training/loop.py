@@ -232,7 +232,7 @@ class Loop:
             quality.reduce(self._processes.sum)
             reach.reduce(self._processes.sum)
             row["kv_grad_norm"] = reach.norm()
-            expected = phase.student_learns and any(weights.values())
+            expected = phase.student_learns and any(weights[term] for term in self._distiller.state_terms)
             self._watch(quality, reach.norm(), expected, row)
         return losses, row
 

@@ -56,7 +56,7 @@ class StepResult:
     total
         What is minimised; the shares of all micro-batches add up to the step's loss.
     alignment
-        The weighted terms beside the cross-entropy: what the teacher adds to `total`.
+        The weighted terms that compare states: what is left of `total` without the cross-entropy and terms on predictions.
     losses
         All parts and terms by name, unweighted and detached; shares as well.
     comparison
@@ -86,6 +86,11 @@ class Distiller(nn.Module):
         [L], fixed; ones where nothing is aligned.
     layer_time_map
         For a loss that compares the teacher's own states, without an aligner; None for the others.
+
+    Attributes
+    ----------
+    state_terms
+        Names of the loss's terms that compare states, beside those that compare predictions.
     """
 
     key_variance: Tensor
@@ -106,6 +111,9 @@ class Distiller(nn.Module):
         self.student, self.aligner, self.loss = student, aligner, loss
         self.layer_time_map, self.projection = layer_time_map, loss.projection
         self._rotated = rotated
+        self.state_terms = frozenset(
+            term for part in loss.parts if any(signal.concerns for signal in part.requests) for term in part.schedules
+        )
         self.register_buffer("key_variance", key_variance)
         self.register_buffer("value_variance", value_variance)
 
@@ -146,8 +154,10 @@ class Distiller(nn.Module):
         }
         terms = self.loss.terms(components)
         task_loss = task.total / max(1, counts.scored)
-        alignment = sum((weights[name] * term for name, term in terms.items()), start=torch.zeros_like(task_loss))
-        total = task_loss + alignment
+        nothing, states = torch.zeros_like(task_loss), self.state_terms
+        alignment = sum((weights[name] * term for name, term in terms.items() if name in states), start=nothing)
+        others = sum((weights[name] * term for name, term in terms.items() if name not in states), start=nothing)
+        total = task_loss + alignment + others
         losses = {"task_loss": task_loss, **components, **terms, "total_loss": total}
         return StepResult(total, alignment, {name: loss.detach() for name, loss in losses.items()}, comparison)
 
@@ -159,15 +169,7 @@ class Distiller(nn.Module):
             output = self.student(**tokens.inputs, use_cache=False, **wants_hidden)
         if self.aligner is not None:
             parts += self._projected(recorder, self._target(self.aligner, batch, teacher, phase), phase)
-        if self.layer_time_map is not None:
-            raw = self.layer_time_map(_unprojected(self.loss, teacher), batch.correspondence)
-            if "hidden" in raw:
-                own = above(output.hidden_states, range(len(recorder.layers)))
-                parts.append(HiddenComparison(own, raw.pop("hidden")[:, :, 0]))
-            if raw:
-                source = States(**raw)
-                student = recorder.states(rotated=self._rotated, queries=source.q is not None)
-                parts.append(SourceComparison(student, source))
+        parts += self._unprojected(recorder, output.hidden_states, batch, teacher, phase)
         if "logits" in teacher:
             parts.append(LogitComparison(teacher["logits"]))
         if "top_indices" in teacher:
@@ -198,12 +200,33 @@ class Distiller(nn.Module):
             student = States(student.k.detach(), student.v.detach())
         return [StateComparison(student, target, self.key_variance, self.value_variance), *attention]
 
-
-def _unprojected(loss: Loss, teacher: TeacherStates) -> dict[str, Tensor]:
-    """What the loss compares as the teacher has it, with an axis of heads."""
-    wanted = [signal for signal in loss.requests if signal.concerns and not signal.through_aligner]
-    raw = {name: teacher[name] for signal in wanted for name in signal.fields}
-    return {name: each[:, :, None] if name == "hidden" else each for name, each in raw.items()}
+    def _unprojected(
+        self,
+        recorder: Recorder,
+        hidden_states: tuple[Tensor, ...] | None,
+        batch: Batch,
+        teacher: TeacherStates,
+        phase: Phase,
+    ) -> list[object]:
+        """Compare what the teacher has itself, in its own heads and widths, at the student's layers and tokens."""
+        layer_time_map = self.layer_time_map if self.aligner is None else self.aligner.placement
+        wanted = [signal for signal in self.loss.requests if signal.concerns and not signal.through_aligner]
+        if layer_time_map is None or not wanted:
+            return []
+        raw = {name: teacher[name] for signal in wanted for name in signal.fields}
+        if hidden_states is not None:
+            raw["hidden"] = raw["hidden"][:, :, None]  # an axis of heads
+        with torch.set_grad_enabled(torch.is_grad_enabled() and phase.aligner_learns):
+            mapped = layer_time_map(raw, batch.correspondence)
+        compared: list[object] = []
+        if hidden_states is not None:
+            own = above(hidden_states, range(len(recorder.layers)))
+            compared.append(HiddenComparison(own, mapped.pop("hidden")[:, :, 0]))
+        if mapped:
+            source = States(**mapped)
+            student = recorder.states(rotated=self._rotated, queries=source.q is not None)
+            compared.append(SourceComparison(student, source))
+        return compared
 
 
 def _rotate(states: Float[Tensor, "b l h t d"], layers: list[Layer]) -> Float[Tensor, "b l h t d"]:

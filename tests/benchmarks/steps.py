@@ -63,7 +63,7 @@ class Arm:
 
     def __init__(self, models: Models, *choices: str) -> None:
         config = compose_config(list(choices))[0]
-        loss = make_loss(config, models.pairing)
+        loss = make_loss(config.loss, models.pairing)
         queries = any("q" in signal.fields for signal in loss.requests)
         aligner = make_aligner(config, *models.geometries, queries=queries)
         self.teacher: Teacher | CachedTeacher = Teacher(models.teacher, models.layers, rotated=False)
