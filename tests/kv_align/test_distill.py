@@ -26,8 +26,7 @@ from kv_align.losses.base import Loss, Pairing
 from kv_align.losses.ce import CrossEntropy
 from kv_align.losses.comparison import AttentionComparison, StateComparison
 from kv_align.losses.hidden import Hidden
-from kv_align.losses.kv import KeyValue
-from kv_align.losses.kv_struct import KeyValueStruct
+from kv_align.losses.kv import KeyValue, KeyValueStruct
 from kv_align.losses.logit_kd import LogitDistillation
 from kv_align.losses.relations import Relations
 from kv_align.models.capture.attention import AttentionSpec

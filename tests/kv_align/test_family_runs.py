@@ -16,7 +16,7 @@ from kv_align.config.signals import KEYS_VALUES_QUERIES
 from kv_align.data.batch import Batch, Tokens
 from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.experiment import run as do_run
-from kv_align.losses.kv_struct import KeyValueStruct
+from kv_align.losses.kv import KeyValueStruct
 from kv_align.models.capture.prepare import prepare, record
 from kv_align.models.load import LanguageModel, check_queries, load_student, load_teacher
 from kv_align.runs.errors import ConfigError

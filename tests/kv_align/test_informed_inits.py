@@ -11,10 +11,8 @@ from kv_align.align.aligner import Aligner, map_generator
 from kv_align.align.cka import cka_matrix
 from kv_align.align.head_map import HeadInit, MapInit, MapShape
 from kv_align.align.init.cka_hungarian import cka_hungarian
-from kv_align.align.init.fixed import shares, uniform
-from kv_align.align.init.identity import identity
+from kv_align.align.init.fixed import identity, orthogonal, shares, uniform
 from kv_align.align.init.least_squares import least_squares
-from kv_align.align.init.orthogonal import orthogonal
 from kv_align.align.init.procrustes import procrustes
 from kv_align.align.paired_states import Calibration, Pair
 from kv_align.align.structured import StructuredMap

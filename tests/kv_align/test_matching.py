@@ -6,10 +6,9 @@ import logging
 import pytest
 
 from kv_align.align.aligner import count_parameters, map_generator
-from kv_align.align.flat import FlatMap
+from kv_align.align.flat import FlatMap, flat_parameters, matched_widths
 from kv_align.align.head_map import MapInit, MapShape
 from kv_align.align.init.fixed import uniform
-from kv_align.align.matching import flat_parameters, matched_widths
 from kv_align.align.structured import StructuredMap, structured_parameters
 from kv_align.config.compose import compose_config
 from kv_align.experiment.build import make_aligner

@@ -171,7 +171,7 @@ def test_an_option_whose_type_cannot_be_read_is_refused(write_module: WriteModul
         ("kv_align.align.structured.StructuredMap", "uses_init", True),
         ("kv_align.losses.ce.CrossEntropy", "signals", ()),
         ("kv_align.losses.kv.KeyValue", "signals", ("keys_values",)),
-        ("kv_align.losses.kv_struct.KeyValueStruct", "signals", ("keys_values_queries",)),
+        ("kv_align.losses.kv.KeyValueStruct", "signals", ("keys_values_queries",)),
         ("kv_align.losses.logit_kd.LogitDistillation", "signals", ("logits",)),
     ],
 )

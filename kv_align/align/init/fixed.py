@@ -1,7 +1,7 @@
 """How a structured map starts, for inits that look at nothing: `(given) -> (mix, width)`.
 
-These two set the head mix alone: the width map is the seeded orthogonal matrix that they are given. The other inits are
-in files of their own.
+All but `identity` set the head mix alone: the width map is the seeded orthogonal matrix that they are given. Inits that are
+fitted to states are in files of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kv_align.align.head_map import HeadInit, InitContext
+from kv_align.align.structured import orthogonal as draw_orthogonal
 
 
 def uniform(given: InitContext) -> HeadInit:
@@ -24,6 +25,32 @@ def random(given: InitContext) -> HeadInit:
     scale = shares(shape.student_heads, shape.teacher_heads).norm(dim=1, keepdim=True)
     drawn = torch.randn(shape.student_heads, shape.teacher_heads, generator=given.generator)
     return HeadInit(drawn * scale / drawn.norm(dim=1, keepdim=True), given.width)
+
+
+def identity(given: InitContext) -> HeadInit:
+    """Each student head starts as one teacher head, and each number of it as the number at its place.
+
+    Sets mix and width map. Student head g takes the first teacher head of its share, floor(g H_t / H_s); a wider teacher
+    head is cut, a narrower one is filled up with zeros. Between equal shapes the map starts as the identity. It reads no
+    states: that places correspond is an assumption, good for a student that was cut out of its teacher.
+    """
+    shape = given.shape
+    taken = torch.arange(shape.student_heads) * shape.teacher_heads // shape.student_heads
+    mix = torch.nn.functional.one_hot(taken, shape.teacher_heads).float()
+    return HeadInit(mix, torch.eye(shape.teacher_width, shape.student_width).expand_as(given.width))
+
+
+def orthogonal(given: InitContext) -> HeadInit:
+    """Random mixing weights whose rows are orthonormal.
+
+    Sets the head mix alone. With more student than teacher heads, rows are orthonormal in blocks of H_t, each block drawn
+    anew; so every student head has a mix of norm 1. It reads no states.
+    """
+    shape, rows = given.shape, []
+    for start in range(0, shape.student_heads, shape.teacher_heads):
+        count = min(shape.teacher_heads, shape.student_heads - start)
+        rows.append(draw_orthogonal(count, shape.teacher_heads, given.generator))
+    return HeadInit(torch.cat(rows), given.width)
 
 
 def shares(num_student_heads: int, num_teacher_heads: int) -> Float[Tensor, "hs ht"]:
