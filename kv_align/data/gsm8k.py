@@ -64,13 +64,12 @@ class GSM8K(DataSource):
         """Return the problems of a split, in a fixed order."""
         if split == "test":
             return list(_problems(self._table("test"), "test"))
-        train = list(_problems(self._table("train"), "train"))
+        train = _shuffled(self._table("train"))
         if self._validation_examples >= len(train):
             raise ValueError(
                 f"data.validation_examples={self._validation_examples} leaves nothing of the {len(train)} training "
                 "problems: lower it"
             )
-        random.Random("kv-align gsm8k validation").shuffle(train)
         held_out = len(train) - self._validation_examples
         return train[held_out:] if split == "validation" else first_examples(train[:held_out], self._train_examples)
 
@@ -83,6 +82,13 @@ class GSM8K(DataSource):
                 f"data.hub_name={self._hub_name} has no split {split}, but {', '.join(tables)}; name another"
             )
         return tables[split]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(table: Table) -> list[Example]:
+    train = list(_problems(table, "train"))
+    random.Random("kv-align gsm8k validation").shuffle(train)
+    return train
 
 
 @lru_cache(maxsize=4)

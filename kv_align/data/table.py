@@ -112,7 +112,7 @@ def text_of(value: Any, place: str, column: str) -> str | None:
     return value
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)
 def _read(file: Path, wanted: tuple[str, ...], identity: tuple[int, ...]) -> Table:
     return _READERS[SUFFIXES[file.suffix.lower()]](file, wanted)
 

@@ -89,22 +89,23 @@ class PlainText(DataSource):
         self._hub_name, self._hub_config = hub_name, hub_config
         self._columns = _Columns(column, prompt_column, completion_column)
         self._last_turn = scored_turns == "last"
-        self._carved = {"validation": validation_examples, "test": test_examples}
+        self._carved: tuple[tuple[Split, int], ...] = (("validation", validation_examples), ("test", test_examples))
         self._train_examples = train_examples
-        self._splits: dict[Split, list[Example]] = {}
+        self._tables: dict[Split, list[Table]] = {}
         if path:
             files = split_files(Path(path))
             self.files = tuple(file for each in files.values() for file in each)
-            tables = {
-                split: [read_table(file, self._columns.wanted()) for file in each] for split, each in files.items()
-            }
-            self._splits = self._carve(tables)
+            for split, each in files.items():
+                self._tables[split] = [read_table(file, self._columns.wanted()) for file in each]
+            self.examples("train")
 
     def examples(self, split: Split) -> list[Example]:
         """Return the texts of a split, in a fixed order."""
-        if not self._splits:
-            self._splits = self._carve(self._from_hub())
-        return self._splits[split]
+        if not self._tables:
+            self._tables = self._from_hub()
+        tables = tuple((name, tuple(each)) for name, each in self._tables.items())
+        examples = list(_splits(tables, self._columns, self._last_turn, self._carved)[split])
+        return first_examples(examples, self._train_examples) if split == "train" else examples
 
     def _from_hub(self) -> dict[Split, list[Table]]:
         found = hub_tables(self._hub_name, self._hub_config or None, self._columns.wanted())
@@ -119,36 +120,43 @@ class PlainText(DataSource):
             )
         return tables
 
-    def _carve(self, tables: dict[Split, list[Table]]) -> dict[Split, list[Example]]:
-        found = {split: self._numbered(split, each) for split, each in tables.items()}
-        train = found["train"]
-        random.Random("kv-align text splits").shuffle(train)
-        splits: dict[Split, list[Example]] = {}
-        for split in ("validation", "test"):
-            if split in found:
-                splits[split] = found[split]
-                continue
-            count = self._carved[split]
-            if count >= len(train):
-                raise ValueError(
-                    f"data.{split}_examples={count} leaves nothing of the {len(train)} texts for training; lower it"
-                )
-            splits[split], train = train[-count:], train[:-count]
-        return {"train": first_examples(train, self._train_examples), **splits}
 
-    def _numbered(self, split: Split, tables: list[Table]) -> list[Example]:
-        """Return the rows that hold something, numbered without those that do not."""
-        texts = [example for table in tables for example in _contents(table, self._columns, self._last_turn)]
-        left_out = sum(len(table.rows) for table in tables) - len(texts)
-        if left_out:
-            LOGGER.info("%d rows of the %s split hold no text: left out", left_out, split)
-        if not texts:
-            raise ValueError(f"{tables[0].name} holds no text; write some, or remove it")
-        return [replace(example, id=f"{split}-{index}") for index, example in enumerate(texts)]
+@lru_cache(maxsize=2)
+def _splits(
+    tables: tuple[tuple[Split, tuple[Table, ...]], ...],
+    columns: _Columns,
+    last_turn: bool,
+    carved: tuple[tuple[Split, int], ...],
+) -> dict[Split, list[Example]]:
+    """Return the examples of each split; those that there are no tables for are carved from the training texts."""
+    found = {split: _numbered(split, each, columns, last_turn) for split, each in tables}
+    train = found["train"]
+    random.Random("kv-align text splits").shuffle(train)
+    splits: dict[Split, list[Example]] = {}
+    for split, count in carved:
+        if split in found:
+            splits[split] = found[split]
+            continue
+        if count >= len(train):
+            raise ValueError(
+                f"data.{split}_examples={count} leaves nothing of the {len(train)} texts for training; lower it"
+            )
+        splits[split], train = train[-count:], train[:-count]
+    return {"train": train, **splits}
 
 
-@lru_cache(maxsize=16)
-def _contents(table: Table, columns: _Columns, last_turn: bool) -> tuple[Example, ...]:
+def _numbered(split: Split, tables: tuple[Table, ...], columns: _Columns, last_turn: bool) -> list[Example]:
+    """Return the rows that hold something, numbered without those that do not."""
+    texts = [example for table in tables for example in _contents(table, columns, last_turn)]
+    left_out = sum(len(table.rows) for table in tables) - len(texts)
+    if left_out:
+        LOGGER.info("%d rows of the %s split hold no text: left out", left_out, split)
+    if not texts:
+        raise ValueError(f"{tables[0].name} holds no text; write some, or remove it")
+    return [replace(example, id=f"{split}-{index}") for index, example in enumerate(texts)]
+
+
+def _contents(table: Table, columns: _Columns, last_turn: bool) -> list[Example]:
     """Return the rows of a table that hold something, not numbered yet."""
     rows = zip(table.rows, table.places, strict=True)
     pair = columns.pair()
@@ -161,7 +169,7 @@ def _contents(table: Table, columns: _Columns, last_turn: bool) -> tuple[Example
         raise ValueError(
             f"data.{key}={column} is not in {table.name}, which has {', '.join(table.columns)}; name one of these"
         )
-    return tuple(content for content in contents if content is not None)
+    return [content for content in contents if content is not None]
 
 
 def _content(value: Any, place: str, column: str, last_turn: bool) -> Example | None:

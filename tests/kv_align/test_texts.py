@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from hydra.utils import get_object
 
 from kv_align.config.compose import compose_config
 from kv_align.config.schema import Choice
+from kv_align.data import table
 from kv_align.data.example import Example, Turn
 from kv_align.data.files import split_of
 from kv_align.data.gsm8k import GSM8K, parse_row
@@ -491,3 +493,76 @@ def test_the_files_that_a_source_reads(tmp_path):
     data = compose_config(["data=text", f"data.path={folder}", "data.test_examples=2"])[0].data
     assert data_files(data) == files
     assert data_files(compose_config(["data=text", "data.hub_name=some/set"])[0].data) == []
+
+
+# The hub
+
+
+def on_the_hub(monkeypatch, **splits: list[dict[str, object]]) -> None:
+    loaded = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: loaded)
+
+
+def hub_text(**options: object) -> PlainText:
+    return PlainText(
+        path="", hub_name="some/set", hub_config="", column="text", validation_examples=1, test_examples=1, **options
+    )
+
+
+def named(name: str, count: int = 3) -> list[dict[str, object]]:
+    return [{"text": f"{name} {number}", "number": number} for number in range(count)]
+
+
+def test_splits_of_the_hub_are_found_by_their_names(monkeypatch):
+    on_the_hub(monkeypatch, train=named("train"), train_more=named("more"), dev=named("dev"), extra=named("extra"))
+    source = hub_text()
+    assert sorted(strings([*source.examples("train"), *source.examples("test")])) == ["train 0", "train 1", "train 2"]
+    assert strings(source.examples("validation")) == ["dev 0", "dev 1", "dev 2"]
+    on_the_hub(monkeypatch, train_sft=named("train"), test_sft=named("test"))
+    assert strings(hub_text().examples("test")) == ["test 0", "test 1", "test 2"]
+    on_the_hub(monkeypatch, everything=named("all"))
+    with pytest.raises(ValueError, match=r"data\.hub_name=some/set has no split named train, but everything; choose"):
+        hub_text().examples("train")
+    on_the_hub(monkeypatch, train=[{"text": 5}])
+    with pytest.raises(ValueError, match="some/set, train row 1: text is no text but of the type int"):
+        hub_text().examples("train")
+
+
+def test_gsm8k_from_the_hub(monkeypatch):
+    rows = [{"question": f"How many is {each}?", "answer": f"#### {each}", "id": each} for each in range(4)]
+    on_the_hub(monkeypatch, train=rows, test=rows[:1])
+    source = GSM8K(validation_examples=2)
+    assert source.files == ()
+    assert [len(source.examples(split)) for split in SPLITS] == [2, 2, 1]
+    on_the_hub(monkeypatch, train=rows)
+    with pytest.raises(ValueError, match=r"data\.hub_name=openai/gsm8k has no split test, but train; name another"):
+        source.examples("test")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        datasets.exceptions.DatasetNotFoundError("it is not there\nand more"),
+        datasets.exceptions.DatasetGenerationError("it is not there"),
+        ConnectionError("it is not there."),
+        RuntimeError("it is not there"),
+    ],
+)
+def test_what_cannot_be_loaded_from_the_hub_is_one_sentence(monkeypatch, error):
+    def fail(name: str, config: str | None) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        ValueError, match=r"^data\.hub_name=some/set cannot be loaded \(it is not there\); correct the name"
+    ):
+        hub_text().examples("train")
+
+
+def test_a_sweep_reads_its_files_once(tmp_path, monkeypatch):
+    write(tmp_path / "corpus.jsonl", TEXTS)
+    first = plain_text(tmp_path).examples("train")
+    monkeypatch.setattr(table.json, "loads", None)
+    assert plain_text(tmp_path).examples("train") == first
+    first.clear()
+    assert len(plain_text(tmp_path).examples("train")) == 5
