@@ -175,9 +175,8 @@ def _steps(config: Config, built: Assembly, num_steps: int, console: Console) ->
     console.print(
         f"{num_steps} steps: all finite: {'yes' if finite else 'NO'}; median {statistics.median(times_s):.3f} s"
     )
-    for name in ("total_loss", "task_loss", "kv_loss", "struct_loss", "relation_loss", "hidden_loss", "logit_loss"):
-        if name in rows[0]:
-            console.print(f"  {name}: {rows[0][name]:.4f} -> {rows[-1][name]:.4f}")
+    for name in ("total_loss", "task_loss", *built.loss.schedules):
+        console.print(f"  {name}: {rows[0][name]:.4f} -> {rows[-1][name]:.4f}")
     if "kv_grad_norm" not in rows[0]:  # no states are compared
         return finite
     reach = [row["kv_grad_norm"] for row in rows]

@@ -16,14 +16,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kv_align.runs.run_dir import RunDirectory, read_json
+from kv_align.runs.run_dir import RunDirectory, read_json, read_last_row
 
-_ROWS = (
+_LEARNED = (
     ("validation_perplexity", "validation perplexity", "{:.3f}"),
     ("untrained_validation_perplexity", "  of the untrained student", "{:.1f}"),
     ("teacher_validation_perplexity", "  of the teacher", "{:.3f}"),
     ("exact_match", "exact match", "{:.1%}"),
-    ("validation_kv_loss", "KV loss (validation)", "{:.4f}"),
+)
+_INSIDE = (
     ("cosine_key", "cosine of keys, through its own aligner", "{:.3f}"),
     ("cosine_value", "cosine of values, through its own aligner", "{:.3f}"),
     ("probe_r2_key", "probe R² of keys", "{:.3f}"),
@@ -36,13 +37,14 @@ Cell = tuple[str, str]
 
 def print_summary(directory: RunDirectory) -> None:
     """Print the numbers of a finished run's end on standard output."""
-    summary = read_json(directory.summary_file) or {}
+    summary = _summary(directory) or {}
     table = Table(
         title=f"{summary.get('arm')}, {summary.get('loss')}, seed {summary.get('seed')}", title_justify="left"
     )
     table.add_column("")
     table.add_column(f"after {summary.get('steps')} steps", justify="right")
-    for key, label, form in _ROWS:
+    terms = [(f"validation_{term}", f"{term} (validation)", "{:.4f}") for term in summary.get("terms", ())]
+    for key, label, form in (*_LEARNED, *terms, *_INSIDE):
         if summary.get(key) is not None:
             table.add_row(label, form.format(summary[key]))
     table.add_row("collapsed", _collapse([summary]))
@@ -57,13 +59,23 @@ def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
     others = []
     for file in sorted(folder.rglob("status.json")):
         directory = RunDirectory(file.parent)
-        status, summary = directory.status(), read_json(directory.summary_file)
+        status, summary = directory.status(), _summary(directory)
         if summary is not None and status is not None and status.state == "finished":
             runs.setdefault(summary["content_hash"], summary)  # a run that was done twice counts once
         else:
             state = "unreadable" if status is None else f"{status.state} at step {status.step} {status.reason}".strip()
             others.append(f"{file.parent}: {state}")
     return _cells(list(runs.values())), others
+
+
+def _summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """What a run wrote at its end, and beside it the `terms` of its loss and whether it has an aligner (`aligned`)."""
+    summary = read_json(directory.summary_file)
+    if summary is None:
+        return None
+    last = (read_last_row(directory.metrics_file) if directory.metrics_file.exists() else None) or {}
+    terms = [key.removeprefix("weight_") for key in last if key.startswith("weight_")]
+    return {**summary, "terms": terms, "aligned": bool(directory.read_config()["aligner"]["_target_"])}
 
 
 def _cells(runs: list[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
@@ -111,9 +123,9 @@ def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Ta
     untrained = statistics.mean(each["untrained_validation_perplexity"] for runs in cells.values() for each in runs)
     table.add_row("untrained", "", f"{untrained:.1f}", end_section=True)
     for (arm, loss), runs in cells.items():
-        # Controls with a loss of their own, which the baseline cannot have, are compared with the baseline's `kv`.
-        own_loss = loss in ("ce", "logit_kd")
-        references = cells.get((baseline, "kv" if own_loss else loss)) or []
+        # Controls without an aligner have losses of their own; they are compared with the baseline's `kv`.
+        control = not any(each["aligned"] for each in runs)
+        references = cells.get((baseline, "kv" if control else loss)) or []
         differences = _paired_log_differences(runs, references) if arm != baseline else []
         change = f"{100 * (math.exp(statistics.mean(differences)) - 1):+.1f} %" if differences else ""
         wins = f"{sum(d < 0 for d in differences)}/{len(differences)}" if differences else ""
@@ -125,11 +137,14 @@ def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Ta
 
 def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
     title = "what happened inside (mean over seeds; keys and values)"
-    table = _table(title, "KV loss", "cosine", "target", "probe R²", "reach", "lost")
+    table = _table(title, "terms", "cosine", "target", "probe R²", "reach", "lost")
     for (arm, loss), runs in cells.items():
         table.add_row(
             _label(arm, loss),
-            _mean(runs, "validation_kv_loss", "{:.3f}"),
+            "\n".join(
+                f"{term.removesuffix('_loss')} {_mean(runs, f'validation_{term}', '{:.3f}')}"
+                for term in runs[0]["terms"]
+            ),
             _both(runs, "cosine_{}", "{:.2f}"),
             _both(runs, "target_variance_share_{}", "{:.2g}"),
             _both(runs, "probe_r2_{}", "{:.2f}"),

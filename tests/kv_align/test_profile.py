@@ -33,16 +33,17 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("aligner", PARAMETERS)
+@pytest.mark.parametrize(("aligner", "loss"), [("flat", "kv+struct"), ("structured", "kv+struct+logit")])
 def test_both_aligners_are_finite_and_reach_the_student(
-    aligner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    aligner: str, loss: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert profiled(monkeypatch, f"aligner={aligner}", "loss=kv+struct") == 0
+    assert profiled(monkeypatch, f"aligner={aligner}", f"loss={loss}") == 0
     told = capsys.readouterr().out
     assert re.search(rf"aligner +│ +{PARAMETERS[aligner]:,} ", told), told
     assert re.search(r"k 4×3×4×\d+×24", told), told
     assert re.search(r"k 4×3×2×\d+×16", told), told
     assert "2 steps: all finite: yes" in told
+    assert re.findall(r"^  (\w+)_loss: \d", told, re.MULTILINE) == ["total", "task", *loss.split("+")]
     assert "gradient from the alignment loss into the student: yes" in told
 
 

@@ -2,20 +2,22 @@
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from kv_align.runs.run_dir import RunDirectory, write_json
+from kv_align.runs.run_dir import RunDirectory, append_row, write_json
 from kv_align.summary import print_comparison, print_summary
 
 
 def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: float, **more: Any) -> RunDirectory:
     """A finished run as far as the tables read it."""
     directory = RunDirectory(folder / f"{arm}-{loss}-{seed}")
-    config = {"loss": {"name": loss}, "seed": seed}
+    aligner = "" if arm in ("none", "hidden") else "kv_align.align.flat.FlatMap"
+    config = {"loss": {"name": loss}, "seed": seed, "aligner": {"_target_": aligner}}
     status = directory.begin(config, arm=arm, content_hash=f"{arm}{loss}{seed}", total_steps=3)
     summary = {
         "arm": arm,
@@ -36,6 +38,8 @@ def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: flo
         **more,
     }
     write_json(directory.summary_file, summary)
+    terms = [key.removeprefix("validation_") for key in more if key.startswith("validation_")]
+    append_row(directory.metrics_file, {"step": 3, **{f"weight_{term}": 0.5 for term in terms}})
     directory.update(status, state="finished", step=3)
     return directory
 
@@ -61,10 +65,11 @@ def test_arms_are_compared_within_their_loss_and_by_seed(tmp_path: Path) -> None
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_control_is_compared_with_flat_under_its_own_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arm", "loss"), [("none", "ce"), ("hidden", "hidden")])
+def test_a_control_is_compared_with_flat_under_its_own_name(tmp_path: Path, arm: str, loss: str) -> None:
     write_run(tmp_path, "baseline", "kv", 0, 1.0)
-    write_run(tmp_path, "none", "ce", 0, 1.0 + math.log(1.1))
-    assert row(shown(tmp_path), "none")[:5] == ["none", "1", "2.990", "+10.0", "%"]
+    write_run(tmp_path, arm, loss, 0, 1.0 + math.log(1.1))
+    assert row(shown(tmp_path), arm)[:5] == [arm, "1", "2.990", "+10.0", "%"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,18 @@ def test_the_summary_of_a_run_shows_its_numbers(tmp_path: Path, capsys: pytest.C
     assert "2.718" in lines
     assert "0.0625" in lines
     assert "12.5%" in lines
+
+
+def test_the_terms_of_any_loss_are_shown_whatever_they_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terms = {"validation_curl_loss": 0.03125, "validation_spin_loss": 4.0}
+    print_summary(write_run(tmp_path, "mine", "curl+spin", 4, 1.0, **terms))
+    lines = capsys.readouterr().out
+    assert re.search(r"curl_loss \(validation\) +│ +0\.0312 ", lines)
+    assert re.search(r"spin_loss \(validation\) +│ +4\.0000 ", lines)
+    inside = shown(tmp_path).partition("what happened inside")[2]
+    assert re.search(r"^ *mine curl\+spin +curl 0\.031 .*\n +spin 4\.000 *$", inside, re.MULTILINE), inside
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(tmp_path: Path) -> None:
