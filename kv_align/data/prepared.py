@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +57,6 @@ def prepare_split(
     teacher: LanguageModel,
     *,
     shuffle: bool,
-    between: Callable[[], None] = lambda: None,
 ) -> PreparedSplit:
     """Read a split.
 
@@ -70,8 +68,6 @@ def prepare_split(
         Each reads with its own tokenizer; the student may be shown a shortened reasoning.
     shuffle
         Whether the teacher reads another example's text (control; in training alone).
-    between
-        Called every few hundred texts, for whoever wants to leave.
 
     Raises
     ------
@@ -88,12 +84,7 @@ def prepare_split(
 
     def tokens(written: list[Written], reader: LanguageModel, role: str) -> list[Encoded]:
         with progress_bar(f"{split} texts of the {role}", len(written)) as advance:
-
-            def progress(done: int) -> None:
-                advance(done)
-                between()
-
-            return tokenised(written, reader.tokenizer, config.max_length, progress)
+            return tokenised(written, reader.tokenizer, config.max_length, advance)
 
     seen = tokens(shown, student, "student")
     kept = [place for place, encoded in enumerate(seen) if _is_scored(encoded)]

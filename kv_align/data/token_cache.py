@@ -1,7 +1,7 @@
 """Tokenised texts on disk, named by the content that they were made of: the same texts are tokenised once.
 
-A file that is missing, damaged or cannot be written costs its time and nothing else. Files are below `KV_ALIGN_DATA_CACHE`
-(`off`: none), else Hugging Face's cache folder.
+A file that is missing, damaged or cannot be written costs its time and nothing else. Files are in `KV_ALIGN_DATA_CACHE`
+(`off`: none are kept), else where all is that can be computed again (`kv_align.runs.digests.cache_folder`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerFast
 
 from kv_align.data.encode import Encoded, Written, tokenise
+from kv_align.runs.digests import cache_folder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _folder() -> Path | None:
     named = os.environ.get("KV_ALIGN_DATA_CACHE")
-    return None if named == "off" else Path(named or Path(HF_HOME) / "kv_align" / "tokens")
+    return None if named == "off" else Path(named) if named else cache_folder("tokens")
 
 
 def _key(written: Sequence[Written], tokenizer: PreTrainedTokenizerFast, max_length: int) -> str:

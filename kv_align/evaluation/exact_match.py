@@ -25,11 +25,12 @@ def greedy_settings(
 ) -> GenerationConfig:
     """Return all that decides what a model generates: the likeliest token each time, up to a limit or an end.
 
-    An answer ends at the tokenizer's end of text, which it was trained to write, and at those that the model's own
-    configuration names.
+    An answer ends at the tokenizer's end of text, which it was trained to write, and at those that the model's configuration
+    names, if they are special tokens: in one that is another tokenizer's, or a default, they may be any.
     """
     of_model = model.config.get_text_config(decoder=True).eos_token_id
-    ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+    special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    ends = {tokenizer.eos_token_id, *(special & set(of_model if isinstance(of_model, list) else [of_model]))}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

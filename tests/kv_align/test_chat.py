@@ -146,7 +146,7 @@ def test_conversations_become_batches():
     assert split.teacher is split.student
     assert (len(split.examples), split.dropped) == (2, 1)
     batch = split.collate([0, 1])
-    assert batch.same_time
+    assert batch.correspondence.same_time
     text = chat_tokenizer().decode(batch.student.ids[1][batch.scored[1]])
     assert text == "So<|im_end|>"
 
@@ -157,6 +157,6 @@ def test_each_model_reads_a_conversation_by_its_own_template():
     assert "[INST]" in teacher.decode(split.teacher[0].ids)
     assert "[INST]" not in student.decode(split.student[0].ids)
     batch = split.collate([0, 1])
-    assert not batch.same_time
+    assert not batch.correspondence.same_time
     with pytest.raises(ConfigError, match=r"data=given cannot be read: the chat template of .* is missing"):
         split_of(student, chat_tokenizer(None))

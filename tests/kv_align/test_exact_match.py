@@ -98,15 +98,22 @@ def test_what_a_checkpoint_asks_for_in_generation_changes_no_answer(tmp_path, st
 
 
 def test_an_answer_ends_where_the_tokenizer_or_the_models_configuration_says(tokenizer, prompts):
-    model = make_llama(vocab_size=len(tokenizer))
+    model, end = make_llama(vocab_size=len(tokenizer)), tokenizer.eos_token_id
     whole = greedy(model, prompts[0].prompt, 8, set())
-    assert greedy_settings(model, tokenizer, 8).eos_token_id == [tokenizer.eos_token_id, model.config.eos_token_id]
+    cut = tokenizer.decode(whole[: whole.index(whole[3])])
+    talking = AutoTokenizer.from_pretrained(EMBEDDED / "teacher")
+    talking.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(whole[3])]})
     for of_model in (whole[3], [whole[3], 299]):
         model.config.eos_token_id = of_model
-        (answer,) = generate_answers(model, tokenizer, prompts[:1], batch_size=1, max_new_tokens=8)
-        assert answer == tokenizer.decode(whole[: whole.index(whole[3]) + 1], skip_special_tokens=True)
+        assert greedy_settings(model, talking, 8).eos_token_id == sorted([end, whole[3]])
+        assert generate_answers(model, talking, prompts[:1], batch_size=1, max_new_tokens=8) == [cut]
+        # A token like any other, as the default of an architecture may be, ends nothing.
+        assert greedy_settings(model, tokenizer, 8).eos_token_id == [end]
+        assert generate_answers(model, tokenizer, prompts[:1], batch_size=1, max_new_tokens=8) == [
+            tokenizer.decode(whole)
+        ]
     model.config.eos_token_id = None
-    assert greedy_settings(model, tokenizer, 8).eos_token_id == [tokenizer.eos_token_id]
+    assert greedy_settings(model, talking, 8).eos_token_id == [end]
 
 
 def test_prompts_may_be_empty_some_or_all_of_them(tokenizer, prompts):
