@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from analysis.report.report import Report
 
+PROGRAM = "python -m analysis"
 LEVELS = ("minimum", "ideal", "paper")
 BAD_INPUT, NOT_REACHED = 2, 3
 
@@ -21,17 +22,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from kv_align.runs.errors import ConfigError
 
     try:
+        if asked.verb != "compare":
+            _refuse_wrong_folder(asked.sweep)
         return {"collect": _collect, "report": _report, "compare": _compare}[asked.verb](asked)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return BAD_INPUT
     except PermissionError as error:
-        print(f"{error.filename} may not be written: make it writable, or copy the sweep.", file=sys.stderr)
+        print(f"{PROGRAM}: {error.filename} may not be written: make it writable, or copy the sweep.", file=sys.stderr)
         return BAD_INPUT
+    except (FileExistsError, NotADirectoryError) as error:
+        print(f"{PROGRAM}: {error.filename} is a file where a folder is needed: move it away.", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _refuse_wrong_folder(sweep: Path) -> None:
+    """Say what is wrong with a folder before anything heavy is imported."""
+    from analysis.read.scan import runs_of_sweep
+    from kv_align.runs.sweep_dir import SweepDirectory
+
+    directory = SweepDirectory(sweep)
+    if not directory.plan_file.exists():
+        runs_of_sweep(directory)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m analysis", description="From a folder of runs to a verdict.")
+    parser = argparse.ArgumentParser(PROGRAM, description="From a folder of runs to a verdict.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     collect = verbs.add_parser("collect", help="read a sweep into tidy tables, Parquet and CSV")
     report = verbs.add_parser("report", help="test, judge and report a sweep")

@@ -9,12 +9,19 @@ SPACE = "\u00a0"
 """Between a number and its unit: a line does not break there."""
 
 
-def percent(value: float, *, signed: bool = True, digits: int = 1) -> str:
-    """`+1.0 %`, `−3.0 %`."""
+def percent(value: float, *, signed: bool = True, digits: int | None = None) -> str:
+    """`+1.0 %`, `−3.0 %`; more digits where one would show nothing: `−0.02 %`."""
+    digits = _places(value) if digits is None else digits
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     # A rounded zero has no sign.
     text = text.lstrip("+-") if float(text) == 0 else text
     return text.replace("-", MINUS) + f"{SPACE}%"
+
+
+def _places(size: float) -> int:
+    """Decimal places in which a size can be seen: one from 0.1 on, up to four below."""
+    size = abs(size)
+    return next((places for places, least in ((1, 0.1), (2, 0.01), (3, 0.001)) if size >= least), 4 if size else 1)
 
 
 def declared_percent(value: float, *, signed: bool = False) -> str:
@@ -27,19 +34,44 @@ def share(value: float) -> str:
     return f"{100 * value:.3g}{SPACE}%"
 
 
+def share_of_one(value: float) -> str:
+    """A probability: `.62`, `> .99`."""
+    text = f"{value:.2f}"
+    return "> .99" if text == "1.00" else "< .01" if text == "0.00" else text.removeprefix("0")
+
+
 def percent_interval(low: float, high: float) -> str:
-    """`−4.1 to −1.9 %`."""
-    return f"{percent(low)[:-2]} to {percent(high)}"
+    """`−4.1 to −1.9 %`, with as many places as its width needs."""
+    digits = _places(high - low)
+    return f"{percent(low, digits=digits)[:-2]} to {percent(high, digits=digits)}"
+
+
+def effect(mean: float, metric: str) -> str:
+    """A difference in a metric as a reader takes it: perplexity in percent, exact match in points, else as it is."""
+    if metric == "validation_loss":
+        return percent(100 * math.expm1(mean))
+    return f"{number(100 * mean, 2, signed=True)} points" if metric == "exact_match" else number(mean, 2, signed=True)
+
+
+def metric_name(metric: str) -> str:
+    """What a metric of the criteria is called in a sentence."""
+    return {
+        "validation_loss": "perplexity",
+        "training_area": "area under the training loss",
+        "probe_r2": "probe R²",
+    }.get(metric, metric.replace("_", " "))
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number to so many significant digits; an en dash where there is none."""
+    """A number to so many significant digits; an en dash where there is none, and no powers of ten for the small."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
-    if not -4 <= size <= 6:
+    if size < -4:
+        return f"{'> ' + MINUS if value < 0 else '< '}0.0001"
+    if size > 6:
         text = f"{value:+.{digits - 1}e}" if signed else f"{value:.{digits - 1}e}"
     else:
         places = max(0, digits - 1 - size)

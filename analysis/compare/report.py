@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.compare.looks import caveat, criteria_of, planned_sweeps, record_looks
 from analysis.compare.sections import audit, configuration, mean_of, quality
 from analysis.compare.sides import Side, read_side
 from analysis.design.cells import COLUMNS, FINISHED, cell_of
@@ -57,9 +58,13 @@ def write_comparison(a: str, b: str, output: Path) -> Path:
         raise ConfigError(f"--output={output} is not allowed: there is no folder {output.parent}; create it.")
     criteria, _ = load_criteria(default_criteria_file())
     sides = (read_side("A", a, criteria), read_side("B", b, criteria))
-    comparison = _compare(sides, criteria)
+    criteria = criteria_of(sides, criteria)
+    comparison = _compare(sides, criteria, complete=all(sweep.complete for sweep in planned_sweeps(sides)))
+    result = _result(sides, comparison, criteria)
+    looks = record_looks(sides, comparison, result)
     blocks: list[Block] = [
-        *_result(sides, comparison, criteria),
+        Paragraph(result, "Result."),
+        caveat(sides, comparison, criteria, looks),
         *_curves(sides, comparison, criteria, output),
         *_validation(sides),
         *quality(sides),
@@ -71,62 +76,44 @@ def write_comparison(a: str, b: str, output: Path) -> Path:
     return output
 
 
-def _compare(sides: tuple[Side, Side], criteria: Criteria) -> ArmComparison:
+def _compare(sides: tuple[Side, Side], criteria: Criteria, *, complete: bool) -> ArmComparison:
     metrics = pd.concat([side.metrics for side in sides])
     runs = [record["run"] for side in sides for record in side.records]
-    found = areas(metrics, runs, criteria.training_window).by_run
+    area_of = areas(metrics, runs, criteria.training_window).by_run
     cells = [
         {
             "arm": letter,
             "group": "",
             "control": False,
             "seed": int(record["seed"]),
-            **cell_of({**record, "training_area": found.get(record["run"])}),
+            **cell_of({**record, "training_area": area_of.get(record["run"])}),
         }
         for letter, side in zip("AB", sides, strict=True)
         for record in side.records
         if record.get("seed") is not None and record["seed"] == record["seed"]
     ]
-    paired = PairedGrid(pd.DataFrame(cells, columns=list(COLUMNS)))
-    return decide_alone(estimate(paired, "contrast", "A − B", ("A", ""), ("B", ""), "", criteria), criteria)
+    paired = PairedGrid(pd.DataFrame(cells, columns=list(COLUMNS)), complete=complete)
+    comparison = estimate(paired, "contrast", "A − B", ("A", ""), ("B", ""), "", criteria)
+    return decide_alone(comparison, criteria) if complete else comparison
 
 
-def _result(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criteria) -> list[Block]:
+def _result(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criteria) -> str:
     a, b = sides
     summary = comparison.summary
-    if summary is not None:
-        change = relative_percent(summary.mean)
-        said = (
-            f"A ({a.name}) has {percent(abs(change), signed=False)} {'lower' if change < 0 else 'higher'} "
-            f"validation perplexity than B ({b.name}), paired over {count(summary.num_pairs, 'seed')}"
-        )
-        if summary.interval is not None:
-            low, high = (relative_percent(end) for end in summary.interval)
-            interval = f"{share(criteria.confidence)} interval {percent_interval(low, high)}"
-            said += f" ({interval}; {test_phrase(comparison, criteria)})"
-        said += "."
-    else:
-        said = _unpaired(sides)
-    blocks: list[Block] = [Paragraph(said, "Result.")]
-    if len(comparison.pairs.seeds) < 2:
-        blocks.append(
-            Paragraph(
-                "One seed cannot show that A and B differ: another seed may turn the order, and how much seeds "
-                "differ is not known from one. There is no p value and no interval; run both with 8 seeds or more.",
-                "What this cannot show.",
-                "warning",
-            )
-        )
-    else:
-        blocks.append(
-            Paragraph(
-                "This comparison was not declared before the runs and is exploratory: other pairs of arms may "
-                "have been looked at too, and this p value knows nothing of them.",
-                "What this cannot show.",
-                "warning",
-            )
-        )
-    return blocks
+    if summary is None:
+        return _unpaired(sides)
+    change = relative_percent(summary.mean)
+    sentence = (
+        f"A ({a.name}) has {percent(abs(change), signed=False)} {'lower' if change < 0 else 'higher'} "
+        f"validation perplexity than B ({b.name}), paired over {count(summary.num_pairs, 'seed')}"
+    )
+    if summary.interval is not None:
+        low, high = (relative_percent(end) for end in summary.interval)
+        interval = f"{share(criteria.confidence)} interval {percent_interval(low, high)}"
+        sentence += f" ({interval}; {test_phrase(comparison, criteria)})"
+    elif summary.sd is not None:
+        sentence += f" (spread between seeds {percent(relative_percent(summary.sd), signed=False)})"
+    return f"{sentence}."
 
 
 def _unpaired(sides: tuple[Side, Side]) -> str:
@@ -144,18 +131,20 @@ def _unpaired(sides: tuple[Side, Side]) -> str:
 def _curves(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criteria, output: Path) -> list[Block]:
     drawn, tables = [], []
     for letter, side, colour in zip("AB", sides, (PALETTE[1], INK), strict=True):
-        found = curves(side.metrics, _runs(side), "task_loss", until=EARLY_STEPS)
-        if found is None or len(found.steps) < 2:
+        drawable = curves(side.metrics, _runs(side), "task_loss", until=EARLY_STEPS)
+        if drawable is None or len(drawable.steps) < 2:
             return [Heading(2, "Training loss"), Paragraph(f"{letter} logged no training loss that can be drawn.")]
-        drawn.append(Curve(letter, colour, found.steps, pointwise_band(found.values, confidence=criteria.confidence)))
-        tables.append(found)
+        drawn.append(
+            Curve(letter, colour, drawable.steps, pointwise_band(drawable.values, confidence=criteria.confidence))
+        )
+        tables.append(drawable)
     common = np.intersect1d(tables[0].steps, tables[1].steps)
     if len(common) < 2:
         return [
             Heading(2, "Training loss"),
             Paragraph("A and B logged at different steps, so no step can be compared."),
         ]
-    mean_a, mean_b = (each.values[:, np.isin(each.steps, common)].mean(axis=0) for each in tables)
+    mean_a, mean_b = (table.values[:, np.isin(table.steps, common)].mean(axis=0) for table in tables)
     difference = Curve("A − B", PALETTE[1], common, pointwise_band((mean_a - mean_b)[None, :]))
     last = common[-1]
     with figure_style():
@@ -192,12 +181,12 @@ def _curves(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Crite
 
 
 def _validation(sides: tuple[Side, Side]) -> list[Block]:
-    found = [curves(side.evaluations, _runs(side), "validation_loss") for side in sides]
-    a, b = found
+    by_side = [curves(side.evaluations, _runs(side), "validation_loss") for side in sides]
+    a, b = by_side
     if a is None or b is None or len(np.intersect1d(a.steps, b.steps)) == 0:
         return [Heading(2, "Validation at equal steps"), Paragraph("There is no step at which both were evaluated.")]
     common = np.intersect1d(a.steps, b.steps)
-    losses = [each.values[:, np.isin(each.steps, common)].mean(axis=0) for each in (a, b)]
+    losses = [table.values[:, np.isin(table.steps, common)].mean(axis=0) for table in (a, b)]
     rows = tuple(
         (f"{step:g}", number(float(np.exp(x)), 4), number(float(np.exp(y)), 4), percent(relative_percent(float(x - y))))
         for step, x, y in zip(common, *losses, strict=True)

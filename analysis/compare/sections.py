@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from analysis.verdict.provenance import KINDS
 from analysis.words import count, number
 
 _QUALITY = (
-    ("validation_perplexity", "validation perplexity", False),
+    ("validation_loss", "validation perplexity", False),
     ("exact_match", "exact match (share)", True),
-    ("validation_kv_loss", "KV loss on the validation split", False),
-    ("cosine_key", "cosine of keys, through its own aligner", True),
-    ("cosine_value", "cosine of values, through its own aligner", True),
+    ("validation_kv_loss", "KV loss on the validation split", None),
+    ("cosine_key", "cosine of keys, through its own aligner", None),
+    ("cosine_value", "cosine of values, through its own aligner", None),
     ("norm_ratio_key", "norm ratio of keys, student over target", None),
     ("norm_ratio_value", "norm ratio of values, student over target", None),
     ("probe_r2_key", "probe R² of keys", True),
@@ -42,6 +43,8 @@ def quality(sides: tuple[Side, Side]) -> list[Block]:
         better = ""
         if a is not None and b is not None and higher_is_better is not None and a != b:
             better = "A" if (a > b) == higher_is_better else "B"
+        if column == "validation_loss":  # the same geometric mean as in the table of equal steps
+            a, b = (None if value is None else math.exp(value) for value in (a, b))
         rows.append((name, number(a, 4), number(b, 4), better))
     if not rows:
         return []
@@ -50,8 +53,9 @@ def quality(sides: tuple[Side, Side]) -> list[Block]:
         Table(
             ("", "A", "B", "better"),
             tuple(rows),
-            "Means over runs. A cosine is seen through the run's own aligner and cannot be compared between "
-            "aligners; the probe is the same for both.",
+            "Means over runs, of perplexity the geometric one. KV loss and cosine are seen through the run's own "
+            "aligner and "
+            "cannot be compared between aligners; the probe is the same for both.",
             frozenset({"A", "B"}),
         ),
     ]
@@ -95,12 +99,12 @@ def audit(sides: tuple[Side, Side], comparison: ArmComparison) -> list[Block]:
 
 def _made_differently(sides: tuple[Side, Side]) -> list[str]:
     """Every kind of origin of which the two sides do not have the same single one."""
-    said = []
+    sentences = []
     for column, (_, many) in KINDS.items():
         a, b = (sorted({str(record.get(column) or "unknown") for record in side.records}) for side in sides)
         if a != b or len(a) > 1:
-            said.append(f"Different {many}, which are part of the difference: A {'; '.join(a)}, B {'; '.join(b)}")
-    return said
+            sentences.append(f"Different {many}, which are part of the difference: A {'; '.join(a)}, B {'; '.join(b)}")
+    return sentences
 
 
 def _state(record: dict[str, Any]) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.design.cells import grid_of
+from analysis.design.cells import Grid, grid_of
 from analysis.design.criteria import Criteria
+from analysis.design.declared import criteria_for
 from analysis.read import rows
-from analysis.read.collect import collect
+from analysis.read.collect import Collected, collect
+from analysis.read.cross_check import cross_check, last_evaluations, outcome_means
 from analysis.read.health import smallest_variance_shares
-from analysis.read.records import UNREADABLE, read_record
+from analysis.read.records import UNREADABLE, read_outcomes, read_record
+from analysis.verdict.verdict import paired_grid
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 
@@ -35,6 +38,8 @@ class Side:
         Of its runs.
     problems
         What is wrong with its folders.
+    sweep
+        The planned sweep that it is an arm of; None for a run's folder and for an arm of a plain multirun.
     """
 
     name: str
@@ -43,6 +48,31 @@ class Side:
     metrics: pd.DataFrame
     evaluations: pd.DataFrame
     problems: list[str]
+    sweep: PlannedSweep | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedSweep:
+    """The planned sweep that a side is taken from, whose rules hold for a comparison of its arms too.
+
+    Attributes
+    ----------
+    collected, grid, criteria
+        What was read, the expected grid, and what was declared.
+    arm, group
+        The side's place in it.
+    """
+
+    collected: Collected
+    grid: Grid
+    criteria: Criteria
+    arm: str
+    group: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many runs ended as was declared; before that nothing is tested."""
+        return paired_grid(self.grid, self.criteria).complete
 
 
 def read_side(letter: str, asked: str, criteria: Criteria) -> Side:
@@ -79,15 +109,20 @@ def _run(letter: str, path: Path) -> Side:
     metrics = rows.read_many([(letter, directory.metrics_file)])
     evaluations = rows.read_many([(letter, directory.evaluations_file)])
     record["variance_share_min"] = smallest_variance_shares(metrics.table, metrics.counts).get(letter)
-    found = [*record["problems"], *metrics.problems.get(letter, []), *evaluations.problems.get(letter, [])]
+    evaluated = last_evaluations(evaluations.table, evaluations.counts).get(letter)
+    means = outcome_means(*read_outcomes([(letter, directory.outcomes_file)], {})).get(letter, {})
+    record |= cross_check(record, evaluated, means)
+    problems = [*record["problems"], *metrics.problems.get(letter, []), *evaluations.problems.get(letter, [])]
     name = f"{record['arm']}, {record['loss']}, seed {record['seed']}"
     config = json.loads(record["config"]) if record["config"] else {}
     tables = (metrics.table.to_pandas(), evaluations.table.to_pandas())
-    return Side(name, [record], config, *tables, [f"{path}: {problem}" for problem in found])
+    return Side(name, [record], config, *tables, [f"{path}: {problem}" for problem in problems])
 
 
 def _arm(letter: str, path: Path, arm: str, loss: str | None, criteria: Criteria) -> Side:
     collected = collect(path)
+    if collected.plan is not None:
+        criteria, _, _ = criteria_for(collected, None)
     grid = grid_of(collected, criteria, needs_baseline=False)
     groups = [group for name, group, _ in grid.arms if name == arm]
     if not groups:
@@ -123,4 +158,5 @@ def _arm(letter: str, path: Path, arm: str, loss: str | None, criteria: Criteria
         if not run
     ]
     name = f"{arm}, {group}" if group else arm
-    return Side(name, records, grid.configs.get((arm, group), {}), tables[0], tables[1], named)
+    sweep = PlannedSweep(collected, grid, criteria, arm, group) if collected.plan is not None else None
+    return Side(name, records, grid.configs.get((arm, group), {}), tables[0], tables[1], named, sweep)

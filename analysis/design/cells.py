@@ -5,6 +5,7 @@ The columns that later steps read are `COLUMNS`; a simulation makes the same tab
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,9 +31,9 @@ METRICS = (
     "variance_share_min",
     "untrained_validation_loss",
 )
-COLUMNS = (*IDENTITY, "run", "state", "reason", *HASHES, *METRICS)
+COLUMNS = (*IDENTITY, "run", "state", "reason", *HASHES, "inputs", *METRICS)
 
-FINISHED, DIVERGED, MISSING = "finished", "diverged", "missing"
+FINISHED, DIVERGED, MISSING, DAMAGED = "finished", "diverged", "missing", "damaged"
 """States that later steps tell apart; every other one (failed, interrupted, running, damaged) is a run not ended."""
 
 
@@ -109,18 +110,18 @@ def grid_of(
     expected = expected_runs(collected)
     runs = _with_metrics(collected, criteria)
     rows = [
-        {"arm": each.arm, "group": each.group, "control": each.control, "seed": each.seed}
-        | cell_of(runs.get(each.folder))
-        for each in expected.runs
+        {"arm": run.arm, "group": run.group, "control": run.control, "seed": run.seed}
+        | _with_inputs(cell_of(runs.get(run.folder)), run.inputs)
+        for run in expected.runs
     ]
-    names = list(dict.fromkeys(each.arm for each in expected.runs))
+    names = list(dict.fromkeys(run.arm for run in expected.runs))
     chosen = baseline or expected.baseline or (None if needs_baseline else names[0])
     if chosen is None:
         raise ConfigError(
             f"{collected.sweep} holds no flat arm to compare with: its arms are {', '.join(names)}; choose one with "
             "--baseline ARM."
         )
-    if needs_baseline and all(each.control for each in expected.runs):
+    if needs_baseline and all(run.control for run in expected.runs):
         raise ConfigError(
             f"{collected.sweep} holds controls only ({', '.join(names)}), which stand outside every loss: compare two of "
             "them with python -m analysis compare SWEEP:ARM SWEEP:ARM."
@@ -143,18 +144,18 @@ def grid_of(
 def _with_metrics(collected: Collected, criteria: Criteria) -> dict[str, dict[str, Any]]:
     """By run, the columns of `runs` and the metrics that are computed from other tables."""
     runs = collected.runs
-    found: dict[str, dict[str, Any]] = {str(row["run"]): {**row} for row in runs.to_dict("records")}  # type: ignore[dict-item]
+    by_run: dict[str, dict[str, Any]] = {str(row["run"]): {**row} for row in runs.to_dict("records")}  # type: ignore[dict-item]
     steps = collected.training()
-    finished = [run for run, row in found.items() if row["state"] == FINISHED]
+    finished = [run for run, row in by_run.items() if row["state"] == FINISHED]
     for run, area in areas(steps, finished, criteria.training_window).by_run.items():
-        found[run]["training_area"] = area
+        by_run[run]["training_area"] = area
     if criteria.primary.step != "last":
         evaluations = collected.table("evaluations", ["run", "step", "validation_loss"])
         at_step = evaluations[evaluations["step"] == criteria.primary.step]
         chosen = dict(zip(at_step["run"], at_step["validation_loss"], strict=True))
-        for run, row in found.items():
+        for run, row in by_run.items():
             row["loss_at_step"] = chosen.get(run)
-    return found
+    return by_run
 
 
 def cell_of(row: dict[str, Any] | None) -> dict[str, Any]:
@@ -163,10 +164,10 @@ def cell_of(row: dict[str, Any] | None) -> dict[str, Any]:
     `training_area` is added to the row, and `loss_at_step` where the criteria name a step that is not the last.
     """
     if row is None:
-        return {"run": "", "state": MISSING, "reason": "no folder holds it", **dict.fromkeys(HASHES, "")}
+        return {"run": "", "state": MISSING, "reason": "no folder holds it", **dict.fromkeys((*HASHES, "inputs"), "")}
     state, reason = _state(row)
     cell = {"run": row["run"], "state": state, "reason": reason}
-    cell |= {name: row.get(name) or "" for name in HASHES}
+    cell |= {name: row.get(name) or "" for name in (*HASHES, "inputs")}
     values: dict[str, Any] = {name: row.get(name) for name in METRICS} if state == FINISHED else {}
     for name in ("probe_r2", "cosine"):
         both = [row.get(f"{name}_{kind}") for kind in ("key", "value")]
@@ -179,16 +180,26 @@ def cell_of(row: dict[str, Any] | None) -> dict[str, Any]:
     return cell | values
 
 
+def _with_inputs(cell: dict[str, Any], configured: dict[str, Any]) -> dict[str, Any]:
+    """The cell with what its run read: as its provenance recorded it, else as its configuration has it."""
+    return cell if cell["inputs"] or not configured else cell | {"inputs": json.dumps(configured, sort_keys=True)}
+
+
 def _state(row: dict[str, Any]) -> tuple[str, str]:
-    """What a run counts as: a finished one without its numbers is damaged, one without a finite loss has diverged."""
+    """What a run counts as: only one that says so has diverged; one whose numbers are missing or contradicted is "
+    "damaged."""
     state, reason = row["state"], row.get("reason") or ""
+    if state == UNREADABLE:
+        return state, "its folder or its status cannot be read"
+    if len(row["contradictions"]):
+        return DAMAGED, "; ".join(row["contradictions"])
     if state != FINISHED:
-        return state, "its status cannot be read" if state == UNREADABLE else reason
+        return state, reason
     if not row["has_summary"]:
-        return "damaged", "it finished, but its summary cannot be read"
+        return DAMAGED, "it finished, but its summary cannot be read"
     loss = row.get("validation_loss")
     if loss is None or loss != loss:
-        return DIVERGED, "it finished, but its validation loss is not a finite number"
+        return DAMAGED, "it finished, but its validation loss is missing, or not a finite number"
     return FINISHED, ""
 
 

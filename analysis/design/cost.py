@@ -62,7 +62,7 @@ def costs(grid: Grid, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCost
     """
     logged = metrics.groupby("run", observed=True)["elapsed_s"].max()
     logged.index = logged.index.astype(str)
-    found = []
+    by_arm = []
     for arm, group, _ in grid.arms:
         cells = grid.cells[(grid.cells["arm"] == arm) & (grid.cells["group"] == group)]
         own = runs.loc[[run for run in cells["run"] if run in runs.index]]
@@ -78,8 +78,8 @@ def costs(grid: Grid, runs: pd.DataFrame, metrics: pd.DataFrame) -> list[ArmCost
             flops = tokens * (6 * (student + aligner) + (2 * teacher if reads_teacher else 0))
         step_s = _mean(own, "step_time_s_median")
         hours = float(spent.sum()) / 3600 if spent.notna().any() else None
-        found.append(ArmCost(arm, group, len(own), hours, tokens, student, aligner, teacher, flops, step_s))
-    return found
+        by_arm.append(ArmCost(arm, group, len(own), hours, tokens, student, aligner, teacher, flops, step_s))
+    return by_arm
 
 
 def _mean(runs: pd.DataFrame, column: str) -> float | None:

@@ -31,6 +31,24 @@ class Primary(_Section):
     step: Literal["last"] | Annotated[int, Field(ge=0)]
 
 
+Metric = Literal["validation_loss", "training_area", "probe_r2", "exact_match"]
+
+
+class SequenceStep(_Section):
+    """One test of the paper level: an arm against another within a loss, and in which direction it has to differ."""
+
+    arm: str
+    against: str
+    loss: str
+    metric: Metric
+    direction: Literal["lower", "higher"]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a negative difference is the declared direction."""
+        return self.direction == "lower"
+
+
 class Minimum(_Section):
     """Harm that is tolerated, in percent of perplexity."""
 
@@ -70,6 +88,24 @@ class Criteria(_Section):
     training_window: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
     threshold_share: Share
     contrasts: dict[str, Contrast]
+    sequence: Annotated[tuple[SequenceStep, ...], Field(min_length=1)] | None = None
+
+    @property
+    def steps(self) -> tuple[SequenceStep, ...]:
+        """The tests of the paper level in their order; criteria that declare none get what their levels name.
+
+        Criteria were frozen without a sequence by version 0.1.0; the report says that it was not declared then.
+        """
+        if self.sequence is not None:
+            return self.sequence
+        primary = self.primary
+        pair = {"arm": primary.arm, "against": primary.baseline, "loss": primary.loss}
+        return (
+            SequenceStep(**pair, metric="validation_loss", direction="lower"),
+            SequenceStep(**pair | {"against": self.ideal.better_than}, metric="validation_loss", direction="lower"),
+            SequenceStep(**pair, metric="training_area", direction="lower"),
+            SequenceStep(**pair, metric="probe_r2", direction="higher"),
+        )
 
     @property
     def tolerated_nats(self) -> float:
@@ -103,17 +139,31 @@ def parse_criteria(raw: Any, source: str) -> Criteria:
         For the first unknown or missing key, wrong type or value outside its range.
     """
     try:
-        return Criteria.model_validate(raw)
+        criteria = Criteria.model_validate(raw)
     except ValidationError as error:
         finding = error.errors(include_url=False)[0]
         if finding["type"] == "extra_forbidden":
             *parents, _ = finding["loc"]
             known = Criteria.model_fields
+            inside = SequenceStep if parents[:1] == ["sequence"] else Contrast
             for parent in parents:
-                section = known[str(parent)].annotation if str(parent) in known else Contrast
+                section = known[str(parent)].annotation if str(parent) in known else inside
                 known = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else known
             raise unknown_key(".".join(map(str, finding["loc"])), known, source) from None
         raise first_error(error, f"{source}:") from None
+    first, primary = criteria.steps[0], criteria.primary
+    if (first.arm, first.against, first.loss, first.metric) != (
+        primary.arm,
+        primary.baseline,
+        primary.loss,
+        primary.metric,
+    ):
+        raise ConfigError(
+            f"{source}: sequence.0 compares {first.arm} with {first.against} in {first.metric}, loss {first.loss}, "
+            "which is "
+            f"not the primary comparison: begin the sequence with it."
+        )
+    return criteria
 
 
 def load_criteria(file: Path) -> tuple[Criteria, dict[str, Any]]:

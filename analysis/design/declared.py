@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from analysis.design.criteria import Criteria, criteria_hash, default_criteria_f
 from analysis.design.history import Looks
 from analysis.read.collect import Collected
 from analysis.words import count
+from kv_align.runs.sweep_dir import SweepDirectory
 
 
 def criteria_for(collected: Collected, file: Path | None) -> tuple[Criteria, dict[str, Any], bool]:
@@ -41,7 +43,13 @@ def holds_primary(grid: Grid, criteria: Criteria) -> bool:
 
 
 def departures(
-    collected: Collected, grid: Grid, criteria: Criteria, differ: bool, baseline: str | None, look: Looks
+    collected: Collected,
+    grid: Grid,
+    criteria: Criteria,
+    differ: bool,
+    baseline: str | None,
+    look: Looks,
+    broken: list[str],
 ) -> tuple[str, ...]:
     """Say why a report is exploratory; nothing where everything is as it was declared.
 
@@ -53,12 +61,17 @@ def departures(
         The one asked for instead of the plan's.
     look
         How often the results were looked at.
+    broken
+        What is wrong with the history of earlier looks, in sentences.
     """
-    reasons = []
-    if collected.plan is None:
-        reasons.append("The runs were not planned: there is no frozen plan, so nothing was declared before them.")
+    reasons = [*_not_before_the_runs(collected, grid), *broken]
     if differ:
         reasons.append("The criteria of this report are not the ones that were frozen with the plan.")
+    if criteria.sequence is None and collected.plan is not None:
+        reasons.append(
+            "The criteria declare no sequence of tests for the paper level, as version 0.1.0 froze them: the one that is "
+            "shown here follows from their primary comparison and control, and was not declared before the runs."
+        )
     if baseline is not None and collected.plan is not None and baseline != collected.plan.baseline:
         reasons.append(f"The baseline of this report is {baseline}; the plan's is {collected.plan.baseline}.")
     elif grid.baseline != criteria.primary.baseline:
@@ -76,3 +89,34 @@ def departures(
             f"The primary test was made on {look.tests} different sets of runs, and {criteria.looks} was declared."
         )
     return tuple(reasons)
+
+
+CLOCKS_S = 120.0
+"""By how much the clocks of two machines may differ."""
+
+
+def _not_before_the_runs(collected: Collected, grid: Grid) -> list[str]:
+    """Say what contradicts that the plan was there, as it is now, before its runs: their own records are asked."""
+    plan = collected.plan
+    if plan is None and SweepDirectory(collected.sweep).runs.is_dir():
+        return ["There is no plan.json beside runs/: it was removed, or nothing was declared before these runs."]
+    if plan is None:
+        return ["The runs were not planned: there is no frozen plan, so nothing was declared before them."]
+    reasons = []
+    used = collected.runs.loc[[run for run in grid.cells["run"] if run in collected.runs.index]]
+    started = used["first_started"].astype(float)
+    early = int((started < plan.created - CLOCKS_S).sum())
+    if early:
+        reasons.append(
+            f"{count(early, 'run')} had started before the plan was made, so it was not declared before them."
+        )
+    recorded = used["criteria_sha256"].fillna("").astype(str)
+    other = int(((recorded != "") & (recorded != plan.criteria_hash)).sum())
+    if other:
+        reasons.append(f"{count(other, 'run')} recorded other criteria than those of the plan.")
+    planned = {run.content_hash: json.dumps(run.config.get("inputs") or {}, sort_keys=True) for run in plan.runs}
+    read = zip(used["content_hash"], used["inputs"].fillna(""), strict=True)
+    changed = sum(bool(own) and planned.get(identity, "{}") not in ("{}", own) for identity, own in read)
+    if changed:
+        reasons.append(f"{count(changed, 'run')} read other inputs (data, models or tokenizers) than were planned.")
+    return reasons

@@ -27,6 +27,8 @@ class ExpectedRun:
         As in `kv_align.runs.sweep_dir.PlannedRun`.
     folder
         Key of the run folder that counts; it need not exist, and is empty where a multirun lacks the cell.
+    inputs
+        SHA-256 of what its configuration says that it reads, by name; empty where that was not recorded.
     """
 
     arm: str
@@ -34,6 +36,7 @@ class ExpectedRun:
     control: bool
     seed: int
     folder: str
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,21 @@ def _planned(collected: Collected, plan: Plan) -> Expected:
     states = _states(collected)
     runs = []
     for planned in plan.runs:
-        own, there = f"{RUNS}/{planned.id}", by_hash.get(planned.content_hash, [])
-        folder = chosen_folder(there, states, own) if there else own
-        runs.append(ExpectedRun(planned.arm, planned.group, planned.control, planned.seed, folder))
+        own, folders = f"{RUNS}/{planned.id}", by_hash.get(planned.content_hash, [])
+        folder = chosen_folder(folders, states, own) if folders else own
+        inputs = planned.config.get("inputs") or {}
+        runs.append(ExpectedRun(planned.arm, planned.group, planned.control, planned.seed, folder, inputs))
     configs: dict[tuple[str, str], dict[str, Any]] = {}
     for planned in plan.runs:
         configs.setdefault((planned.arm, planned.group), planned.config)
     percent = {
-        arm: float(each["expected_percent"])
-        for arm, each in plan.arms.items()
-        if each.get("expected_percent") is not None
+        arm: float(settings["expected_percent"])
+        for arm, settings in plan.arms.items()
+        if settings.get("expected_percent") is not None
     }
-    descriptions = {arm: str(each["description"]) for arm, each in plan.arms.items() if each.get("description")}
+    descriptions = {
+        arm: str(settings["description"]) for arm, settings in plan.arms.items() if settings.get("description")
+    }
     return Expected(tuple(runs), configs, plan.baseline, percent, descriptions)
 
 
@@ -96,14 +102,15 @@ def _found(collected: Collected) -> Expected:
     runs = collected.runs[collected.runs["state"] != UNREADABLE]
     folders = runs.groupby("content_hash", sort=False)["run"].agg(list)
     states = _states(collected)
-    used = [chosen_folder(each, states) for each in folders]
+    used = [chosen_folder(member, states) for member in folders]
     runs = runs[runs["run"].isin(used)]
     if runs.empty:
         raise ConfigError(f"{collected.sweep} holds no run whose status can be read: nothing can be reported.")
-    configs = [json.loads(text) if text else {} for text in runs["config"]]
+    configs = _with_siblings(list(zip(runs["arm"], runs["loss"], strict=True)), list(runs["config"]))
     controls = [_is_control(config) for config in configs]
     names = _telling_names(list(runs["arm"]), list(runs["loss"]), configs)
     by_cell: dict[tuple[str, str], dict[str, Any]] = {}
+    inputs: dict[str, dict[str, Any]] = {}
     places: dict[tuple[str, str, bool], dict[int, str]] = {}
     identities = zip(runs["run"], runs["loss"], runs["seed"], runs["content_hash"], strict=True)
     for (run, loss, seed, content_hash), name, config, control in zip(
@@ -114,16 +121,34 @@ def _found(collected: Collected) -> Expected:
             # Another run under the same name, whose configuration cannot be read: its hash still tells it apart.
             name = f"{name} {content_hash[:8]}"
         by_cell.setdefault((name, group), config)
+        inputs[run] = config.get("inputs") or {}
         places.setdefault((name, group, control), {})[int(seed)] = run
-    seeds = sorted({seed for found in places.values() for seed in found})
-    paired = [
-        ExpectedRun(arm, group, control, seed, found.get(seed, ""))
-        for (arm, group, control), found in sorted(places.items(), key=lambda item: item[0][2])
+    seeds = sorted({seed for by_seed in places.values() for seed in by_seed})
+    grid = [
+        ExpectedRun(arm, group, control, seed, by_seed.get(seed, ""), inputs.get(by_seed.get(seed, ""), {}))
+        for (arm, group, control), by_seed in sorted(places.items(), key=lambda item: item[0][2])
         for seed in seeds
     ]
-    arms = list(dict.fromkeys(each.arm for each in paired))
+    arms = list(dict.fromkeys(member.arm for member in grid))
     flat = (arm for arm in arms if _is_flat(arm, by_cell))
-    return Expected(tuple(paired), by_cell, "baseline" if "baseline" in arms else next(flat, None))
+    return Expected(tuple(grid), by_cell, "baseline" if "baseline" in arms else next(flat, None))
+
+
+def _with_siblings(cells: list[tuple[str, str]], texts: list[str]) -> list[dict[str, Any]]:
+    """The configurations; where one cannot be read, that of the others of its arm and loss, if they have but one.
+
+    A run whose configuration is gone would else differ from all others in every key.
+    """
+    configs = [json.loads(text) if text else {} for text in texts]
+    variants: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for cell, config in zip(cells, configs, strict=True):
+        if config:
+            key = json.dumps(dict(config_leaves(config)), sort_keys=True)
+            variants.setdefault(cell, {})[key] = config
+    return [
+        next(iter(variants[cell].values())) if not config and len(variants.get(cell, {})) == 1 else config
+        for cell, config in zip(cells, configs, strict=True)
+    ]
 
 
 def _states(collected: Collected) -> dict[str, str]:
@@ -147,7 +172,8 @@ def _telling_names(arms: list[str], losses: list[str], configs: list[dict[str, A
     flat = [dict(config_leaves(config)) for config in configs]
     names = list(arms)
     for cell in set(zip(arms, losses, strict=True)):
-        members = [place for place in range(len(arms)) if (arms[place], losses[place]) == cell]
+        # One whose configuration cannot be read tells nothing of the others' keys.
+        members = [place for place in range(len(arms)) if (arms[place], losses[place]) == cell and flat[place]]
         keys = sorted({key for place in members for key in flat[place]})
         differing = [key for key in keys if len({json.dumps(flat[place].get(key)) for place in members}) > 1]
         for place in members:

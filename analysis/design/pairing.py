@@ -1,11 +1,13 @@
 """Pairs of runs with the same seed, and the audit that they may be paired.
 
-A seed fixes the student's start and the data order in every arm. That is not believed but checked: both hashes were
-recorded when the run was built, and what does not match is refused, with the reason.
+A seed fixes the student's start and the data order in every arm, and all arms read the same data, teacher and tokenizers.
+That is not believed but checked: the hashes of all of them were recorded when the run was built, and what does not match is
+refused, with the reason. Runs of version 0.1.0 recorded no inputs; they are paired, and the report says so.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +85,13 @@ class PairedGrid:
     ----------
     cells
         DataFrame with the columns of `analysis.design.cells.COLUMNS`.
+    complete
+        Whether as many runs ended as was declared. Where they did not nothing is tested, and there are no intervals
+        either: an interval that excludes zero is a test in all but name.
     """
 
-    def __init__(self, cells: pd.DataFrame) -> None:
+    def __init__(self, cells: pd.DataFrame, *, complete: bool = True) -> None:
+        self.complete = complete
         self._cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
         columns = [cells[name].tolist() for name in cells.columns]
         for values in zip(*columns, strict=True):
@@ -119,11 +125,11 @@ class PairedGrid:
             value = np.nan if diverged else float(a[metric])
             kept.append((seed, value, np.nan if reference_diverged else float(b[metric]), diverged, reference_diverged))
         return Pairs(
-            tuple(each[0] for each in kept),
-            np.array([each[1] for each in kept], dtype=np.float64),
-            np.array([each[2] for each in kept], dtype=np.float64),
-            np.array([each[3] for each in kept], dtype=bool),
-            np.array([each[4] for each in kept], dtype=bool),
+            tuple(entry[0] for entry in kept),
+            np.array([entry[1] for entry in kept], dtype=np.float64),
+            np.array([entry[2] for entry in kept], dtype=np.float64),
+            np.array([entry[3] for entry in kept], dtype=bool),
+            np.array([entry[4] for entry in kept], dtype=bool),
             tuple(unpaired),
         )
 
@@ -137,7 +143,27 @@ def audit(a: dict[str, Any], b: dict[str, Any]) -> str:
             reasons.append(f"the hash of the {name} was not recorded")
         elif ours != theirs:
             reasons.append(f"the {name} differs ({ours[:8]} and {theirs[:8]})")
-    return "; ".join(reasons)
+    return "; ".join([*reasons, *_different_inputs(inputs_of(a), inputs_of(b))])
+
+
+def inputs_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What a cell's run read, as SHA-256 by name; empty where it did not record it."""
+    text = row.get("inputs")
+    inputs = json.loads(text) if isinstance(text, str) and text else None
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def _different_inputs(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Say which inputs of a pair differ; none where one of the runs recorded none at all."""
+    reasons = []
+    for name in sorted(a.keys() | b.keys()) if a and b else []:
+        ours, theirs = a.get(name), b.get(name)
+        # The source of an aligner or a loss is what arms differ in, and an arm that learns from no teacher reads none.
+        of_arm = name.startswith("source ") or (name.startswith("teacher") and (ours is None or theirs is None))
+        if ours != theirs and not of_arm:
+            shown = " and ".join("none" if value is None else str(value)[:8] for value in (ours, theirs))
+            reasons.append(f"the input {name} differs ({shown})")
+    return reasons
 
 
 def _lost(what: str, row: dict[str, Any], metric: str) -> str:

@@ -61,7 +61,7 @@ def areas(metrics: pd.DataFrame, runs: list[str], window: tuple[int, int]) -> Ar
     window
         First and last step as declared.
     """
-    series = {run: each for run, each in _series(metrics, runs, "task_loss").items() if len(each[0]) > 1}
+    series = {run: curve for run, curve in _series(metrics, runs, "task_loss").items() if len(curve[0]) > 1}
     if not series:
         return Areas({}, None)
     start = max(float(window[0]), max(float(steps[0]) for steps, _ in series.values()))
@@ -106,7 +106,7 @@ def curves(table: pd.DataFrame, runs: list[str], column: str, *, until: float = 
     assert common is not None
     if len(common) == 0:
         return None
-    values = np.stack([each[np.searchsorted(steps, common)] for steps, each in kept.values()])
+    values = np.stack([curve[np.searchsorted(steps, common)] for steps, curve in kept.values()])
     return Curves(tuple(kept), common.astype(np.float64), values)
 
 
@@ -147,14 +147,14 @@ def thresholds(
     if not last < first:
         return None
     threshold = first - share * (first - last)
-    found = {}
+    by_arm = {}
     for arm, runs in runs_by_arm.items():
         reached = [
             _reached(steps, values, threshold, end) for steps, values in _series(metrics, runs, "task_loss").values()
         ]
         if reached:
-            found[arm] = summarise_steps([step for step, _ in reached], [censored for _, censored in reached])
-    return threshold, found
+            by_arm[arm] = summarise_steps([step for step, _ in reached], [censored for _, censored in reached])
+    return threshold, by_arm
 
 
 def _reached(steps: FloatArray, values: FloatArray, threshold: float, end: float) -> tuple[float, bool]:
@@ -175,9 +175,9 @@ def _series(table: pd.DataFrame, runs: list[str], column: str) -> dict[str, tupl
     steps = wanted["step"].to_numpy(dtype=np.float64)
     values = wanted[column].to_numpy(dtype=np.float64)
     edges = np.flatnonzero(names[1:] != names[:-1]) + 1 if len(names) else np.array([], dtype=int)
-    found = {
+    by_run = {
         str(names[start]): (steps[start:stop], values[start:stop])
         for start, stop in zip([0, *edges], [*edges, len(names)], strict=True)
         if stop > start
     }
-    return {run: found[run] for run in runs if run in found}
+    return {run: by_run[run] for run in runs if run in by_run}

@@ -24,10 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from analysis.read import records, rows
-from analysis.read.health import last_steps, problems_of, rows_not_finite, smallest_variance_shares
-from analysis.read.scan import FoundRun, find_runs
+from analysis.read.cross_check import cross_check, last_evaluations, outcome_means
+from analysis.read.health import (
+    LoggedSteps,
+    logged_steps,
+    other_than_planned,
+    problems_of,
+    rows_not_finite,
+    smallest_variance_shares,
+)
+from analysis.read.scan import FoundRun, runs_of_sweep
 from analysis.read.store import LEVELS, Before, in_order, write_tables
-from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 
@@ -65,8 +72,8 @@ class Collected:
         file = self.data / f"{level}.parquet"
         wanted = None
         if columns is not None:
-            there = set(parquet.read_schema(file).names)
-            wanted = [name for name in columns if name in there]
+            present = set(parquet.read_schema(file).names)
+            wanted = [name for name in columns if name in present]
         table = parquet.read_table(file, columns=wanted, memory_map=True)
         loaded: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
         return (
@@ -99,47 +106,32 @@ def collect(path: Path | str) -> Collected:
         If `path` is no folder, holds neither a plan nor a run, or its plan cannot be trusted.
     """
     sweep = SweepDirectory(path)
-    found = _find(sweep)
+    folders = runs_of_sweep(sweep)
     plan = sweep.plan()
     data = sweep.report / "data"
     known = set() if plan is None else {run.content_hash for run in plan.runs}
     before = Before(data)
-    changed = [each for each in found if before.signatures.get(each.run) != each.signature]
-    if before.sound and not changed and len(found) == len(before.signatures):
+    changed = [folder for folder in folders if before.signatures.get(folder.run) != folder.signature]
+    if before.sound and not changed and len(folders) == len(before.signatures):
         runs = before.runs_table.to_pandas()
     else:
-        runs = _update(found, changed, before, data, known)
+        runs = _update(folders, changed, before, data, known)
     runs = runs.set_index("run", drop=False)
+    if plan is not None:
+        # Of the plan as it is now, and so not kept with the rest.
+        for run, sentences in other_than_planned(runs, plan).items():
+            runs.at[run, "contradictions"] = [*runs.at[run, "contradictions"], *sentences]
     problems = problems_of(runs, plan)
     return Collected(sweep.path, plan, runs, problems, data, len(changed))
 
 
-def _find(sweep: SweepDirectory) -> list[FoundRun]:
-    if not sweep.path.is_dir():
-        raise ConfigError(f"{sweep.path} is no folder: name the folder of a sweep or of a Hydra multirun.")
-    if sweep.plan_file.exists():
-        return find_runs(sweep.path)
-    if RunDirectory(sweep.path).status_file.exists():
-        raise ConfigError(
-            f"{sweep.path} is one run, not a sweep: name the folder above it, or compare it with another run "
-            "(python -m analysis compare RUN_A RUN_B)."
-        )
-    found = find_runs(sweep.path)
-    if not found:
-        raise ConfigError(
-            f"{sweep.path} is no sweep: it holds neither a {sweep.plan_file.name} nor a run folder; name a folder that "
-            "python -m launch submit or a Hydra --multirun has written."
-        )
-    return found
-
-
 def _update(
-    found: list[FoundRun], changed: list[FoundRun], before: Before, data: Path, known: set[str]
+    folders: list[FoundRun], changed: list[FoundRun], before: Before, data: Path, known: set[str]
 ) -> pd.DataFrame:
     """Read what changed, put it where it belongs, write everything, and return the runs."""
-    fresh = {each.run for each in changed}
+    fresh = {folder.run for folder in changed}
     old = {run: record for run, record in before.records().items() if run not in fresh}
-    directories = {each.run: RunDirectory(each.path) for each in changed}
+    directories = {folder.run: RunDirectory(folder.path) for folder in changed}
     files = {
         level: [(run, getattr(directory, f"{level}_file")) for run, directory in directories.items()]
         for level in LEVELS
@@ -150,36 +142,48 @@ def _update(
         outcomes = beside.submit(records.read_outcomes, files["outcomes"], problems)
         parsed = beside.submit(lambda: {level: rows.read_many(files[level]) for level in ("metrics", "evaluations")})
         new = {
-            each.run: records.read_record(each.run, directories[each.run], known) | {"signature": each.signature}
-            for each in changed
+            folder.run: records.read_record(folder.run, directories[folder.run], known)
+            | {"signature": folder.signature}
+            for folder in changed
         }
         read = parsed.result()
-        found_rows = {level: (each.table, each.counts) for level, each in read.items()} | {
+        found_rows = {level: (rows_read.table, rows_read.counts) for level, rows_read in read.items()} | {
             "outcomes": outcomes.result()
         }
     shares = smallest_variance_shares(read["metrics"].table, read["metrics"].counts)
-    last = last_steps(read["metrics"].table, read["metrics"].counts)
+    logged = logged_steps(read["metrics"].table, read["metrics"].counts)
+    evaluated = last_evaluations(read["evaluations"].table, read["evaluations"].counts)
+    means = outcome_means(*outcomes.result())
     bad = rows_not_finite(read["metrics"].table, read["metrics"].counts)
     tables: dict[str, pa.Table] = {}
     for level, (table, counts) in found_rows.items():
         for run, count in counts.items():
             new[run][f"num_{level}"] = count
-        tables[level] = in_order(found, old, before.level(level) if old else None, table, counts)
+        tables[level] = in_order(folders, old, before.level(level) if old else None, table, counts)
     for run in new:
         new[run] |= {"variance_share_min": shares.get(run), "rows_not_finite": bad.get(run, 0)}
-        new[run] |= _logged_until(new[run], last.get(run))
-        for each in read.values():
-            new[run]["problems"] += each.problems.get(run, [])
-    for run, sentences in problems.items():
-        new[run]["problems"] = [*new[run]["problems"], *sentences]
-    merged = [new[each.run] if each.run in new else old[each.run] for each in found]
+        for named in (*(rows_read.problems for rows_read in read.values()), problems):
+            new[run]["problems"] = [*new[run]["problems"], *named.get(run, [])]
+        new[run] |= cross_check(new[run], evaluated.get(run), means.get(run, {}))
+        new[run] |= _whole_metrics(new[run], logged.get(run), directories[run])
+    merged = [new[folder.run] if folder.run in new else old[folder.run] for folder in folders]
     write_tables(data, merged, tables)
     return pd.DataFrame(parquet.read_table(data / "runs.parquet").to_pandas())
 
 
-def _logged_until(record: dict[str, Any], last: tuple[int, int] | None) -> dict[str, Any]:
-    """Whether the rows reach the end of a finished run, but for what is logged at intervals; names it if not."""
-    if record["state"] != "finished" or last is None or last[1] == 0 or sum(last) >= record["step"]:
+def _whole_metrics(record: dict[str, Any], logged: LoggedSteps | None, directory: RunDirectory) -> dict[str, Any]:
+    """Whether a run that ended logged all that it should have; names what is missing of it."""
+    if record["state"] not in ("finished", "diverged"):
         return {"metrics_whole": True}
-    said = f"the logged steps end at {last[0]}, the run at {record['step']}: its training curve is left out"
-    return {"metrics_whole": False, "problems": [*record["problems"], said]}
+    finished = record["state"] == "finished"
+    if logged is None:
+        lost = [
+            f"{directory.metrics_file.name} "
+            f"{'holds no step' if records.is_there(directory.metrics_file) else 'is missing'}"
+        ]
+    else:
+        lost = logged.gaps(record["step"]) if finished else []
+    named = list(lost)
+    if finished and not record["num_outcomes"] and not records.is_there(directory.outcomes_file):
+        named.append(f"{directory.outcomes_file.name} is missing")
+    return {"metrics_whole": not lost, "problems": [*record["problems"], *named]}

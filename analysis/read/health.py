@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -26,26 +27,31 @@ def chosen_folder(folders: Sequence[str], states: Mapping[str, str], own: str | 
 
 def problems_of(runs: pd.DataFrame, plan: Plan | None) -> pd.DataFrame:
     """Everything that is wrong, run by run, and every planned run that is not there or not once."""
-    found: list[tuple[str, str, str]] = []
-    for run, sentences, bad in zip(runs["run"], runs["problems"], runs["rows_not_finite"], strict=True):
-        found += [(run, "damaged", sentence) for sentence in sentences]
+    problems: list[tuple[str, str, str]] = []
+    columns = (runs[name] for name in ("run", "problems", "contradictions", "rows_not_finite"))
+    for run, sentences, contradictions, bad in zip(*columns, strict=True):
+        against = set(contradictions)
+        problems += [
+            (run, "contradicts itself" if sentence in against else "damaged", sentence) for sentence in sentences
+        ]
+        problems += [(run, "contradicts itself", sentence) for sentence in contradictions]
         if bad:
-            found.append((run, "not finite", f"{int(bad)} logged step(s) have a loss that is not a finite number"))
+            problems.append((run, "not finite", f"{int(bad)} logged step(s) have a loss that is not a finite number"))
     by_hash: dict[str, list[str]] = {}
     for run, content_hash in zip(runs["run"], runs["content_hash"], strict=True):
         if content_hash:
             by_hash.setdefault(content_hash, []).append(run)
-    own = {} if plan is None else {each.content_hash: f"{RUNS}/{each.id}" for each in plan.runs}
+    own = {} if plan is None else {planned.content_hash: f"{RUNS}/{planned.id}" for planned in plan.runs}
     states = dict(zip(runs["run"], runs["state"], strict=True))
     for content_hash, folders in by_hash.items():
         used = chosen_folder(folders, states, own.get(content_hash))
-        found += [(run, "duplicate", f"the same run as {used}, which is used") for run in folders if run != used]
+        problems += [(run, "duplicate", f"the same run as {used}, which is used") for run in folders if run != used]
         if plan is not None and content_hash not in own:
-            found += [(run, "foreign", "this run is not in the plan and is not used") for run in folders]
+            problems += [(run, "foreign", "this run is not in the plan and is not used") for run in folders]
     for content_hash, run in own.items():
         if content_hash not in by_hash and run not in runs.index:
-            found.append((run, "missing", "planned, and no folder holds it"))
-    return pd.DataFrame(sorted(set(found)), columns=["run", "kind", "detail"])
+            problems.append((run, "missing", "planned, and no folder holds it"))
+    return pd.DataFrame(sorted(set(problems)), columns=["run", "kind", "detail"])
 
 
 def rows_not_finite(table: pa.Table, counts: dict[str, int]) -> dict[str, int]:
@@ -58,16 +64,58 @@ def rows_not_finite(table: pa.Table, counts: dict[str, int]) -> dict[str, int]:
     return dict(zip(counts, np.bincount(places[bad_N], minlength=len(counts)).tolist(), strict=True))
 
 
-def last_steps(table: pa.Table, counts: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return, by run, the last step that it logged and the largest distance between two that it logged."""
+@dataclass(frozen=True)
+class LoggedSteps:
+    """Which optimizer steps a run logged: the first, the last, and the largest and the usual distance between two.
+
+    `usual` is None where too few were logged to say. A whole run logs its first step, every so many, and its last.
+    """
+
+    first: int
+    last: int
+    largest: int
+    usual: int | None
+
+    def gaps(self, step: int) -> list[str]:
+        """Say in sentences what is missing of a run that finished at `step`."""
+        sentences = []
+        if self.first > 1:
+            sentences.append(f"the logged steps begin at {self.first}, not at 1")
+        if self.last + self.largest < step:
+            sentences.append(f"the logged steps end at {self.last}, the run at {step}")
+        if self.usual is not None and self.largest > self.usual:
+            sentences.append(f"between two logged steps lie up to {self.largest}, else {self.usual}: some are lost")
+        return [f"{sentence}: its training curve is left out" for sentence in sentences]
+
+
+def logged_steps(table: pa.Table, counts: dict[str, int]) -> dict[str, LoggedSteps]:
+    """Return, by run, which steps it logged; runs that logged none are not in it."""
     step_N = table["step"].to_numpy() if table.num_rows else np.array([], dtype=np.int64)
-    found, start = {}, 0
+    by_run, start = {}, 0
     for run, count in counts.items():
         own_T = step_N[start : start + count]
-        if count:
-            found[run] = (int(own_T[-1]), int(np.diff(own_T).max()) if count > 1 else 0)
         start += count
-    return found
+        if count:
+            gap_T = np.diff(own_T)
+            # The first distance is one short, and the last may be anything.
+            usual = int(gap_T[1:-1].min()) if len(gap_T) > 2 else None
+            by_run[run] = LoggedSteps(int(own_T[0]), int(own_T[-1]), int(gap_T.max()) if len(gap_T) else 0, usual)
+    return by_run
+
+
+def other_than_planned(runs: pd.DataFrame, plan: Plan) -> dict[str, list[str]]:
+    """Return, by run, where its status says another arm, loss or seed than the plan has under its content hash."""
+    planned = {run.content_hash: run for run in plan.runs}
+    names = ("arm", "loss", "seed")
+    by_run: dict[str, list[str]] = {}
+    for run, content_hash, *own in zip(*(runs[name] for name in ("run", "content_hash", *names)), strict=True):
+        wanted = planned.get(content_hash)
+        if wanted is not None:
+            triples = zip(names, own, (wanted.arm, wanted.loss, wanted.seed), strict=True)
+            sentences = [f"its status is of {name} {a}, the plan of {name} {b}" for name, a, b in triples if a != b]
+            if sentences:
+                by_run[run] = sentences
+    return by_run
 
 
 def smallest_variance_shares(table: pa.Table, counts: dict[str, int]) -> dict[str, float]:

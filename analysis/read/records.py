@@ -36,9 +36,12 @@ OUTCOMES = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
-PROVENANCE = ("data_order_sha256", "initial_weights_sha256", "teacher_sha256", "device")
+PROVENANCE = ("data_order_sha256", "initial_weights_sha256", "teacher_sha256", "device", "criteria_sha256")
 _IDENTITY = ("arm", "loss", "seed", "content_hash")
-RESERVED = {field.name for field in fields(Status)} | {"run", "signature", "has_summary", "config", "problems"}
+RESERVED = {field.name for field in fields(Status)} | {
+    *("run", "signature", "has_summary", "config", "inputs", "first_started", "problems", "contradictions"),
+    *PROVENANCE,
+}
 """Names that mean something else in a record: a summary that holds one of them is not believed."""
 
 
@@ -59,16 +62,17 @@ def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -
     dict
         `run`, `state`, the other fields of `kv_align.runs.run_dir.Status`, the summary's numbers (times in seconds, losses in
         nats) and, as JSON, its lists; the hashes and versions of its provenance; `config` as JSON, empty where it is
-        known; `problems`, a list of sentences.
+        known; `problems`, a list of sentences; `contradictions`, those of them that say why what a finished run holds
+        cannot be believed.
     """
     problems, status = list[str](), _sound(directory.status())
     record: dict[str, Any] = {"run": run, "state": UNREADABLE, "content_hash": ""}
     if status is None:
         problems.append(_absent_or_broken(directory.status_file))
     else:
-        record |= vars(status)
+        record |= vars(status) | {"reason": _printable(status.reason)}
     summary = read_json(directory.summary_file)
-    if summary is None and (record["state"] == "finished" or directory.summary_file.exists()):
+    if summary is None and (record["state"] == "finished" or is_there(directory.summary_file)):
         problems.append(_absent_or_broken(directory.summary_file))
     if (
         summary is not None
@@ -78,15 +82,45 @@ def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -
         problems.append(f"{directory.summary_file.name} is of another run than {directory.status_file.name}: left out")
         summary = None
     record["has_summary"] = summary is not None
+    contradictions = _contradictions(status, summary) if status is not None else []
     record |= {name: value for name, value in _summary(summary or {}, problems).items() if name not in RESERVED}
     provenance = read_json(directory.provenance_file)
     if provenance is None:
         problems.append(_absent_or_broken(directory.provenance_file))
     record |= _provenance(provenance or {})
     record["config"] = "" if record["content_hash"] in known else _config(directory, problems)
-    if record["state"] in ("finished", "diverged") and not directory.metrics_file.exists():
-        problems.append(_absent_or_broken(directory.metrics_file))
-    return record | {"problems": problems}
+    if record["config"]:
+        contradictions += _other_than_configured(record, json.loads(record["config"]))
+    return record | {"problems": [*problems, *contradictions], "contradictions": contradictions}
+
+
+def _contradictions(status: Status, summary: dict[str, Any] | None) -> list[str]:
+    """What in a run's own files says that it is not what its status says."""
+    sentences = []
+    if status.state == "finished" and status.step < status.total_steps:
+        sentences.append(f"it says finished at step {status.step} of {status.total_steps}")
+    if status.state == "diverged" and summary is not None:
+        sentences.append("its status says diverged, and beside it lies the summary of a finished run")
+    for name in ("arm", "loss", "seed"):
+        own = getattr(status, name)
+        if summary is not None and summary.get(name, own) != own:
+            sentences.append(f"its status is of {name} {own}, its summary of {name} {summary[name]}")
+    return sentences
+
+
+def _other_than_configured(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Where the status says another arm, loss or seed than the frozen configuration."""
+    loss = config.get("loss")
+    configured = {
+        "arm": config.get("arm"),
+        "loss": loss.get("name") if isinstance(loss, dict) else None,
+        "seed": config.get("seed"),
+    }
+    return [
+        f"its status is of {name} {record[name]}, its configuration of {name} {value}"
+        for name, value in configured.items()
+        if value is not None and name in record and record[name] != value
+    ]
 
 
 def read_outcomes(files: list[tuple[str, Path]], problems: dict[str, list[str]]) -> tuple[pa.Table, dict[str, int]]:
@@ -126,13 +160,22 @@ def _sound(status: Status | None) -> Status | None:
     if status is None:
         return None
     texts = all(
-        isinstance(each, str) for each in (status.state, status.reason, status.arm, status.loss, status.content_hash)
+        isinstance(value, str) for value in (status.state, status.reason, status.arm, status.loss, status.content_hash)
     )
-    return status if texts and isinstance(status.seed, int) and isinstance(status.step, int) else None
+    whole = all(isinstance(value, int) for value in (status.seed, status.step, status.total_steps))
+    return status if texts and whole else None
 
 
 def _absent_or_broken(file: Path) -> str:
-    return f"{file.name} cannot be read" if file.exists() else f"{file.name} is missing"
+    return f"{file.name} cannot be read" if is_there(file) else f"{file.name} is missing"
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file exists; one in a folder that cannot be looked into is not there for a reader."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _summary(summary: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -144,9 +187,8 @@ def _summary(summary: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             record[name] = float(value) if math.isfinite(value) else None
         elif isinstance(value, list):
             record[name] = json.dumps(value)
-    loss = record.get("validation_loss")
-    if summary and loss is None:
-        problems.append("the validation loss at the end is not a finite number")
+    if summary and record.get("validation_loss") is None:
+        problems.append("the validation loss at the end is missing, or not a finite number")
     return record
 
 
@@ -157,16 +199,21 @@ def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
         count = parameters.get(whose) if isinstance(parameters, dict) else None
         record[f"parameters_{whose}"] = float(count) if isinstance(count, int | float) else None
     attempts = provenance.get("attempts")
-    attempts = [each for each in attempts if isinstance(each, dict)] if isinstance(attempts, list) else []
-    record["git_commits"] = " ".join(dict.fromkeys(_code(each) for each in attempts))
-    record["packages"] = " | ".join(dict.fromkeys(_versions(each.get("packages")) for each in attempts))
-    record["python"] = " ".join(dict.fromkeys(_text(each.get("python")) for each in attempts))
+    attempts = [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
+    starts = [attempt["started"] for attempt in attempts if isinstance(attempt.get("started"), int | float)]
+    record["first_started"] = min(starts, default=None)
+    inputs = provenance.get("inputs")
+    record["inputs"] = json.dumps(inputs, sort_keys=True) if isinstance(inputs, dict) else ""
+    record["git_commits"] = " ".join(dict.fromkeys(_code(attempt) for attempt in attempts))
+    record["packages"] = " | ".join(dict.fromkeys(_versions(attempt.get("packages")) for attempt in attempts))
+    record["python"] = " ".join(dict.fromkeys(_text(attempt.get("python")) for attempt in attempts))
     return record
 
 
 def _code(attempt: dict[str, Any]) -> str:
     """Commit, with the start of its diff's hash where the checkout was changed."""
-    commit, diff = _text(attempt.get("git_commit")) or "unknown", _text(attempt.get("git_diff"))
+    commit, diff = _text(attempt.get("git_commit")) or "unknown", attempt.get("git_diff")
+    diff = diff if isinstance(diff, str) else ""
     return f"{commit}+{hashlib.sha256(diff.encode()).hexdigest()[:8]}" if diff else commit
 
 
@@ -177,7 +224,12 @@ def _versions(packages: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return _printable(value) if isinstance(value, str) else ""
+
+
+def _printable(text: str) -> str:
+    """A text without what no page, table or terminal can show, such as a NUL byte."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _config(directory: RunDirectory, problems: list[str]) -> str:

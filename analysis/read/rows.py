@@ -109,13 +109,13 @@ def _parse_batch(batch: _Batch, problems: dict[str, list[str]]) -> tuple[pa.Tabl
             return table, lengths
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
-    each = [_parse_one(run, path, content, problems) for (run, path, _), content in zip(batch, whole, strict=True)]
+    tables = [_parse_one(run, path, content, problems) for (run, path, _), content in zip(batch, whole, strict=True)]
     cleaned = [
         _numbers_only(table, [run], [table.num_rows], problems)
-        for table, (run, _, _) in zip(each, batch, strict=True)
+        for table, (run, _, _) in zip(tables, batch, strict=True)
         if table.num_rows
     ]
-    return concatenate(cleaned), [table.num_rows for table in each]
+    return concatenate(cleaned), [table.num_rows for table in tables]
 
 
 def _parse(content: bytes) -> pa.Table:
@@ -156,7 +156,7 @@ def _is_step(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, list):
-        return all(each is None or (isinstance(each, int | float) and abs(each) < 2**1000) for each in value)
+        return all(number is None or (isinstance(number, int | float) and abs(number) < 2**1000) for number in value)
     return value is None or (isinstance(value, int | float) and (not isinstance(value, int) or abs(value) < 2**1000))
 
 

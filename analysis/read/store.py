@@ -21,10 +21,11 @@ from analysis.read import rows
 from analysis.read.records import PROVENANCE
 from analysis.read.scan import FoundRun
 
-FORMAT = b"2"
+FORMAT = b"3"
 ALWAYS = (
-    *("run", "signature", "state", "reason", "arm", "loss", "seed", "content_hash", "problems", "rows_not_finite"),
-    *("config", "metrics_whole", *PROVENANCE, "git_commits", "packages", "python"),
+    *("run", "signature", "state", "reason", "arm", "loss", "seed", "content_hash", "problems", "contradictions"),
+    *("rows_not_finite", "config", "inputs", "first_started", "metrics_whole", *PROVENANCE),
+    *("git_commits", "packages", "python"),
 )
 """Columns of `runs` that are there whatever was found."""
 LEVELS = ("metrics", "evaluations", "outcomes")
@@ -56,7 +57,7 @@ class Before:
 
 
 def in_order(
-    found: list[FoundRun],
+    folders: list[FoundRun],
     old: dict[str, dict[str, Any]],
     old_table: pa.Table | None,
     new_table: pa.Table,
@@ -80,9 +81,9 @@ def in_order(
             starts[False, encoded.dictionary[code].as_py()] = (first, end - first)
             first = end
     pieces = []
-    for each in found:
-        is_new = each.run in new_counts
-        first, count = starts.get((is_new, each.run), (0, 0))
+    for folder in folders:
+        is_new = folder.run in new_counts
+        first, count = starts.get((is_new, folder.run), (0, 0))
         if count:
             pieces.append((new_table if is_new else old_table).slice(first, count))
     return rows.concatenate(pieces) if pieces else new_table.slice(0, 0)

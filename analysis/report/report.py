@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
-from analysis.design import history
+from analysis.design.history import History
 from analysis.report.render.document import Block, Document, Figure, Paragraph, to_markdown
 from analysis.report.render.page import to_html
 from analysis.report.render.style import figure_style, write_figure
@@ -87,13 +87,12 @@ def write_report(
     # What the page shows the first lines of: every expected run with its state, and every problem.
     study.grid.cells.to_csv(sweep.report / "runs.csv", index=False)
     study.collected.problems.to_csv(sweep.report / "problems.csv", index=False)
-    history.append(
-        sweep.history_file,
+    History(sweep).append(
         now=moment,
         look=study.looks,
         results=study.results,
         tested=study.tested,
-        plan=study.plan_hash,
+        plan=study.collected.plan,
         criteria=study.criteria_hash,
         conclusion=conclusion(study),
     )
@@ -129,18 +128,18 @@ def make_document(study: Study, draw: Draw, now: datetime) -> Document:
 
 def results_table(study: Study) -> pd.DataFrame:
     """All comparisons as one tidy table, in the units of the metric (nats per token) and in percent of perplexity."""
-    against = [each for control in study.controls for each in control.against.values()]
+    against = [comparison for control in study.controls for comparison in control.against.values()]
     rows: list[dict[str, Any]] = []
-    for each in (*study.arms, *against, *study.contrasts):
-        summary, interval = each.summary, each.summary.interval if each.summary is not None else None
+    for comparison in (*study.arms, *against, *study.contrasts):
+        summary, interval = comparison.summary, comparison.summary.interval if comparison.summary is not None else None
         rows.append(
             {
-                "role": each.role,
-                "name": each.name,
-                "loss": each.group,
-                "arm": each.arm[0],
-                "against": each.against[0],
-                "expected_percent": None if each.expected_percent is None else -each.expected_percent,
+                "role": comparison.role,
+                "name": comparison.name,
+                "loss": comparison.group,
+                "arm": comparison.arm[0],
+                "against": comparison.against[0],
+                "expected_percent": None if comparison.expected_percent is None else -comparison.expected_percent,
                 "difference_nats": None if summary is None else summary.mean,
                 "low_nats": None if interval is None else interval.low,
                 "high_nats": None if interval is None else interval.high,
@@ -148,18 +147,18 @@ def results_table(study: Study) -> pd.DataFrame:
                 "sd_nats": None if summary is None else summary.sd,
                 "dz": None if summary is None else summary.dz,
                 "hedges_g": None if summary is None else summary.hedges_g,
-                "p": each.p_value,
-                "p_adjusted": each.adjusted_p,
-                "adjustment": each.family or None,
-                "p_floor": each.floor,
-                "detectable_nats": each.detectable,
-                "pairs": len(each.pairs.seeds),
-                "planned_pairs": each.pairs.num_planned,
-                "wins": each.wins,
-                "conditional": each.conditional,
-                "worst_case_nats": None if each.bounds is None else each.bounds.high,
-                "best_case_nats": None if each.bounds is None else each.bounds.low,
-                "verdict": label(each, study.criteria),
+                "p": comparison.p_value,
+                "p_adjusted": comparison.adjusted_p,
+                "adjustment": comparison.family or None,
+                "p_floor": comparison.floor,
+                "detectable_nats": comparison.detectable,
+                "pairs": len(comparison.pairs.seeds),
+                "planned_pairs": comparison.pairs.num_planned,
+                "wins": comparison.wins,
+                "conditional": comparison.conditional,
+                "worst_case_nats": None if comparison.bounds is None else comparison.bounds.high,
+                "best_case_nats": None if comparison.bounds is None else comparison.bounds.low,
+                "verdict": label(comparison, study.criteria),
             }
         )
     return pd.DataFrame(rows)

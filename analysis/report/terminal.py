@@ -38,16 +38,16 @@ def print_verdict(report: Report, console: Console | None = None) -> None:
         out.print()
     _say(out, headline(verdict, criteria), "bold")
     if verdict.primary is not None:
-        said = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
+        sentences = f"{primary_sentence(verdict.primary, criteria)} {power_sentence(verdict.primary, criteria)}"
         out.print()
-        _say(out, said)
+        _say(out, sentences)
     uncertain = [] if verdict.primary is None else control_notes(study.controls, verdict.primary)
     for warning in uncertain + control_warnings(study.controls, study.arms):
         out.print()
         _say(out, f"Warning: {warning}", "yellow")
     if study.arms:
         out.print(Padding(_table(report), (1, 0, 0, 0)))
-    if any(each.conditional for each in study.arms):
+    if any(comparison.conditional for comparison in study.arms):
         _say(out, "* of the pairs in which no run diverged; a diverged run counts as the worst outcome in p and wins.")
     if len(study.collected.broken):
         many = count(len(study.collected.broken), "problem")
@@ -67,17 +67,18 @@ def _table(report: Report) -> Table:
     table.add_column("loss")
     for title in ("expected", "perplexity", f"{share(study.criteria.confidence)} interval", "p", "wins"):
         table.add_column(title, justify="right", no_wrap=True)
-    for each in study.arms:
-        marked = "*" if each.conditional else ""
-        summary, expected = each.summary, each.expected_percent
+    styles = {"primary": "bold", "control": "dim"}
+    for comparison in study.arms:
+        marked = "*" if comparison.conditional else ""
+        summary, expected = comparison.summary, comparison.expected_percent
         interval = None if summary is None else summary.interval
         table.add_row(
-            Text(each.arm[0], style="bold" if each.role == "primary" else "dim" if each.role == "control" else ""),
-            Text(each.group),
+            Text(comparison.arm[0], style=styles.get(comparison.role, "")),
+            Text(comparison.group),
             "" if expected is None else percent(-expected),
             "–" if summary is None else percent(relative_percent(summary.mean)) + marked,
             "–" if interval is None else percent_interval(*(relative_percent(end) for end in interval)) + marked,
-            p_cell(each.adjusted_p, each.floor, study.criteria.alpha).replace(OUT_OF_REACH, "–"),
-            each.wins,
+            p_cell(comparison.adjusted_p, comparison.floor, study.criteria.alpha).replace(OUT_OF_REACH, "–"),
+            comparison.wins,
         )
     return table

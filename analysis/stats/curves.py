@@ -170,12 +170,12 @@ def summarise_steps(steps: ArrayLike, censored: ArrayLike) -> CensoredSummary:
     reached_R = ~flag_array("censored", censored, length=steps_R.size)
     # With no event at all the estimator has no table to read a median from.
     median = float(SurvfuncRight(steps_R, reached_R.astype(int)).quantile(0.5)) if reached_R.any() else np.nan
-    found = bool(np.isfinite(median))
+    exists = bool(np.isfinite(median))
     return CensoredSummary(
         num_runs=steps_R.size,
         num_reached=int(reached_R.sum()),
-        median=median if found else None,
-        reason=None if found else "not more than half of the runs reached the threshold, so there is no median",
+        median=median if exists else None,
+        reason=None if exists else "not more than half of the runs reached the threshold, so there is no median",
     )
 
 

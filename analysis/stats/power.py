@@ -1,8 +1,7 @@
 """What a number of pairs can show: the smallest detectable effect, and the pairs an effect needs.
 
-Stands beside every null result. Power is that of the two-sided paired t test under normality; the sign-flip test that
-decides has the same power from about eight pairs on (simulated at the effect that gives t 80 %: .00, .63, .77, .78,
-.79 with 5, 6, 7, 8, 10 pairs, alpha .05), and none at all where its floor is not below alpha.
+Power is that of the two-sided paired t test under normality. The sign-flip test that decides has the same power from about
+a dozen pairs on, less with fewer, and none at all where its floor is not below alpha: `analysis.stats.sign_flip_power`.
 """
 
 from scipy import optimize, stats

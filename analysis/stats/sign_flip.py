@@ -209,12 +209,12 @@ def _correlation_columns(d_SA: FloatArray) -> FloatArray:
 def _all_sums(r_SA: FloatArray) -> Iterator[FloatArray]:
     """Yield the signed column sums of all assignments that leave the first seed as it is, block by block."""
     low = min(len(r_SA) - 1, _BLOCK_BITS)
-    low_sums_FA = _all_signs(low) @ r_SA[1 : 1 + low]
-    for high_signs in _all_signs(len(r_SA) - 1 - low):
+    low_sums_FA = all_signs(low) @ r_SA[1 : 1 + low]
+    for high_signs in all_signs(len(r_SA) - 1 - low):
         yield low_sums_FA + (r_SA[0] + high_signs @ r_SA[1 + low :])
 
 
-def _all_signs(num_seeds: int) -> FloatArray:
+def all_signs(num_seeds: int) -> FloatArray:
     """Return all assignments of +1 and -1, shape (2**num_seeds, num_seeds)."""
     bits_FS = (np.arange(2**num_seeds)[:, None] >> np.arange(num_seeds)) & 1
     return np.asarray(bits_FS * 2.0 - 1.0, dtype=np.float64)

@@ -56,9 +56,10 @@ def agreement(
     answered = outcomes[outcomes["correct"].notna()]
     by_run = {
         run: pd.Series(
-            each["correct"].astype(bool).to_numpy(), index=pd.MultiIndex.from_frame(each[["split", "id"]].astype(str))
+            answers["correct"].astype(bool).to_numpy(),
+            index=pd.MultiIndex.from_frame(answers[["split", "id"]].astype(str)),
         )
-        for run, each in answered.groupby("run", observed=True)
+        for run, answers in answered.groupby("run", observed=True)
     }
     ours, theirs = [], []
     for seed, finished in zip(comparison.pairs.seeds, comparison.pairs.finished, strict=True):
@@ -70,12 +71,12 @@ def agreement(
     if not ours:
         return None
     common = ours[0].index
-    for each in (*ours[1:], *theirs):
-        common = common.intersection(each.index)
+    for answers in (*ours[1:], *theirs):
+        common = common.intersection(answers.index)
     if len(common) == 0:
         return None
-    ours_SI = np.stack([each.loc[common].to_numpy() for each in ours])
-    theirs_SI = np.stack([each.loc[common].to_numpy() for each in theirs])
+    ours_SI = np.stack([answers.loc[common].to_numpy() for answers in ours])
+    theirs_SI = np.stack([answers.loc[common].to_numpy() for answers in theirs])
     table = np.array(
         [
             [(ours_SI & theirs_SI).sum(), (ours_SI & ~theirs_SI).sum()],

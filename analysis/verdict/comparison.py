@@ -1,9 +1,9 @@
-"""One comparison of two arms: pairs, estimate, bounds, what it could detect. Tests are made by `analysis.verdict.testing`."""
+"""One comparison of two arms: pairs, estimate, bounds, what it could detect. Tests are made by "
+"`analysis.verdict.testing`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from analysis.design.criteria import Criteria
 from analysis.design.pairing import PairedGrid, Pairs
 from analysis.stats.divergence import mean_difference_bounds
 from analysis.stats.equivalence import Judgement
-from analysis.stats.paired import Interval, PairedSummary, paired_summary, t_interval
-from analysis.stats.power import minimal_detectable_dz, pairs_needed
+from analysis.stats.paired import Interval, PairedSummary, Symmetry, paired_summary, symmetry, t_interval
 from analysis.stats.sign_flip import sign_flip_floor
+from analysis.stats.sign_flip_power import detectable_dz, sign_flip_pairs_needed
 
 Role = Literal["primary", "arm", "control", "contrast"]
 JUDGED = "validation_loss"
@@ -59,7 +59,8 @@ class ArmComparison:
     expected_percent
         Improvement that was expected.
     detectable
-        Smallest difference that these pairs detect at the declared power, in the units of the metric.
+        Smallest difference that the sign-flip test of so many pairs detects at the declared power and the observed spread,
+        in the units of the metric.
     """
 
     role: Role
@@ -89,10 +90,20 @@ class ArmComparison:
         return not bool(self.pairs.finished.all())
 
     @property
-    def wins(self) -> str:
-        """`7/8`: pairs in which the arm is better, of all pairs; a run that diverged loses to one that did not."""
+    def symmetry(self) -> Symmetry | None:
+        """Whether the differences of finished pairs look symmetric, as the test asks; None where it cannot be seen."""
+        return symmetry(self.pairs.differences[self.pairs.finished])
+
+    @property
+    def num_won(self) -> int:
+        """Pairs in which the arm is better; a run that diverged loses to one that did not."""
         won = int((self.pairs.reference_diverged & ~self.pairs.diverged).sum())
-        return f"{won + (self.summary.wins if self.summary else 0)}/{len(self.pairs.seeds)}"
+        return won + (self.summary.wins if self.summary else 0)
+
+    @property
+    def wins(self) -> str:
+        """`7/8`: pairs in which the arm is better, of all pairs."""
+        return f"{self.num_won}/{len(self.pairs.seeds)}"
 
 
 def estimate(
@@ -109,7 +120,7 @@ def estimate(
     limits: tuple[float, float] | None = None,
     expected_percent: float | None = None,
 ) -> ArmComparison:
-    """Estimate a difference, and test nothing.
+    """Estimate a difference, and test nothing. On a sweep that is not complete the summary has neither interval nor t.
 
     Parameters
     ----------
@@ -123,6 +134,8 @@ def estimate(
         if observed.size
         else None
     )
+    if summary is not None and not paired.complete:
+        summary = replace(summary, interval=None, t=None, p_value=None)
     return ArmComparison(
         role=role,
         name=name,
@@ -133,7 +146,9 @@ def estimate(
         lower_is_better=lower_is_better,
         pairs=pairs,
         summary=summary,
-        interval_90=t_interval(observed, 1 - 2 * criteria.alpha) if observed.size and judged else None,
+        interval_90=t_interval(observed, 1 - 2 * criteria.alpha)
+        if observed.size and judged and paired.complete
+        else None,
         bounds=_bounds(paired, pairs, arm, against, metric, limits),
         p_value=None,
         adjusted_p=None,
@@ -160,26 +175,20 @@ def value_limits(grid: Grid) -> tuple[float, float] | None:
 
 
 def seeds_needed(comparison: ArmComparison, criteria: Criteria) -> int | None:
-    """Seeds that would detect the asked-for improvement at the observed spread; None where no spread is known."""
+    """Seeds with which p < alpha would find the asked-for improvement at the observed spread; None without a spread."""
     summary = comparison.summary
-    if summary is None or summary.sd is None or summary.reason is not None:
+    if summary is None or not summary.sd or summary.reason is not None:
         return None
-    return pairs_needed(criteria.improvement_nats / summary.sd, alpha=criteria.alpha, power=criteria.power)
+    dz = criteria.improvement_nats / summary.sd
+    return sign_flip_pairs_needed(dz, alpha=criteria.alpha, power=criteria.power)
 
 
 def _detectable(summary: PairedSummary | None, criteria: Criteria) -> float | None:
     """Smallest detectable difference; None where p < alpha is out of reach, whatever the difference."""
     if summary is None or summary.sd is None or summary.reason is not None:
         return None
-    if sign_flip_floor(summary.num_pairs) >= criteria.alpha:
-        return None
-    return _detectable_dz(summary.num_pairs, criteria.alpha, criteria.power) * summary.sd
-
-
-@cache
-def _detectable_dz(num_pairs: int, alpha: float, power: float) -> float:
-    """The same few numbers are asked for by every comparison of a sweep."""
-    return minimal_detectable_dz(num_pairs, alpha=alpha, power=power)
+    dz = detectable_dz(summary.num_pairs, alpha=criteria.alpha, power=criteria.power)
+    return None if dz is None else dz * summary.sd
 
 
 def _bounds(
@@ -191,7 +200,7 @@ def _bounds(
     limits: tuple[float, float] | None,
 ) -> Interval | None:
     """Bounds of the mean over all planned pairs; None where nothing is missing, or no limits are known."""
-    unobserved = [each.seed for each in pairs.unpaired]
+    unobserved = [pair.seed for pair in pairs.unpaired]
     unobserved += [seed for seed, finished in zip(pairs.seeds, pairs.finished, strict=True) if not finished]
     if limits is None or not unobserved:
         return None
@@ -202,7 +211,7 @@ def _bounds(
         known = row["state"] == "finished" and value is not None and np.isfinite(value)
         return (float(value), float(value)) if known else limits
 
-    refused = {each.seed for each in pairs.unpaired if each.refused}
+    refused = {pair.seed for pair in pairs.unpaired if pair.refused}
     spans = []
     for seed in unobserved:
         ours = limits if seed in refused else span(arm, seed)

@@ -2,7 +2,8 @@
 
 A better result than the baseline's can have other reasons than a teacher's keys and values, carried over by an aligner
 that learned to carry them: the control without a teacher, the aligner that never learns, and the teacher that is shown
-another example each take away one part of that claim. These are estimates, and not tested.
+another example each take away one part of that claim. These are intervals, and no tests: an arm is called not better than a
+control only where the interval excludes a benefit worth naming, the same size as the harm that is tolerated.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from analysis.words import listed, percent, percent_interval
 
 Kind = Literal["declared", "frozen", "shuffled"]
 Standing = Literal["better", "not shown", "not better"]
+"""`not shown` is either way: the interval holds zero and a benefit worth naming, or there is none."""
 
 _WHY = {
     "declared": "That control does as well, so this is no success of the method.",
@@ -27,9 +29,9 @@ _WHY = {
     "is not what helps.",
 }
 _NOT_SHOWN = {
-    "declared": "So nothing here shows that the method helps beside that.",
-    "frozen": "The aligner of that control never learns, so nothing here shows that a learned alignment helps.",
-    "shuffled": "So nothing here shows that what the teacher holds of an example helps.",
+    "declared": "Whether the method helps beside that is not shown either way.",
+    "frozen": "The aligner of that control never learns; whether a learned alignment helps is not shown either way.",
+    "shuffled": "Whether what the teacher holds of an example helps is not shown either way.",
 }
 _WHY_NONE = "Training without the teacher's keys and values does as well, so this is no success of the method."
 
@@ -47,6 +49,8 @@ class Control:
         shown another example.
     why
         What it means not to be better than this control, in a sentence.
+    worth_naming
+        Smallest benefit that is worth naming, in nats per token.
     against
         By (arm, loss): the arm minus the control, in nats per token.
     """
@@ -54,26 +58,27 @@ class Control:
     name: str
     kind: Kind
     why: str
+    worth_naming: float
     against: dict[tuple[str, str], ArmComparison]
 
     def standing(self, arm: str, group: str) -> Standing | None:
-        """Whether an arm is better than the control, its interval excluding zero; None where there is no pair."""
-        found = self.against.get((arm, group))
-        if found is None or found.summary is None:
+        """Whether an arm is better than the control, by its interval; None where there is no pair."""
+        comparison = self.against.get((arm, group))
+        if comparison is None or comparison.summary is None:
             return None
-        if found.summary.mean >= 0:
-            return "not better"
-        interval = None if found.conditional else found.summary.interval
-        return "better" if interval is not None and interval.high < 0 else "not shown"
+        interval = None if comparison.conditional else comparison.summary.interval
+        if interval is None:
+            return "not shown"
+        return "better" if interval.high < 0 else "not better" if interval.low > -self.worth_naming else "not shown"
 
 
 def controls_to_beat(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[Control]:
     """Compare every arm, the baseline too, with every control that the sweep has of those that have to be beaten."""
-    found: list[Control] = []
+    controls: list[Control] = []
     for name, own, _ in grid.arms:
         config = grid.configs.get((name, own), {})
         kind = _kind(name, config, criteria)
-        if kind is None or name in {each.name for each in found}:
+        if kind is None or name in {control_found.name for control_found in controls}:
             continue
         teaches_nothing = kind == "declared" and bool(config) and config.get("align") is None
         against = {}
@@ -85,8 +90,9 @@ def controls_to_beat(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list
                     against[arm, within] = estimate(
                         paired, "contrast", f"against {name}", (arm, group), (name, opposite), within, criteria
                     )
-        found.append(Control(name, kind, _WHY_NONE if teaches_nothing else _WHY[kind], against))
-    return sorted(found, key=lambda each: each.kind != "declared")
+        why = _WHY_NONE if teaches_nothing else _WHY[kind]
+        controls.append(Control(name, kind, why, criteria.tolerated_nats, against))
+    return sorted(controls, key=lambda control_found: control_found.kind != "declared")
 
 
 def control_warnings(controls: list[Control], arms: list[ArmComparison]) -> list[str]:
@@ -100,26 +106,27 @@ def control_warnings(controls: list[Control], arms: list[ArmComparison]) -> list
         The arms against the baseline; to be no better than the declared control is worth a warning only where an arm
         is better than the baseline.
     """
-    said = []
+    warnings = []
     for control in controls:
         short = [
-            _numbers(each, control)
-            for each in arms
-            if each.role != "control"
-            and control.standing(each.arm[0], each.group) == "not better"
-            and (control.kind != "declared" or (each.summary is not None and each.summary.mean < 0))
+            _numbers(comparison, control)
+            for comparison in arms
+            if comparison.role != "control"
+            and control.standing(comparison.arm[0], comparison.group) == "not better"
+            and (control.kind != "declared" or (comparison.summary is not None and comparison.summary.mean < 0))
         ]
         if short:
             start = f"Better than {arms[0].against[0]} but not" if control.kind == "declared" else "Not better than"
-            said.append(f"{start} {control.name}: {listed(short)}. {control.why}")
-    return said
+            warnings.append(f"{start} {control.name}: {listed(short)}. {control.why}")
+    return warnings
 
 
 def control_notes(controls: list[Control], primary: ArmComparison) -> list[str]:
-    """Say which controls the primary arm seems to be better than without that being shown."""
+    """Say of which controls it is open whether the primary arm is better than they are."""
     arm, group = primary.arm[0], primary.group
     return [
-        f"{arm} is not shown to be better than {control.name} ({_uncertain(control.against[arm, group])}). "
+        f"Against {control.name}, {arm} is neither shown to be better nor shown not to be "
+        f"({_uncertain(control.against[arm, group])}). "
         f"{_NOT_SHOWN[control.kind]}"
         for control in controls
         if control.standing(arm, group) == "not shown"

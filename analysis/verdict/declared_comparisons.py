@@ -34,7 +34,7 @@ def primary_comparison(paired: PairedGrid, grid: Grid, criteria: Criteria) -> Ar
 
 def arm_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[ArmComparison]:
     """Every arm and control against the baseline of each loss, without the primary; not tested yet."""
-    found = []
+    comparisons = []
     limits = value_limits(grid)
     for group in grid.groups:
         base = grid.group_of(grid.baseline, group)
@@ -42,7 +42,7 @@ def arm_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[
             is_primary = (arm, group) == (criteria.primary.arm, criteria.primary.loss)
             if base is None or arm == grid.baseline or (own != group and not control) or is_primary:
                 continue
-            found.append(
+            comparisons.append(
                 estimate(
                     paired,
                     "control" if control else "arm",
@@ -55,17 +55,17 @@ def arm_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[
                     expected_percent=grid.expected_percent.get(arm),
                 )
             )
-    return found
+    return comparisons
 
 
 def contrast_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[ArmComparison]:
     """The declared clean contrasts that the sweep has the arms for, within each loss; not tested yet."""
-    found = []
+    comparisons = []
     for group in grid.groups:
         for name, contrast in criteria.contrasts.items():
             own, other = grid.group_of(contrast.arm, group), grid.group_of(contrast.against, group)
             if own is not None and other is not None:
-                found.append(
+                comparisons.append(
                     estimate(
                         paired,
                         "contrast",
@@ -77,4 +77,4 @@ def contrast_comparisons(paired: PairedGrid, grid: Grid, criteria: Criteria) -> 
                         limits=value_limits(grid),
                     )
                 )
-    return found
+    return comparisons

@@ -68,29 +68,31 @@ class Effect:
     floor: float | None = None
 
 
-def effects(paired: PairedGrid, grid: Grid, criteria: Criteria, *, test: bool) -> list[Effect]:
-    """Estimate all main effects and two-factor interactions that the design allows.
-
-    Parameters
-    ----------
-    test
-        Whether tests may be made.
-    """
+def effects(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list[Effect]:
+    """Estimate all main effects and two-factor interactions that the design allows; test them if the sweep is "
+    "complete."""
     controls = {(arm, group) for arm, group, control in grid.arms if control}
     flat = {cell: _levels(config) for cell, config in grid.configs.items() if config and cell not in controls}
     pairs = dict(_matched_pairs(flat, grid, criteria))
-    found = [_effect(paired, name, matched, criteria) for name, matched in pairs.items()]
+    # An effect with one matched pair may be a declared contrast, which is estimated and tested already.
+    estimated = [
+        _effect(paired, name, matched, criteria)
+        for name, matched in pairs.items()
+        if not _repeats_contrast(matched, criteria)
+    ]
     for first, (name, matched) in enumerate(pairs.items()):
         for other in list(pairs)[first + 1 :]:
             crossed = list(_crossed(matched, pairs[other]))
             if crossed:
-                found.append(_interaction(paired, f"{name.split(':')[0]} × {other.split(':')[0]}", crossed, criteria))
-    if not test:
-        return found
+                estimated.append(
+                    _interaction(paired, f"{name.split(':')[0]} × {other.split(':')[0]}", crossed, criteria)
+                )
+    if not paired.complete:
+        return estimated
     # Two families: which factors matter, and which depend on each other.
     return [
-        *_tested([each for each in found if not each.interaction]),
-        *_tested([each for each in found if each.interaction]),
+        *_tested([effect for effect in estimated if not effect.interaction]),
+        *_tested([effect for effect in estimated if effect.interaction]),
     ]
 
 
@@ -113,7 +115,7 @@ def _matched_pairs(
         if matched:
             yield f"aligner: {aligner.against} to {aligner.arm}", matched
     cells = list(flat)
-    found: dict[str, list[tuple[Cell, Cell]]] = {}
+    by_name: dict[str, list[tuple[Cell, Cell]]] = {}
     for place, a in enumerate(cells):
         for b in cells[place + 1 :]:
             differing = [key for key in flat[a].keys() | flat[b].keys() if flat[a].get(key) != flat[b].get(key)]
@@ -121,11 +123,11 @@ def _matched_pairs(
                 if differing and all(key.startswith(prefixes) for key in differing):
                     name = f"{factor}: {_level(flat[a], factor)} to {_level(flat[b], factor)}"
                     backward = f"{factor}: {_level(flat[b], factor)} to {_level(flat[a], factor)}"
-                    if backward in found:
-                        found[backward].append((b, a))
+                    if backward in by_name:
+                        by_name[backward].append((b, a))
                     else:
-                        found.setdefault(name, []).append((a, b))
-    yield from found.items()
+                        by_name.setdefault(name, []).append((a, b))
+    yield from by_name.items()
 
 
 def _level(leaves: dict[str, str], factor: str) -> str:
@@ -152,7 +154,14 @@ def _by_seed(paired: PairedGrid, matched: tuple[Cell, Cell]) -> dict[int, float]
 
 
 def _effect(paired: PairedGrid, name: str, matched: list[tuple[Cell, Cell]], criteria: Criteria) -> Effect:
-    return _summarised(name, False, [_by_seed(paired, each) for each in matched], criteria)
+    by_pair = [_by_seed(paired, pair) for pair in matched]
+    return _summarised(name, False, by_pair, criteria, complete=paired.complete)
+
+
+def _repeats_contrast(matched: list[tuple[Cell, Cell]], criteria: Criteria) -> bool:
+    """Whether an effect is one declared contrast over again."""
+    declared = {(contrast.against, contrast.arm) for contrast in criteria.contrasts.values()}
+    return len(matched) == 1 and (matched[0][0][0], matched[0][1][0]) in declared
 
 
 def _interaction(
@@ -162,28 +171,32 @@ def _interaction(
     for low, high in crossed:
         before, after = _by_seed(paired, low), _by_seed(paired, high)
         differences.append({seed: after[seed] - before[seed] for seed in before.keys() & after.keys()})
-    return _summarised(name, True, differences, criteria)
+    return _summarised(name, True, differences, criteria, complete=paired.complete)
 
 
-def _summarised(name: str, interaction: bool, each: list[dict[int, float]], criteria: Criteria) -> Effect:
-    seeds = sorted(set.intersection(*(set(found) for found in each)))
-    differences_S = np.array([np.mean([found[seed] for found in each]) for seed in seeds], dtype=np.float64)
+def _summarised(
+    name: str, interaction: bool, by_pair: list[dict[int, float]], criteria: Criteria, *, complete: bool
+) -> Effect:
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_pair)))
+    differences_S = np.array([np.mean([by_seed[seed] for by_seed in by_pair]) for seed in seeds], dtype=np.float64)
     summary = paired_summary(differences_S, confidence=criteria.confidence) if seeds else None
-    return Effect(name, interaction, len(each), differences_S, summary)
+    if summary is not None and not complete:
+        summary = replace(summary, interval=None, t=None, p_value=None)
+    return Effect(name, interaction, len(by_pair), differences_S, summary)
 
 
-def _tested(found: list[Effect]) -> list[Effect]:
-    testable = [each for each in found if each.differences.size >= 2]
+def _tested(effects: list[Effect]) -> list[Effect]:
+    testable = [effect for effect in effects if effect.differences.size >= 2]
     rng = np.random.default_rng(0)
-    p_values = [sign_flip_test(each.differences, rng=rng).p_value for each in testable]
+    p_values = [sign_flip_test(effect.differences, rng=rng).p_value for effect in testable]
     adjusted = holm(p_values)
     done = {
-        id(each): replace(
-            each,
+        id(effect): replace(
+            effect,
             p_value=p_value,
             adjusted_p=float(own),
-            floor=min(1.0, len(testable) * sign_flip_floor(each.differences.size)),
+            floor=min(1.0, len(testable) * sign_flip_floor(effect.differences.size)),
         )
-        for each, p_value, own in zip(testable, p_values, adjusted, strict=True)
+        for effect, p_value, own in zip(testable, p_values, adjusted, strict=True)
     }
-    return [done.get(id(each), each) for each in found]
+    return [done.get(id(effect), effect) for effect in effects]

@@ -1,15 +1,17 @@
-"""The conditions of the three declared levels, each with what was found; `analysis.verdict.verdict` puts them together."""
+"""The conditions of the three declared levels, each as a clause that says what was found; `verdict` puts them "
+"together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.design.cells import FINISHED
-from analysis.design.criteria import Criteria
+from analysis.design.criteria import Criteria, SequenceStep
 from analysis.design.pairing import PairedGrid
 from analysis.stats.paired import relative_percent
 from analysis.verdict.comparison import ArmComparison
-from analysis.words import count, declared_percent, p_text, percent, share
+from analysis.verdict.sequence import StepResult
+from analysis.verdict.testing import harm_excluded, shown_worse
+from analysis.words import count, declared_percent, effect, metric_name, p_text, percent, share
 
 
 @dataclass(frozen=True)
@@ -18,65 +20,121 @@ class Check:
 
     Attributes
     ----------
-    asked
-        The condition, in words.
+    name
+        Which condition, in a word or two.
     passed
-        None where it cannot be judged.
-    found
-        What was found, in words.
+        None where it cannot be judged, which is not enough for the level.
+    clause
+        What was found, as a clause that a sentence can be made of.
     """
 
-    asked: str
+    name: str
     passed: bool | None
-    found: str
+    clause: str
 
 
-def minimum_checks(
-    paired: PairedGrid, primary: ArmComparison, criteria: Criteria, ended: int, expected: int
-) -> tuple[Check, ...]:
-    """Conditions of the minimum level: the runs ended, and the arm is not worse by more than is tolerated."""
-    cells = [row for cell in (primary.arm, primary.against) for row in paired.cell(*cell).values()]
-    finished = sum(row["state"] == FINISHED for row in cells)
-    interval = primary.summary.interval if primary.summary and not primary.conditional else None
-    if interval is None:
-        bound, shown = None, _no_interval(primary)
+def minimum_checks(primary: ArmComparison, criteria: Criteria, ended: int, expected: int) -> tuple[Check, ...]:
+    """Conditions of the minimum level: the runs ended, harm beyond what is tolerated is excluded, and none is shown."""
+    tolerated = declared_percent(criteria.minimum.tolerated_percent, signed=True)
+    excluded = harm_excluded(primary, criteria)
+    if primary.conditional:
+        by = "by the worst-rank test, since a run diverged"
+    elif primary.summary is None or primary.summary.interval is None:
+        by = (
+            "without a pair" if primary.summary is None else f"since {primary.summary.reason or 'there is no interval'}"
+        )
     else:
-        bound, shown = interval.high < criteria.tolerated_nats, percent(relative_percent(interval.high))
+        end = percent(relative_percent(primary.summary.interval.high))
+        by = f"by the {share(criteria.confidence)} interval, which ends at {end}"
+    arm, against = primary.arm[0], primary.against[0]
+    worse = shown_worse(primary, criteria)
+    tested = "" if primary.adjusted_p is None else f" ({p_text(primary.adjusted_p)})"
     return (
-        Check("all planned runs ended", ended == expected, f"{ended} of {expected}"),
-        Check("both arms trained to the end", finished == len(cells), f"{finished} of {len(cells)} runs finished"),
+        Check("all ended", ended == expected, _of(ended, expected, "planned run", "ended")),
         Check(
-            f"upper {share(criteria.confidence)} bound of the difference in perplexity below "
-            f"{declared_percent(criteria.minimum.tolerated_percent, signed=True)}",
-            bound,
-            shown,
+            "harm excluded", excluded, f"harm of {tolerated} perplexity is {'' if excluded else 'not '}excluded {by}"
         ),
+        Check("not worse", not worse, f"{arm} is {'' if worse else 'not '}shown to be worse than {against}{tested}"),
     )
 
 
 def ideal_checks(
-    paired: PairedGrid,
-    primary: ArmComparison,
-    control: ArmComparison | None,
-    area: ArmComparison,
-    probe: ArmComparison,
-    criteria: Criteria,
+    paired: PairedGrid, primary: ArmComparison, sequence: tuple[StepResult, ...], criteria: Criteria
 ) -> tuple[Check, ...]:
-    """Conditions of the ideal level beyond the minimum."""
-    mean = primary.summary.mean if primary.summary else None
-    shown = "no pair" if mean is None else percent(relative_percent(mean))
-    if mean is not None and mean <= -criteria.strong_nats:
-        shown += f", beyond {declared_percent(-criteria.ideal.strong_percent)}"
+    """Conditions of the ideal level beyond the minimum: estimates, of which none is a test."""
+    asked = declared_percent(-criteria.ideal.improvement_percent)
+    mean = None if primary.summary is None else primary.summary.mean
+    if mean is None:
+        reached, clause = None, "there is no pair to estimate the change of perplexity from"
+    else:
+        reached = mean <= -criteria.improvement_nats
+        strong = declared_percent(-criteria.ideal.strong_percent)
+        more = f"beyond {strong}" if mean <= -criteria.strong_nats else f"where {asked} was asked for"
+        clause = f"perplexity is estimated to change by {percent(relative_percent(mean))}, {more}"
+    leanings = tuple(_leaning(result) for result in sequence[1:])
+    return (Check("estimate", reached, clause), *leanings, _nothing_collapsed(paired, primary, criteria))
+
+
+def paper_checks(
+    sequence: tuple[StepResult, ...], criteria: Criteria, ended: int, expected: int, exploratory: tuple[str, ...]
+) -> tuple[Check, ...]:
+    """Conditions of the paper level beyond the ideal: the sequence of tests, coverage, and everything as declared."""
+    shown = sum(result.outcome == "shown" for result in sequence)
+    clause = _of(shown, len(sequence), "test of the sequence", "passed", "tests of the sequence")
+    if shown < len(sequence):
+        clause += f": {_stopped(sequence[shown], criteria)}"
+    compared = [result.comparison for result in sequence if result.comparison is not None]
+    pairs, planned = (
+        sum(len(comparison.pairs.seeds) for comparison in compared),
+        sum(comparison.pairs.num_planned for comparison in compared),
+    )
+    covered = (
+        f"{ended} of {count(expected, 'run')} and {pairs} of the {count(planned, 'pair')} of the sequence are there"
+    )
+    reasons = count(len(exploratory), "reason")
     return (
+        Check("sequence", shown == len(sequence), clause),
+        Check("coverage", ended == expected and pairs == planned, covered),
         Check(
-            f"estimated difference in perplexity at most {declared_percent(-criteria.ideal.improvement_percent)}",
-            None if mean is None else mean <= -criteria.improvement_nats,
-            shown,
+            "declared",
+            not exploratory,
+            "everything is as it was declared before the runs"
+            if not exploratory
+            else f"this is not what was declared before the runs ({reasons} above)",
         ),
-        _sign_check(f"better than the control {criteria.ideal.better_than}", control, relative=True),
-        _sign_check("training loss falls faster (smaller area under it)", area, relative=False),
-        _sign_check("higher probe R²", probe, relative=False),
-        _nothing_collapsed(paired, primary, criteria),
+    )
+
+
+def step_words(step: SequenceStep) -> str:
+    """What a step of the sequence claims: `v4_0_2 has lower perplexity than none`."""
+    return f"{step.arm} has {step.direction} {metric_name(step.metric)} than {step.against}"
+
+
+def _stopped(result: StepResult, criteria: Criteria) -> str:
+    """Why the sequence stopped at a step."""
+    claim, comparison = step_words(result.step), result.comparison
+    if comparison is None:
+        return f"that {claim} cannot be tested in this sweep"
+    if comparison.p_value is None:
+        return f"that {claim} was not tested ({comparison.reason})"
+    if comparison.floor is not None and comparison.floor >= criteria.alpha:
+        seeds = count(len(comparison.pairs.seeds), "seed")
+        return f"that {claim} is out of reach, since {seeds} cannot reach p < {criteria.alpha:g}"
+    return f"that {claim} is not shown ({p_text(comparison.p_value)})"
+
+
+def _leaning(result: StepResult) -> Check:
+    """Whether the estimate is on the declared side: in the mean and in most of the pairs."""
+    step, comparison = result.step, result.comparison
+    name, what = f"{step.metric} against {step.against}", f"{metric_name(step.metric)} against {step.against}"
+    if comparison is None or comparison.summary is None:
+        missing = "is not in this sweep" if comparison is None else "was not measured in any pair"
+        return Check(name, None, f"{what} {missing}")
+    size = effect(comparison.summary.mean, step.metric)
+    return Check(
+        name,
+        result.leans,
+        f"{what} by {size}, {step.direction} in {comparison.wins.replace('/', ' of ')} pairs",
     )
 
 
@@ -88,53 +146,15 @@ def _nothing_collapsed(paired: PairedGrid, primary: ArmComparison, criteria: Cri
         if row["variance_share_min"] is not None and row["variance_share_min"] == row["variance_share_min"]
     }
     collapsed = [name for name, least in shares.items() if least < criteria.collapse_share]
-    return Check(
-        f"no variance below {share(criteria.collapse_share)} of its start",
-        not collapsed if shares else None,
-        (", ".join(collapsed[:4]) + (" and more" if len(collapsed) > 4 else "") or "none")
-        if shares
-        else "not measured",
-    )
+    limit = f"{share(criteria.collapse_share)} of its start"
+    if not shares:
+        return Check("nothing collapsed", None, "variances were not measured, so a collapse cannot be excluded")
+    names = ", ".join(collapsed[:4]) + (" and more" if len(collapsed) > 4 else "")
+    clause = f"a variance fell below {limit} ({names})" if collapsed else f"no variance fell below {limit}"
+    return Check("nothing collapsed", not collapsed, clause)
 
 
-def paper_checks(
-    primary: ArmComparison, criteria: Criteria, ended: int, expected: int, exploratory: tuple[str, ...]
-) -> tuple[Check, ...]:
-    """Conditions of the paper level beyond the ideal."""
-    p_value, floor = primary.p_value, primary.floor
-    if p_value is None:
-        passed, shown = None, primary.reason
-    elif floor is not None and floor >= criteria.alpha:
-        passed, shown = False, f"{len(primary.pairs.seeds)} seeds cannot reach p < {criteria.alpha:g}"
-    else:
-        passed, shown = p_value < criteria.alpha, p_text(p_value)
-    return (
-        Check(f"decision p below {criteria.alpha:g}", passed, shown),
-        Check(
-            f"coverage {share(1)}, of runs and of pairs of the primary comparison",
-            ended == expected and not primary.pairs.unpaired,
-            f"{ended} of {count(expected, 'run')}, {len(primary.pairs.seeds)} of "
-            f"{count(primary.pairs.num_planned, 'pair')}",
-        ),
-        Check(
-            "as declared before the runs",
-            not exploratory,
-            "yes" if not exploratory else f"no, {len(exploratory)} reason(s) at the top",
-        ),
-    )
-
-
-def _sign_check(asked: str, comparison: ArmComparison | None, *, relative: bool) -> Check:
-    """Whether the estimate is on the better side of zero."""
-    if comparison is None or comparison.summary is None:
-        return Check(asked, None, "not in this sweep" if comparison is None else "not measured in any pair")
-    mean = comparison.summary.mean
-    better = mean < 0 if comparison.lower_is_better else mean > 0
-    shown = percent(relative_percent(mean)) if relative else f"{mean:+.3g}".replace("-", "−")
-    return Check(asked, better, f"{shown}, better in {comparison.wins.replace('/', ' of ')}")
-
-
-def _no_interval(primary: ArmComparison) -> str:
-    if primary.conditional:
-        return "no interval over all pairs, since a run diverged"
-    return "no pair" if primary.summary is None else str(primary.summary.reason)
+def _of(number: int, whole: int, noun: str, verb: str, plural: str | None = None) -> str:
+    """`all 96 planned runs ended`, `94 of 96 planned runs ended`."""
+    counted = count(whole, noun, plural)
+    return f"all {counted} {verb}" if number == whole else f"{number} of {counted} {verb}"

@@ -28,18 +28,18 @@ def origins(runs: pd.DataFrame, used: Iterable[str]) -> dict[str, list[str]]:
     return {column: list(dict.fromkeys(own[column].fillna("").replace("", "unknown"))) for column in KINDS}
 
 
-def origin_sentences(found: dict[str, list[str]]) -> tuple[tuple[str, ...], bool]:
+def origin_sentences(by_kind: dict[str, list[str]]) -> tuple[tuple[str, ...], bool]:
     """Say of each kind whether there is one or several, and whether any is mixed."""
-    said, mixed = [], False
-    for column, values in found.items():
+    sentences, mixed = [], False
+    for column, values in by_kind.items():
         one, many = KINDS[column]
         if len(values) == 1:
-            said.append(f"One {one}: {values[0]}.")
+            sentences.append(f"One {one}: {values[0]}.")
         elif values:
             mixed = True
             more = f"; and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-            said.append(f"Mixed: {count(len(values), one, many)} ({'; '.join(values[:SHOWN])}{more}).")
-    return tuple(said), mixed
+            sentences.append(f"Mixed: {count(len(values), one, many)} ({'; '.join(values[:SHOWN])}{more}).")
+    return tuple(sentences), mixed
 
 
 def pairs_made_differently(

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.design import cells as cells_module
-from analysis.design.cells import Grid, coverage, grid_of
+from analysis.design.cells import Grid, grid_of
 from analysis.design.cost import ArmCost, costs
 from analysis.design.criteria import Criteria, criteria_hash
 from analysis.design.declared import criteria_for, departures, holds_primary
-from analysis.design.history import Looks, looks, results_digest
+from analysis.design.history import History, Looks, results_digest
 from analysis.design.pairing import PairedGrid
 from analysis.design.training import areas, thresholds
 from analysis.read.collect import Collected, collect
@@ -23,7 +23,7 @@ from analysis.verdict.controls import Control, controls_to_beat
 from analysis.verdict.declared_comparisons import arm_comparisons, contrast_comparisons
 from analysis.verdict.factorial import Effect, effects
 from analysis.verdict.testing import decide_alone, decide_together, under_holm
-from analysis.verdict.verdict import Verdict, decide
+from analysis.verdict.verdict import Verdict, decide, paired_grid
 from kv_align.runs.sweep_dir import SweepDirectory
 
 
@@ -109,19 +109,17 @@ def study_sweep(path: Path, *, criteria_file: Path | None = None, baseline: str 
     criteria, raw, differ = criteria_for(collected, criteria_file)
     grid = grid_of(collected, criteria, baseline)
     results = results_digest(grid.cells, collected.runs)
-    ended, expected = coverage(grid.cells)
-    complete = ended >= criteria.coverage * expected
-    paired = PairedGrid(grid.cells)
-    history = SweepDirectory(path).history_file
-    look = looks(history, results, tested=complete and holds_primary(grid, criteria))
-    exploratory = departures(collected, grid, criteria, differ, baseline, look)
+    paired = paired_grid(grid, criteria)
+    history = History(SweepDirectory(path))
+    look = history.looks(results, tested=paired.complete and holds_primary(grid, criteria))
+    exploratory = departures(collected, grid, criteria, differ, baseline, look, history.problems(collected.plan))
     verdict = decide(grid, criteria, exploratory, paired)
     arms, contrasts = arm_comparisons(paired, grid, criteria), contrast_comparisons(paired, grid, criteria)
-    if complete:
+    if paired.complete:
         arms = [
             done
             for group in grid.groups
-            for done in decide_together([each for each in arms if each.group == group], criteria)
+            for done in decide_together([comparison for comparison in arms if comparison.group == group], criteria)
         ]
         contrasts = under_holm(contrasts, criteria)
     arms = _with_primary(arms, verdict.primary, grid)
@@ -143,7 +141,7 @@ def study_sweep(path: Path, *, criteria_file: Path | None = None, baseline: str 
         verdict=verdict,
         arms=arms,
         contrasts=contrasts,
-        effects=effects(paired, grid, criteria, test=complete),
+        effects=effects(paired, grid, criteria),
         controls=controls_to_beat(paired, grid, criteria),
         area=others["training_area"],
         probe=others["probe_r2"],
@@ -173,25 +171,32 @@ def _with_primary(arms: list[ArmComparison], primary: ArmComparison | None, grid
     """All comparisons with a baseline in the order of the losses and arms, controls last."""
     every = [*arms, *([primary] if primary is not None else [])]
     order = {(arm, own): place for place, (arm, own, _) in enumerate(grid.arms)}
-    return sorted(every, key=lambda each: (grid.groups.index(each.group), each.role == "control", order[each.arm]))
+    return sorted(
+        every,
+        key=lambda comparison: (
+            grid.groups.index(comparison.group),
+            comparison.role == "control",
+            order[comparison.arm],
+        ),
+    )
 
 
 def _others(
     paired: PairedGrid, arms: list[ArmComparison], criteria: Criteria, metric: str, *, lower_is_better: bool
 ) -> dict[tuple[str, str], ArmComparison]:
     return {
-        (each.arm[0], each.group): estimate(
+        (comparison.arm[0], comparison.group): estimate(
             paired,
-            each.role,
+            comparison.role,
             metric,
-            each.arm,
-            each.against,
-            each.group,
+            comparison.arm,
+            comparison.against,
+            comparison.group,
             criteria,
             metric=metric,
             lower_is_better=lower_is_better,
         )
-        for each in arms
+        for comparison in arms
     }
 
 
@@ -202,9 +207,9 @@ def _secondary(
     primary = verdict.primary
     if primary is None or criteria.secondary is None:
         return None
-    found = exact.get((primary.arm[0], primary.group))
+    comparison = exact.get((primary.arm[0], primary.group))
     passed = primary.judgement is not None and primary.judgement.superior
-    return decide_alone(found, criteria) if found is not None and passed else found
+    return decide_alone(comparison, criteria) if comparison is not None and passed else comparison
 
 
 def _agreement(collected: Collected, grid: Grid, verdict: Verdict) -> Agreement | None:
@@ -220,11 +225,11 @@ def _agreement(collected: Collected, grid: Grid, verdict: Verdict) -> Agreement 
 def _thresholds(
     metrics: pd.DataFrame, grid: Grid, criteria: Criteria, window: tuple[float, float] | None
 ) -> dict[str, tuple[float, dict[str, CensoredSummary]]]:
-    found = {}
+    by_loss = {}
     for group in grid.groups if window is not None else []:
         by_arm = {arm: runs_of(grid, arm, own, diverged=True) for arm, own in arms_in(grid, group)}
         assert window is not None
         reached = thresholds(metrics, by_arm, grid.baseline, share=criteria.threshold_share, window=window)
         if reached is not None:
-            found[group] = reached
-    return found
+            by_loss[group] = reached
+    return by_loss

@@ -1,9 +1,9 @@
 """Criteria and statistics into a verdict on three declared levels. Says what was decided, not in which words.
 
-    minimum   every planned run ended, both arms trained to the end, and the arm is not worse by more than is tolerated
-    ideal     minimum, and the improvement that was asked for, better than the control, learning faster, aligned better,
-              nothing collapsed
-    paper     ideal, and the decision p below alpha, full coverage, and everything as it was declared before the runs
+    minimum   every planned run ended, harm beyond what is tolerated is excluded, and the arm is not shown to be worse
+    ideal     minimum, and estimates as they were asked for: the improvement, and every further step of the sequence on its
+              side; nothing collapsed
+    paper     ideal, and the whole sequence of tests shown, full coverage, and everything as it was declared before the runs
 
 While the sweep is not covered as declared nothing is tested and no level is judged: there are estimates only.
 """
@@ -16,9 +16,10 @@ from typing import Literal
 from analysis.design.cells import Grid, coverage
 from analysis.design.criteria import Criteria
 from analysis.design.pairing import PairedGrid
-from analysis.verdict.comparison import ArmComparison, estimate
+from analysis.verdict.comparison import ArmComparison
 from analysis.verdict.declared_comparisons import primary_comparison
 from analysis.verdict.levels import Check, ideal_checks, minimum_checks, paper_checks
+from analysis.verdict.sequence import StepResult, run_sequence
 from analysis.verdict.testing import decide_alone
 
 LevelName = Literal["minimum", "ideal", "paper"]
@@ -52,6 +53,8 @@ class Verdict:
     ----------
     primary
         The declared primary comparison; None where the sweep lacks its arms.
+    sequence
+        The declared tests in their order, the primary first; empty where there is none.
     levels
         minimum, ideal, paper.
     ended, expected
@@ -60,21 +63,15 @@ class Verdict:
         Whether the sweep is covered as declared.
     exploratory
         Why the report is exploratory, in sentences; empty where everything is as it was declared.
-    control
-        The primary arm against the control it must beat; None where the sweep lacks that.
-    area, probe
-        The primary comparison in training area and probe R²; None where the sweep lacks its arms.
     """
 
     primary: ArmComparison | None
+    sequence: tuple[StepResult, ...]
     levels: tuple[Level, ...]
     ended: int
     expected: int
     complete: bool
     exploratory: tuple[str, ...]
-    control: ArmComparison | None
-    area: ArmComparison | None
-    probe: ArmComparison | None
 
     def reached(self, name: LevelName) -> bool | None:
         """Whether a level was reached; None where it was not judged."""
@@ -95,51 +92,28 @@ def decide(
     paired
         The same cells by arm, group and seed, where they are at hand already.
     """
-    paired = paired or PairedGrid(grid.cells)
+    paired = paired or paired_grid(grid, criteria)
     ended, expected = coverage(grid.cells)
-    complete = ended >= criteria.coverage * expected
     primary = primary_comparison(paired, grid, criteria)
     if primary is None:
         levels = tuple(Level(name, (), None) for name in LEVELS)
-        return Verdict(None, levels, ended, expected, complete, exploratory, None, None, None)
-    if complete:
+        return Verdict(None, (), levels, ended, expected, paired.complete, exploratory)
+    if paired.complete:
         primary = decide_alone(primary, criteria)
-    control = _against_control(paired, grid, criteria, primary)
-    area = _other(paired, criteria, primary, "training_area", lower_is_better=True)
-    probe = _other(paired, criteria, primary, "probe_r2", lower_is_better=False)
+    sequence = run_sequence(paired, grid, criteria, primary)
     own = {
-        "minimum": minimum_checks(paired, primary, criteria, ended, expected),
-        "ideal": ideal_checks(paired, primary, control, area, probe, criteria),
-        "paper": paper_checks(primary, criteria, ended, expected, exploratory),
+        "minimum": minimum_checks(primary, criteria, ended, expected),
+        "ideal": ideal_checks(paired, primary, sequence, criteria),
+        "paper": paper_checks(sequence, criteria, ended, expected, exploratory),
     }
-    below, levels_ = True, []
+    below, judged = True, []
     for name in LEVELS:
         below = below and all(check.passed for check in own[name])
-        levels_.append(Level(name, own[name], below if complete else None))
-    return Verdict(primary, tuple(levels_), ended, expected, complete, exploratory, control, area, probe)
+        judged.append(Level(name, own[name], below if paired.complete else None))
+    return Verdict(primary, sequence, tuple(judged), ended, expected, paired.complete, exploratory)
 
 
-def _against_control(
-    paired: PairedGrid, grid: Grid, criteria: Criteria, primary: ArmComparison
-) -> ArmComparison | None:
-    own = grid.group_of(criteria.ideal.better_than, primary.group)
-    if own is None:
-        return None
-    cell = (criteria.ideal.better_than, own)
-    return estimate(paired, "contrast", f"against {cell[0]}", primary.arm, cell, primary.group, criteria)
-
-
-def _other(
-    paired: PairedGrid, criteria: Criteria, primary: ArmComparison, metric: str, *, lower_is_better: bool
-) -> ArmComparison:
-    return estimate(
-        paired,
-        "contrast",
-        metric,
-        primary.arm,
-        primary.against,
-        primary.group,
-        criteria,
-        metric=metric,
-        lower_is_better=lower_is_better,
-    )
+def paired_grid(grid: Grid, criteria: Criteria) -> PairedGrid:
+    """The cells of a grid for pairing; complete if as many of its runs ended as the criteria declare."""
+    ended, expected = coverage(grid.cells)
+    return PairedGrid(grid.cells, complete=ended >= criteria.coverage * expected)

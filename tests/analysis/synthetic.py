@@ -20,8 +20,9 @@ import pandas as pd
 import yaml
 
 from analysis.design.cells import COLUMNS
+from kv_align.runs.digests import digest_of_json as digest
 from kv_align.runs.run_dir import RunDirectory, Status, append_row, write_json
-from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory, digest
+from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory
 
 CRITERIA = yaml.safe_load(
     (Path(__file__).parents[2] / "conf" / "criteria" / "default.yaml").read_text(encoding="utf-8")
@@ -176,24 +177,28 @@ def _write_run(
         append_row(directory.metrics_file, _metrics(step, final, planned, recipe, rng, collapsed))
     if state == "diverged":
         append_row(directory.metrics_file, {"step": last + 1, "task_loss": float("nan"), "total_loss": float("inf")})
+    solved = {"exact_match": write_outcomes(directory, planned, recipe)} if state == "finished" else {}
     for step in sorted({*range(0, last + 1, 50), last}):
-        append_row(directory.evaluations_file, {"step": step, **_evaluation(step, final, planned, recipe)})
+        evaluation = _evaluation(step, final, planned, recipe) | (solved if step == recipe.steps else {})
+        append_row(directory.evaluations_file, {"step": step, **evaluation})
     if state == "finished":
-        solved = write_outcomes(directory, planned, recipe)
-        evaluation = _evaluation(recipe.steps, final, planned, recipe) | {"exact_match": solved}
         write_json(directory.summary_file, _summary(planned, recipe, evaluation))
 
 
 def write_outcomes(directory: RunDirectory, planned: PlannedRun, recipe: Recipe) -> float:
-    """Per-example outcomes: harder examples for everyone, solved more often by a better arm; returns the share solved."""
+    """Per-example outcomes: harder examples for everyone, solved more often by a better arm; returns the share solved.
+
+    The losses of the validation split have the run's validation loss as their mean per token.
+    """
     difficulty = _rng(0, "examples").standard_normal(recipe.examples)
     own = _rng(planned.seed, planned.arm, planned.group, "outcomes").standard_normal(recipe.examples)
+    losses = 10 * loss_of(planned, recipe) * np.exp(difficulty * 0.2) / np.exp(difficulty * 0.2).mean()
     skill = -20 * recipe.effects.get(planned.arm, 0.0) - 0.3
     table = pd.DataFrame(
         {
             "split": ["test"] * recipe.examples + ["validation"] * recipe.examples,
             "id": [f"{split}-{place}" for split in ("test", "validation") for place in range(recipe.examples)],
-            "loss_nats": [None] * recipe.examples + (30 * np.exp(difficulty * 0.2)).tolist(),
+            "loss_nats": [None] * recipe.examples + losses.tolist(),
             "tokens": [None] * recipe.examples + [10] * recipe.examples,
             "answered": ["7"] * recipe.examples + [None] * recipe.examples,
             "correct": [bool(each) for each in difficulty + 0.5 * own < skill] + [None] * recipe.examples,
@@ -214,7 +219,15 @@ def simulated_cells(recipe: Recipe, rng: np.random.Generator) -> pd.DataFrame:
         loss_S = 3.0 + shared_S + effect + recipe.noise * rng.standard_normal(recipe.seeds) / np.sqrt(2)
         area_S = 4.0 + shared_S + effect + recipe.noise * rng.standard_normal(recipe.seeds)
         probe_S = 0.7 - effect + 0.01 * rng.standard_normal(recipe.seeds)
-        every = {"arm": arm, "group": group, "control": control, "run": "r", "state": "finished", "reason": ""}
+        every = {
+            "arm": arm,
+            "group": group,
+            "control": control,
+            "run": "r",
+            "state": "finished",
+            "reason": "",
+            "inputs": "",
+        }
         every |= {"exact_match": 0.1, "cosine": 0.9, "variance_share_min": 0.5, "untrained_validation_loss": 6.0}
         for name, value in every.items():
             columns[name] += [value] * recipe.seeds
@@ -232,7 +245,9 @@ def _rng(*key: object) -> np.random.Generator:
 
 
 def _curve(step: int, final: float, recipe: Recipe) -> float:
-    return final + (6.0 - final) * float(np.exp(-5 * step / recipe.steps))
+    """From 6 nats to `final`, which is reached at the last step."""
+    left = np.exp(-5.0)
+    return final + (6.0 - final) * float((np.exp(-5 * step / recipe.steps) - left) / (1 - left))
 
 
 def _metrics(
@@ -269,8 +284,6 @@ def _summary(planned: PlannedRun, recipe: Recipe, evaluation: dict[str, Any]) ->
         "steps": recipe.steps,
         "tokens": 1000 * recipe.steps,
         **evaluation,
-        "validation_loss": loss_of(planned, recipe),
-        "validation_perplexity": float(np.exp(loss_of(planned, recipe))),
         "exact_match_examples": recipe.examples,
         "collapses": [],
         "untrained_validation_loss": 6.0,

@@ -42,8 +42,46 @@ def test_bad_input_is_one_sentence_and_exit_2(small, capsys, arguments, sentence
     given = [each.replace("SWEEP", str(small.path)) for each in arguments]
     assert main(given) == 2
     said = capsys.readouterr().err
+    assert said.startswith("python -m analysis: ")
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_a_report_that_is_a_file_is_one_sentence(small, capsys):
+    small.report.write_text("not a folder")
+    assert main(["report", str(small.path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("python -m analysis: ")
+    assert "is a file where a folder is needed" in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_of_other_things_is_not_searched_to_its_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("analysis.read.scan.MOST_FOLDERS", 20)
+    for number in range(40):
+        (tmp_path / "wrong" / str(number)).mkdir(parents=True)
+    assert main(["report", str(tmp_path / "wrong")]) == 2
+    said = capsys.readouterr().err
+    assert "holds no run in the first 20 folders below it" in said
+    assert said.count("\n") == 1
+
+
+def test_what_is_searched_for_long_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("analysis.read.scan.QUIET_S", -1.0)
+    (tmp_path / "wrong" / "inside").mkdir(parents=True)
+    assert main(["report", str(tmp_path / "wrong")]) == 2
+    assert f"searching {tmp_path / 'wrong'} and the folders below it for runs ..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["report", "collect"])
+def test_a_wrong_folder_is_refused_before_anything_heavy_is_imported(tmp_path, verb):
+    code = (
+        f"import sys; from analysis.__main__ import main; main([{verb!r}, {str(tmp_path)!r}])\n"
+        "print([name for name in ('numpy', 'pandas', 'scipy', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert "is no sweep" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,7 +108,8 @@ def test_asking_for_help_imports_nothing_heavy():
         "import sys; from analysis.__main__ import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('numpy', 'pandas', 'scipy', 'statsmodels', 'matplotlib', 'torch') if name in sys.modules])"
+        "print([name for name in ('numpy', 'pandas', 'scipy', 'statsmodels', 'matplotlib', 'torch') if name in "
+        "sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
@@ -124,5 +163,5 @@ def test_comparing_two_arms_pairs_their_seeds(tmp_path):
     text = output.read_text(encoding="utf-8")
     assert "paired over 8 seeds" in text
     assert "p = 0.0078, exact sign-flip" in text
-    assert "is exploratory" in text
+    assert "This is the declared primary comparison." in text
     assert '| aligner.name | "structured" | "flat" |' in text

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from kv_align.runs.digests import digest_of_json as digest
 from kv_align.runs.run_dir import RunDirectory, Status
-from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory, digest
+from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory
 from tests.analysis.synthetic import CRITERIA, Recipe, config_of, write_outcomes
 
 STEPS = 500
@@ -47,8 +48,8 @@ def write(folder: Path, num_runs: int) -> None:
         status = Status("finished", "", arm, "kv", seed, content_hash, STEPS, STEPS, 1, 0.0, 1.0, "host", 1, "")
         values = rng.random((STEPS, len(METRICS)))
         rows = [{"step": step + 1, **dict(zip(METRICS, row, strict=True))} for step, row in enumerate(values.tolist())]
-        evaluations = [{"step": step, "validation_loss": 3.0 + 1 / (step + 1)} for step in range(0, STEPS + 1, 100)]
-        summary = {"content_hash": content_hash, "validation_loss": 3.0 + rng.random(), "elapsed_s": 10.0}
+        evaluations = [{"step": step, "validation_loss": 3.0 + rng.random()} for step in range(0, STEPS + 1, 100)]
+        summary = {"content_hash": content_hash, "elapsed_s": 10.0} | evaluations[-1]
         attempt = {"git_commit": "c0ffee", "git_diff": "", "packages": {"torch": "2"}, "python": "3.11"}
         provenance = {"data_order_sha256": digest(seed), "initial_weights_sha256": digest(seed), "attempts": [attempt]}
         directory.config_file.write_text(yaml.safe_dump(config), encoding="utf-8")

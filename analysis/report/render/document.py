@@ -13,6 +13,18 @@ from typing import Literal
 Tone = Literal["plain", "lead", "warning", "note", "reached", "missed"]
 
 
+MARKS: dict[str, Literal["✓", "✗", "○"]] = {
+    "yes": "✓",
+    "shown": "✓",
+    "no": "✗",
+    "not shown": "✗",
+    "not judged": "○",
+    "not tested": "○",
+    "not in this sweep": "○",
+}
+"""Cells of a marked column and the sign that goes before each."""
+
+
 @dataclass(frozen=True)
 class Heading:
     """A heading; `level` is 1 for the title, 2 for a section, 3 below."""
@@ -28,6 +40,15 @@ class Paragraph:
     text: str
     strong: str = ""
     tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Banner:
+    """The verdict: a word that is read first, and what is to be known of it."""
+
+    word: str
+    text: str
+    tone: Tone = "lead"
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Table:
         Titles of the columns that are aligned to the right.
     strong
         Places of rows that stand out.
+    marked
+        Titles of the columns whose cells are told apart by shape and colour: see `MARKS`.
     """
 
     columns: tuple[str, ...]
@@ -61,6 +84,7 @@ class Table:
     caption: str = ""
     numeric: frozenset[str] = frozenset()
     strong: frozenset[int] = frozenset()
+    marked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,7 @@ class Figure:
     svg: str
 
 
-Block = Heading | Paragraph | Bullets | Table | Figure
+Block = Heading | Banner | Paragraph | Bullets | Table | Figure
 
 
 @dataclass(frozen=True)
@@ -121,8 +145,12 @@ def _block(block: Block, figures: str) -> str:
         case Heading(level, text):
             return f"{'#' * level} {escape(text)}"
         case Paragraph(text, strong, tone):
-            said = " ".join(part for part in (f"**{escape(strong)}**" if strong else "", escape(text)) if part)
-            return f"> {said}" if tone in ("warning", "reached", "lead", "missed") else said
+            text_and_strong = " ".join(
+                part for part in (f"**{escape(strong)}**" if strong else "", escape(text)) if part
+            )
+            return f"> {text_and_strong}" if tone in ("warning", "reached", "lead", "missed") else text_and_strong
+        case Banner(word, text, _):
+            return f"> **{escape(word)}**\n>\n> {escape(text)}"
         case Bullets(items, _):
             return "\n".join(f"- {escape(item)}" for item in items)
         case Table():
@@ -131,13 +159,23 @@ def _block(block: Block, figures: str) -> str:
             return f"![{escape(caption)}]({figures}/{name}.png)\n\n*{escape(caption)}*"
 
 
+def _signed(table: Table, row: tuple[str, ...]) -> list[str]:
+    """The cells of a row, those of marked columns with their sign."""
+    return [
+        f"{MARKS[cell]} {cell}" if title in table.marked and cell in MARKS else cell
+        for title, cell in zip(table.columns, row, strict=True)
+    ]
+
+
 def _table(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
     marks = ["---:" if title in table.numeric else "---" for title in table.columns]
     rows = [
-        line([f"**{escape(cell)}**" if place in table.strong and cell else escape(cell) for cell in row])
+        line(
+            [f"**{escape(cell)}**" if place in table.strong and cell else escape(cell) for cell in _signed(table, row)]
+        )
         for place, row in enumerate(table.rows)
     ]
     lines = [line([escape(title) for title in table.columns]), line(marks), *rows]

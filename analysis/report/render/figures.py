@@ -34,12 +34,13 @@ class ForestRow:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Mean of an arm over steps with its pointwise band."""
+    """Mean of an arm over steps with its pointwise band; one that is `strong` lies above the others."""
 
     label: str
     colour: str
     steps: FloatArray
     band: PointwiseBand
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def curves(panels: dict[str, CurvePanel], *, ylabel: str, difference_label: str,
         above, below = axes[2 * place : 2 * place + 2]
         for axis, drawn in ((above, panel.curves), (below, panel.differences)):
             for curve in drawn:
-                axis.plot(curve.steps, curve.band.mean, color=curve.colour)
+                width, order = (2.4, 3.0) if curve.strong else (1.6, 2.0)
+                axis.plot(curve.steps, curve.band.mean, color=curve.colour, linewidth=width, zorder=order)
                 if curve.band.low is not None and curve.band.high is not None:
                     ends = (curve.band.low, curve.band.high)
                     axis.fill_between(curve.steps, *ends, color=curve.colour, alpha=0.16, linewidth=0)

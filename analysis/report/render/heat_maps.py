@@ -29,11 +29,11 @@ def heat_maps(panels: dict[str, dict[str, FloatArray]]) -> Figure:
         By kind (keys, values) and arm, the cosine by layer and head (L, H).
     """
     kinds = list(panels)
-    arms = list(dict.fromkeys(arm for each in panels.values() for arm in each))
+    arms = list(dict.fromkeys(arm for maps in panels.values() for arm in maps))
     columns = min(COLUMNS, max(1, len(arms)))
     lines = -(-len(arms) // columns)
     figure, axes = new_figure(1.45 * lines * len(kinds) + 0.4, rows=lines * len(kinds), columns=columns)
-    values = np.concatenate([values_LH.ravel() for each in panels.values() for values_LH in each.values()])
+    values = np.concatenate([values_LH.ravel() for maps in panels.values() for values_LH in maps.values()])
     # Between the tenths around what was found: maps that all look the same show nothing.
     low, high = np.floor(10 * values.min()) / 10, np.ceil(10 * values.max()) / 10
     mesh = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from itertools import groupby
 
-from analysis.report.render.document import Block, Bullets, Document, Figure, Heading, Paragraph, Table
+from analysis.report.render.document import MARKS, Banner, Block, Bullets, Document, Figure, Heading, Paragraph, Table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _CSS = """
@@ -29,6 +29,15 @@ p, ul { max-width: 46rem; margin: 0.6rem 0; overflow-wrap: anywhere; }
 .reached { border-color: var(--good); background: var(--good-page); }
 .missed, .warning { border-color: var(--bad); background: var(--bad-page); }
 .reached strong { color: var(--good); } .missed strong, .warning strong { color: var(--bad); }
+.banner { margin: 0.8rem 0 1rem; max-width: 46rem; }
+.banner .word { font-size: 2rem; line-height: 1.15; font-weight: 750; margin: 0 0 0.4rem; }
+.banner p { margin: 0; }
+.reached .word { color: var(--good); } .missed .word { color: var(--bad); }
+.mark { white-space: nowrap; font-weight: 650; } .mark b { display: inline-block; width: 1.2em; height: 1.2em;
+  line-height: 1.2em; text-align: center; border-radius: 50%; margin-right: 0.3em; color: var(--page); }
+.mark.held { color: var(--good); } .mark.held b { background: var(--good); }
+.mark.failed { color: var(--bad); } .mark.failed b { background: var(--bad); border-radius: 2px; }
+.mark.open { color: var(--soft); } .mark.open b { color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margin: 0 0 1rem; } nav a { color: var(--soft); }
 .scroll { overflow-x: auto; margin: 0.8rem 0 0; border: 1px solid var(--line); border-radius: 4px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
@@ -37,7 +46,7 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; background: var(--stripe); }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
-.wide td:last-child { min-width: 10.5rem; }
+.wide td:nth-child(2) { min-width: 7.5rem; }
 tr.strong td, tr.strong th { font-weight: 700; background: var(--stripe); }
 th:first-child { position: sticky; left: 0; background: var(--page); }
 thead th:first-child, tr.strong th:first-child { background: var(--stripe); }
@@ -47,7 +56,8 @@ figure { margin: 1.2rem 0 0.4rem; max-width: 36rem; }
 figure svg { display: block; width: 100%; height: auto; }
 @media (max-width: 40rem) {
   main { padding: 0.8rem 0.9rem 3rem; } h1 { font-size: 1.35rem; } h2 { font-size: 1.15rem; }
-  table { font-size: 0.8rem; } th, td { padding: 0.3rem 0.45rem; } figure { margin: 1rem -0.4rem; }
+  table { font-size: 0.8rem; } th, td { padding: 0.3rem 0.4rem; } .wide td:nth-child(2) { min-width: 5.2rem; }
+  tbody th { max-width: 7.2rem; overflow-wrap: break-word; } figure { margin: 1rem -0.4rem; }
 }
 @media print {
   :root { --page: #fff; --ink: #000; --soft: #444; --line: #bbb; --stripe: #f2f2f2; --good: #064; --good-page: #fff;
@@ -55,7 +65,7 @@ figure svg { display: block; width: 100%; height: auto; }
   @page { size: A4; margin: 15mm 13mm; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav { display: none; }
   .scroll { overflow: visible; border: 0; }
-  .wide td:last-child { min-width: 0; } table { font-size: 7.6pt; } .number { white-space: normal; }
+  .wide td:nth-child(2) { min-width: 0; } table { font-size: 7.6pt; } .number { white-space: normal; }
   h2, h3 { break-after: avoid; } figure, tr, .reached, .lead, .missed, .warning { break-inside: avoid; }
   thead { display: table-header-group; } .figures { grid-template-columns: 1fr 1fr; gap: 0 6mm; }
   figure { max-width: 105mm; } figure svg { filter: none; }
@@ -70,7 +80,7 @@ def to_html(document: Document) -> str:
     links = "".join(f'<a href="#{_anchor(text)}">{escape(text)}</a>' for text in sections)
     # Figures that follow each other stand side by side where there is room.
     groups = groupby(document.blocks, key=lambda block: isinstance(block, Figure))
-    drawn = [('<div class="figures">{}</div>' if are else "{}", "\n".join(map(_block, each))) for are, each in groups]
+    drawn = [('<div class="figures">{}</div>' if are else "{}", "\n".join(map(_block, group))) for are, group in groups]
     body = "\n".join(frame.format(inner) for frame, inner in drawn)
     title = escape(document.title)
     return (
@@ -89,9 +99,11 @@ def _block(block: Block) -> str:
             anchor = f' id="{_anchor(text)}"' if level == 2 else ""
             return f"<h{level}{anchor}>{escape(text)}</h{level}>"
         case Paragraph(text, strong, tone):
-            said = f"<strong>{escape(strong)}</strong> " if strong else ""
+            opening = f"<strong>{escape(strong)}</strong> " if strong else ""
             kind = "" if tone == "plain" else f' class="{tone}"'
-            return f"<p{kind}>{said}{escape(text)}</p>"
+            return f"<p{kind}>{opening}{escape(text)}</p>"
+        case Banner(word, text, tone):
+            return f'<div class="banner {tone}"><p class="word">{escape(word)}</p><p>{escape(text)}</p></div>'
         case Bullets(items, tone):
             kind = "" if tone == "plain" else f' class="{tone}"'
             inner = "".join(f"<li>{escape(item)}</li>" for item in items)
@@ -112,13 +124,24 @@ def _table(table: Table) -> str:
     )
     rows = []
     for place, (first, *others) in enumerate(table.rows):
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(others, kinds[1:], strict=True))
+        cells = "".join(
+            f"<td{kind}>{_mark(cell) if title in table.marked else escape(cell)}</td>"
+            for cell, title, kind in zip(others, table.columns[1:], kinds[1:], strict=True)
+        )
         strong = ' class="strong"' if place in table.strong else ""
         rows.append(f'<tr{strong}><th scope="row">{escape(first)}</th>{cells}</tr>')
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     wide = " wide" if len(table.columns) > 8 else ""
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="scroll{wide}" tabindex="0">{inner}</div>{caption}'
+
+
+def _mark(cell: str) -> str:
+    """A cell that is told apart by shape, colour and word."""
+    if cell not in MARKS:
+        return escape(cell)
+    kind = {"✓": "held", "✗": "failed", "○": "open"}[MARKS[cell]]
+    return f'<span class="mark {kind}"><b aria-hidden="true">{MARKS[cell]}</b>{escape(cell)}</span>'
 
 
 def _anchor(text: str) -> str:

@@ -60,7 +60,7 @@ def new_figure(height_in: float, rows: int = 1, columns: int = 1, **layout: Any)
     """Return an empty figure of the report's width and its axes, row by row."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **layout)
-    return figure, [each for row in axes for each in row]
+    return figure, [axis for row in axes for axis in row]
 
 
 def colours(names: list[str], baseline: str) -> dict[str, str]:

@@ -35,15 +35,15 @@ def texts(table: pd.DataFrame, *columns: str) -> list[tuple[str, ...]]:
 
 def _coverage(study: Study) -> list[Block]:
     grid = study.grid
-    found = states(grid.cells)
-    ended = found[FINISHED] + found[DIVERGED]
-    others = [f"{many} {state}" for state, many in found.items() if state not in (FINISHED, DIVERGED)]
-    said = f"{ended} of {count(len(grid.cells), 'expected run')} ended"
-    if found[DIVERGED]:
-        said += f", {found[DIVERGED]} of them diverged"
-    said += f"; {listed(others)}." if others else "."
+    by_state = states(grid.cells)
+    ended = by_state[FINISHED] + by_state[DIVERGED]
+    others = [f"{many} {state}" for state, many in by_state.items() if state not in (FINISHED, DIVERGED)]
+    sentence = f"{ended} of {count(len(grid.cells), 'expected run')} ended"
+    if by_state[DIVERGED]:
+        sentence += f", {by_state[DIVERGED]} of them diverged"
+    sentence += f"; {listed(others)}." if others else "."
     if not grid.planned:
-        said += " Without a plan, every arm found times every seed found is what is expected."
+        sentence += " Without a plan, every arm found times every seed found is what is expected."
     columns = ("arm", "loss", "expected", "finished", "diverged", "not ended")
     rows = []
     for arm, group, control in grid.arms:
@@ -60,51 +60,54 @@ def _coverage(study: Study) -> list[Block]:
                 str(len(cells) - finished - diverged) if finished + diverged < len(cells) else "",
             )
         )
-    blocks: list[Block] = [Paragraph(said), Table(columns, tuple(rows), "", frozenset(columns[2:]))]
+    blocks: list[Block] = [Paragraph(sentence), Table(columns, tuple(rows), "", frozenset(columns[2:]))]
     lost = grid.cells[grid.cells["state"] != FINISHED]
     if len(lost):
-        shown = lost.head(SHOWN_PROBLEMS)
-        table = Table(
-            ("arm", "loss", "seed", "state", "reason"),
-            tuple(
-                (arm, group or "control", str(seed), state, reason)
-                for arm, group, seed, state, reason in texts(shown, "arm", "group", "seed", "state", "reason")
-            ),
-            "Runs without a result. A diverged run is an outcome, the worst one; any other is a missing pair."
-            + (f" {len(lost) - len(shown)} more are in runs.csv." if len(lost) > len(shown) else ""),
-            frozenset({"seed"}),
-        )
+        folded = _folded(lost)
+        more = f" {len(folded) - SHOWN_PROBLEMS} more lines are in runs.csv." if len(folded) > SHOWN_PROBLEMS else ""
+        caption = "Runs without a result. A diverged run is an outcome, the worst one; any other is a missing pair."
+        table = Table(("arm", "loss", "seeds", "state", "reason"), folded[:SHOWN_PROBLEMS], caption + more)
         blocks.append(table)
     return [*blocks, *_collapses(study), *_bounds(study)]
+
+
+def _folded(lost: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
+    """One row for all seeds of an arm that have the same state and reason; arms of which nothing is there in one."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for arm, group, seed, state, reason in texts(lost, "arm", "group", "seed", "state", "reason"):
+        seeds.setdefault((arm, group or "control", state, reason), []).append(seed)
+    return tuple((arm, loss, ", ".join(own), state, reason) for (arm, loss, state, reason), own in seeds.items())
 
 
 def _collapses(study: Study) -> list[Block]:
     """Name every run in which a target's or the student's variance collapsed, whatever its cosine says."""
     cells = study.grid.cells
     shares = cells["variance_share_min"].astype(float)
-    found = cells[shares < study.criteria.collapse_share]
-    if found.empty:
+    collapsed = cells[shares < study.criteria.collapse_share]
+    if collapsed.empty:
         return []
-    names = [f"{arm}, {group or 'control'}, seed {seed}" for arm, group, seed in texts(found, "arm", "group", "seed")]
+    names = [
+        f"{arm}, {group or 'control'}, seed {seed}" for arm, group, seed in texts(collapsed, "arm", "group", "seed")
+    ]
     rest = f" and {len(names) - SHOWN_PROBLEMS} more" if len(names) > SHOWN_PROBLEMS else ""
-    said = (
+    sentence = (
         f"A target's or student's variance fell below {share(study.criteria.collapse_share)} of its start in "
         f"{count(len(names), 'run')}: {'; '.join(names[:SHOWN_PROBLEMS])}{rest}. Their cosine says nothing."
     )
-    return [Paragraph(said, "Collapse.", "warning")]
+    return [Paragraph(sentence, "Collapse.", "warning")]
 
 
 def _bounds(study: Study) -> list[Block]:
     rows = [
         (
-            each.arm[0],
-            each.group,
-            str(len(each.pairs.unpaired)),
-            str(int((~each.pairs.finished).sum())),
-            percent_interval(*(relative_percent(end) for end in each.bounds)),
+            comparison.arm[0],
+            comparison.group,
+            str(len(comparison.pairs.unpaired)),
+            str(int((~comparison.pairs.finished).sum())),
+            percent_interval(*(relative_percent(end) for end in comparison.bounds)),
         )
-        for each in study.arms
-        if each.bounds is not None
+        for comparison in study.arms
+        if comparison.bounds is not None
     ]
     if not rows:
         return []
@@ -125,22 +128,31 @@ def _bounds(study: Study) -> list[Block]:
 def _pairing(study: Study) -> list[Block]:
     refused = list(
         dict.fromkeys(
-            (f"{each.arm[0]} and {each.against[0]}, loss {each.group}, seed {pair.seed}: {pair.reason}")
-            for each in (*study.arms, *study.contrasts)
-            for pair in each.pairs.unpaired
+            (
+                f"{comparison.arm[0]} and {comparison.against[0]}, loss {comparison.group}, seed {pair.seed}: {pair.reason}"
+            )
+            for comparison in (*study.arms, *study.contrasts)
+            for pair in comparison.pairs.unpaired
             if pair.refused
         )
     )
-    made = sum(len(each.pairs.seeds) for each in study.arms)
-    said = (
-        f"{count(made, 'pair')} of arm and baseline passed the audit: recorded data order and student start are "
-        f"the same in both runs (SHA-256). The aligner's start differs by arm and is not compared."
+    made = sum(len(comparison.pairs.seeds) for comparison in study.arms)
+    unknown = int((study.grid.cells["state"].isin([FINISHED, DIVERGED]) & study.grid.cells["inputs"].eq("")).sum())
+    sentence = (
+        f"{count(made, 'pair')} of arm and baseline passed the audit: recorded data order, student start and inputs "
+        "(data, "
+        "models, tokenizers) are the same in both runs (SHA-256). The aligner's start differs by arm and is not compared."
     )
+    if unknown:
+        sentence += (
+            f" The inputs of {count(unknown, 'run')} were not recorded, as version 0.1.0 left them out, and could not be "
+            "compared."
+        )
     if not refused:
-        return [Heading(3, "Pairing"), Paragraph(said)]
+        return [Heading(3, "Pairing"), Paragraph(sentence)]
     return [
         Heading(3, "Pairing"),
-        Paragraph(f"{said} {count(len(refused), 'pair was', 'pairs were')} refused:", tone="warning"),
+        Paragraph(f"{sentence} {count(len(refused), 'pair was', 'pairs were')} refused:", tone="warning"),
         Bullets(tuple(refused[:SHOWN_PROBLEMS])),
     ]
 
@@ -177,20 +189,20 @@ def _cost(study: Study) -> list[Block]:
     unit = "device-hours" if len(devices) != 1 else "CPU-hours" if devices == {"cpu"} else "GPU-hours"
     rows = [
         (
-            each.arm,
-            each.group or "control",
-            number(each.hours, 3),
-            seconds(each.step_s),
-            amount(each.tokens),
-            amount(each.student),
-            amount(each.aligner),
-            amount(each.flops),
+            cost.arm,
+            cost.group or "control",
+            number(cost.hours, 3),
+            seconds(cost.step_s),
+            amount(cost.tokens),
+            amount(cost.student),
+            amount(cost.aligner),
+            amount(cost.flops),
         )
-        for each in study.cost
+        for cost in study.cost
     ]
-    total = sum(each.hours or 0.0 for each in study.cost)
+    total = sum(cost.hours or 0.0 for cost in study.cost)
     columns = ("arm", "loss", unit, "per step", "tokens", "student", "aligner", "FLOPs")
-    teacher = next((each.teacher for each in study.cost if each.teacher is not None), None)
+    teacher = next((cost.teacher for cost in study.cost if cost.teacher is not None), None)
     caption = (
         f"{number(total, 3)} {unit} in optimizer steps over all runs, also those that did not finish. Tokens and FLOPs "
         f"are of one run; student and aligner are trained parameters, the teacher has {amount(teacher)}. {FLOPS_NOTE}"

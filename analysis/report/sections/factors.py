@@ -25,18 +25,18 @@ def section(study: Study, draw: Draw) -> list[Block]:
     if study.contrasts:
         rows = [
             (
-                each.name,
-                f"{each.arm[0]} − {each.against[0]}",
-                each.group,
-                *number_cells(each, criteria.alpha),
-                label(each, criteria),
+                comparison.name,
+                f"{comparison.arm[0]} − {comparison.against[0]}",
+                comparison.group,
+                *number_cells(comparison, criteria.alpha),
+                label(comparison, criteria),
             )
-            for each in study.contrasts
+            for comparison in study.contrasts
         ]
         columns = ("contrast", "difference", "loss", "found", interval, "p", "Hedges g", "wins", "verdict")
         caption = f"Change of perplexity, paired by seed; negative is better. {family_sentence(study.contrasts)}"
         blocks.append(Table(columns, tuple(rows), caption, numeric))
-    missing = [name for name in criteria.contrasts if name not in {each.name for each in study.contrasts}]
+    missing = [name for name in criteria.contrasts if name not in {comparison.name for comparison in study.contrasts}]
     if missing:
         blocks.append(Paragraph(f"Not in this sweep: the declared contrast for {listed(missing)}."))
     if study.effects:
@@ -60,7 +60,8 @@ def section(study: Study, draw: Draw) -> list[Block]:
                 tuple(lines),
                 "Mean over all matched pairs of cells that differ in that factor only (matched: how many); × is an "
                 "interaction, the change of one effect by the other. What the design lacks is not estimated; "
-                "seeds in which one of the runs is missing or diverged are left out. p adjusted by Holm over the effects, "
+                "seeds in which one of the runs is missing or diverged are left out. p adjusted by Holm over the "
+                "effects, "
                 "and over the interactions.",
                 frozenset({"matched", "found", interval, "p", "wins"}),
             )

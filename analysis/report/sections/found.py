@@ -31,7 +31,9 @@ def section(study: Study, draw: Draw) -> list[Block]:
     palette = arm_colours(study)
     panels = {
         f"loss {group}": [
-            _forest_row(each, palette) for each in study.arms if each.group == group and each.pairs.num_planned
+            _forest_row(comparison, palette)
+            for comparison in study.arms
+            if comparison.group == group and comparison.pairs.seeds
         ]
         for group in grid.groups
     }
@@ -41,30 +43,38 @@ def section(study: Study, draw: Draw) -> list[Block]:
     )
     blocks.append(draw("differences", caption, lambda: figures.forest(panels, grid.baseline)))
     interval, beside = f"{share(criteria.confidence)} interval", f"against {control}"
-    columns = ("arm", "perplexity", "expected", "found", interval, "p", "Hedges g", "wins", beside, "verdict")
+    # What is read first stands first: on a phone the rest is reached by scrolling.
+    columns = ("arm", "verdict", "found", "p", interval, "wins", "expected", "perplexity", "Hedges g", beside)
     for group in grid.groups:
-        members = [each for each in study.arms if each.group == group]
-        rows = [_baseline_row(study, group), *(_row(each, study) for each in members)]
+        planned = [comparison for comparison in study.arms if comparison.group == group]
+        members = [comparison for comparison in planned if study.verdict.complete or comparison.pairs.seeds]
+        rows = [_baseline_row(study, group), *(_row(comparison, study) for comparison in members)]
         role = (
             "The primary comparison stands out; the others are exploratory."
-            if any(each.role == "primary" for each in members)
+            if any(comparison.role == "primary" for comparison in members)
             else "All of this table is exploratory."
         )
         caption = " ".join(
-            each
-            for each in (
+            comparison
+            for comparison in (
                 f"Change of perplexity against {grid.baseline} with the same loss; negative is better.",
                 family_sentence(members),
                 role,
+                _not_run([comparison.arm[0] for comparison in planned if comparison not in members]),
                 _label_words(study) if group == grid.groups[0] else "",
                 "Expected improvements are written as lower perplexity; Hedges g is paired (dz with the exact "
                 "small-sample correction).",
             )
-            if each
+            if comparison
         )
-        strong = frozenset(place for place, each in enumerate(members, 1) if each.role == "primary")
-        blocks += [Heading(3, f"Loss {group}"), Table(columns, tuple(rows), caption, frozenset(columns[1:-1]), strong)]
+        strong = frozenset(place for place, comparison in enumerate(members, 1) if comparison.role == "primary")
+        blocks += [Heading(3, f"Loss {group}"), Table(columns, tuple(rows), caption, frozenset(columns[2:]), strong)]
     return [*blocks, *_controls(study), draw(*_seed_lines(study, palette))]
+
+
+def _not_run(arms: list[str]) -> str:
+    """Arms of which no pair is there yet, in one line instead of a row each."""
+    return f"No pair of runs has ended yet of {listed(arms)}." if arms else ""
 
 
 def _label_words(study: Study) -> str:
@@ -88,38 +98,28 @@ def _forest_row(comparison: ArmComparison, palette: dict[str, str]) -> figures.F
         None if summary is None else relative_percent(summary.mean),
         interval,
         None if expected is None else -expected,
-        tuple(relative_percent(each) for each in differences),
+        tuple(relative_percent(difference) for difference in differences),
     )
 
 
 def _seed_lines(study: Study, palette: dict[str, str]) -> tuple[str, str, Callable[[], Drawing]]:
     primary = study.verdict.primary
     group = primary.group if primary is not None else study.grid.groups[0]
-    members = [each for each in study.arms if each.group == group]
-    seeds = sorted({seed for each in members for seed in each.pairs.seeds})
+    members = [comparison for comparison in study.arms if comparison.group == group]
+    seeds = sorted({seed for comparison in members for seed in comparison.pairs.seeds})
     percent_SA = np.full((len(seeds), len(members)), np.nan)
-    for column, each in enumerate(members):
-        for seed, difference in zip(each.pairs.seeds, each.pairs.differences, strict=True):
+    for column, comparison in enumerate(members):
+        for seed, difference in zip(comparison.pairs.seeds, comparison.pairs.differences, strict=True):
             percent_SA[seeds.index(seed), column] = 100 * np.expm1(difference)
-    arms = [each.arm[0] for each in members]
+    arms = [comparison.arm[0] for comparison in members]
     caption = f"Paired differences to {study.grid.baseline} with loss {group}: one line per seed."
     return "seeds", caption, lambda: figures.seed_lines(arms, percent_SA, seeds, palette, study.grid.baseline)
 
 
 def _baseline_row(study: Study, group: str) -> tuple[str, ...]:
     baseline = study.grid.baseline
-    return (
-        baseline,
-        _perplexity(study, baseline, group),
-        "–",
-        "reference",
-        "–",
-        "–",
-        "–",
-        "–",
-        _against(study, baseline, group),
-        "",
-    )
+    against = _against(study, baseline, group)
+    return (baseline, "reference", *["–"] * 5, _perplexity(study, baseline, group), "–", against)
 
 
 def _row(comparison: ArmComparison, study: Study) -> tuple[str, ...]:
@@ -128,13 +128,18 @@ def _row(comparison: ArmComparison, study: Study) -> tuple[str, ...]:
     name = f"{arm} (control)" if comparison.role == "control" else arm
     verdict = label(comparison, study.criteria)
     short = [] if comparison.role == "control" else not_better_than(study.controls, arm, group)
+    estimate, interval, p_value, hedges_g, wins = number_cells(comparison, study.criteria.alpha)
     return (
         name,
-        _perplexity(study, arm, group),
-        "–" if expected is None else percent(-expected),
-        *number_cells(comparison, study.criteria.alpha),
-        _against(study, arm, group),
         f"{verdict}; not better than {listed(short)}" if short else verdict,
+        estimate,
+        p_value,
+        interval,
+        wins,
+        "–" if expected is None else percent(-expected),
+        _perplexity(study, arm, group),
+        hedges_g,
+        _against(study, arm, group),
     )
 
 
@@ -148,16 +153,16 @@ def _perplexity(study: Study, arm: str, group: str) -> str:
 def _against(study: Study, arm: str, group: str) -> str:
     """The arm against the declared control."""
     for control in study.controls:
-        found = control.against.get((arm, group))
-        if control.kind == "declared" and found is not None and found.summary is not None:
-            return percent(relative_percent(found.summary.mean)) + ("*" if found.conditional else "")
+        comparison = control.against.get((arm, group))
+        if control.kind == "declared" and comparison is not None and comparison.summary is not None:
+            return percent(relative_percent(comparison.summary.mean)) + ("*" if comparison.conditional else "")
     return "–"
 
 
 def _controls(study: Study) -> list[Block]:
     """Every arm against every control that it has to beat."""
     rows = [
-        (arm, group, *(_against_control(each, arm, group) for each in study.controls))
+        (arm, group, *(_against_control(beaten, arm, group) for beaten in study.controls))
         for group in study.grid.groups
         for arm, own, control in study.grid.arms
         if own == group and not control
@@ -171,7 +176,7 @@ def _controls(study: Study) -> list[Block]:
     caption = (
         f"Change of perplexity against each control, with {share(study.criteria.confidence)} t interval, paired by seed; "
         f"negative is better. What the method claims is what helps only where an arm is better than all of them. "
-        f"Estimates, not tested.{marked}"
+        f"Not tested.{marked}"
     )
     return [
         Heading(3, "Against the controls"),
@@ -180,10 +185,10 @@ def _controls(study: Study) -> list[Block]:
 
 
 def _against_control(control: Control, arm: str, group: str) -> str:
-    found = control.against.get((arm, group))
-    if found is None or found.summary is None:
+    comparison = control.against.get((arm, group))
+    if comparison is None or comparison.summary is None:
         return "–"
-    said = percent(relative_percent(found.summary.mean))
-    if found.summary.interval is not None:
-        said += f" ({interval_cell(found.summary.interval)})"
-    return said + ("*" if found.conditional else "")
+    text = percent(relative_percent(comparison.summary.mean))
+    if comparison.summary.interval is not None:
+        text += f" ({interval_cell(comparison.summary.interval)})"
+    return text + ("*" if comparison.conditional else "")

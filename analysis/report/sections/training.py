@@ -55,27 +55,35 @@ def _curves(
 ) -> list[Block]:
     palette, confidence = arm_colours(study), study.criteria.confidence
     banded = _banded(study)
+    primary_arm = study.verdict.primary.arm[0] if study.verdict.primary is not None else ""
     panels = {}
     for group in study.grid.groups:
         drawn, differences = [], []
         base = study.grid.group_of(study.grid.baseline, group)
         for arm, own in arms_in(study.grid, group):
-            found = curves(table, runs_of(study.grid, arm, own), column, until=until)
-            if found is not None and len(found.steps) > 1:
-                band = pointwise_band(found.values, confidence=confidence)
-                drawn.append(figures.Curve(arm, palette[arm], found.steps, band))
+            drawable = curves(table, runs_of(study.grid, arm, own), column, until=until)
+            if drawable is not None and len(drawable.steps) > 1:
+                band = pointwise_band(drawable.values, confidence=confidence)
+                drawn.append(figures.Curve(arm, palette[arm], drawable.steps, band, strong=arm == primary_arm))
             if base is not None and arm != study.grid.baseline:
                 against = _differences(study, table, column, (arm, own), (study.grid.baseline, base), until, log)
                 if against is not None:
                     band = pointwise_band(against.values, confidence=confidence)
-                    band = band if banded is None or arm == banded else replace(band, low=None, high=None)
-                    differences.append(figures.Curve(arm, palette[arm], against.steps, band))
+                    # On an incomplete sweep a band of the differences would be the test that is not made yet.
+                    shown = study.verdict.complete and (banded is None or arm == banded)
+                    band = band if shown else replace(band, low=None, high=None)
+                    differences.append(figures.Curve(arm, palette[arm], against.steps, band, strong=arm == primary_arm))
         if drawn:
             panels[f"loss {group}"] = figures.CurvePanel(drawn, differences)
     if not panels:
         return []
     what = "Training loss (cross-entropy)" if name == "training" else "Validation perplexity at equal steps"
-    only = "" if banded is None else f"; in the differences only {banded} has one, since so many would hide each other"
+    if not study.verdict.complete:
+        only = ". The differences have none until the sweep is complete"
+    elif banded is not None:
+        only = f"; in the differences only {banded} has one, since so many would hide each other"
+    else:
+        only = ""
     caption = (
         f"{what}: mean over the finished seeds, and below it the difference to {study.grid.baseline} paired by "
         f"seed. The band is the {share(confidence)} t interval of each step by itself, not of the curve as a whole, "
@@ -102,7 +110,9 @@ def _differences(
     relative: bool,
 ) -> Curves | None:
     """Curves of the paired differences, one per audited seed; in percent where `relative`."""
-    comparison = next((each for each in study.arms if each.arm == arm and each.against == baseline), None)
+    comparison = next(
+        (candidate for candidate in study.arms if candidate.arm == arm and candidate.against == baseline), None
+    )
     if comparison is None:
         return None
     runs = study.grid.run_of
@@ -111,16 +121,16 @@ def _differences(
         for seed, finished in zip(comparison.pairs.seeds, comparison.pairs.finished, strict=True)
         if finished
     ]
-    found = curves(table, [run for pair in pairs for run in pair], column, until=until)
-    if found is None or len(found.steps) < 2:
+    aligned = curves(table, [run for pair in pairs for run in pair], column, until=until)
+    if aligned is None or len(aligned.steps) < 2:
         return None
-    by_run = dict(zip(found.runs, found.values, strict=True))
+    by_run = dict(zip(aligned.runs, aligned.values, strict=True))
     rows_T = [
         100 * (by_run[a] / by_run[b] - 1) if relative else by_run[a] - by_run[b]
         for a, b in pairs
         if a in by_run and b in by_run
     ]
-    return Curves(found.runs, found.steps, np.stack(rows_T)) if rows_T else None
+    return Curves(aligned.runs, aligned.steps, np.stack(rows_T)) if rows_T else None
 
 
 def _early_table(study: Study) -> list[Block]:
@@ -193,43 +203,45 @@ def _mean_by_head(study: Study, arm: str, group: str, column: str) -> FloatArray
     runs = study.collected.runs
     if column not in runs.columns:
         return None
-    found: list[FloatArray] = []
+    maps: list[FloatArray] = []
     for text in runs.loc[runs_of(study.grid, arm, group), column].dropna():
         try:
             values = np.array(json.loads(text), dtype=np.float64)
         except (ValueError, TypeError):
             continue
-        if values.ndim == 2 and np.isfinite(values).all() and (not found or found[0].shape == values.shape):
-            found.append(values)
-    return np.asarray(np.mean(found, axis=0)) if found else None
+        if values.ndim == 2 and np.isfinite(values).all() and (not maps or maps[0].shape == values.shape):
+            maps.append(values)
+    return np.asarray(np.mean(maps, axis=0)) if maps else None
 
 
 def _agreement(study: Study) -> list[Block]:
-    primary, found, secondary = study.verdict.primary, study.agreement, study.secondary
-    if primary is None or found is None:
+    primary, agreement, secondary = study.verdict.primary, study.agreement, study.secondary
+    if primary is None or agreement is None:
         return []
     arm, against = primary.arm[0], primary.against[0]
-    (both, only_arm), (only_other, neither) = found.table.astype(int).tolist()
-    said = f"{p_text(found.checkpoints.exact_p_value)} (McNemar, exact) speaks of {found.checkpoints.scope}."
+    (both, only_arm), (only_other, neither) = agreement.table.astype(int).tolist()
+    sentences = (
+        f"{p_text(agreement.checkpoints.exact_p_value)} (McNemar, exact) speaks of {agreement.checkpoints.scope}."
+    )
     if secondary is not None and secondary.summary is not None:
         seeds = count(len(secondary.pairs.seeds), "seed")
-        said += f" For the method: {_points(secondary.summary.mean)} points of exact match over {seeds}, "
-        said += (
+        sentences += f" For the method: {_points(secondary.summary.mean)} points of exact match over {seeds}, "
+        sentences += (
             "not tested, because the primary comparison did not pass"
             if secondary.p_value is None
             else test_phrase(secondary, study.criteria)
         )
-        if found.method is not None and found.method.interval is not None:
-            low, high = (_points(end) for end in found.method.interval)
-            said += f"; interval over seeds and examples {low} to {high} points"
-        said += "."
+        if agreement.method is not None and agreement.method.interval is not None:
+            low, high = (_points(end) for end in agreement.method.interval)
+            sentences += f"; interval over seeds and examples {low} to {high} points"
+        sentences += "."
     table = Table(
         ("", f"{against} solves", f"{against} does not"),
         ((f"{arm} solves", str(both), str(only_arm)), (f"{arm} does not", str(only_other), str(neither))),
-        f"Answers to the same examples, {count(found.num_seeds, 'seed')} × {count(found.num_examples, 'example')}.",
+        f"Answers to the same examples, {count(agreement.num_seeds, 'seed')} × {count(agreement.num_examples, 'example')}.",
         frozenset({f"{against} solves", f"{against} does not"}),
     )
-    return [Heading(3, "Exact match, example by example"), table, Paragraph(said)]
+    return [Heading(3, "Exact match, example by example"), table, Paragraph(sentences)]
 
 
 def _points(share: float) -> str:

@@ -5,36 +5,93 @@ from __future__ import annotations
 from analysis.design.criteria import Criteria
 from analysis.stats.equivalence import Label
 from analysis.stats.paired import relative_percent
+from analysis.stats.sign_flip import sign_flip_floor
+from analysis.stats.sign_flip_power import level_power
 from analysis.verdict.comparison import ArmComparison, seeds_needed
 from analysis.verdict.controls import control_notes, not_better_than
 from analysis.verdict.study import Study
-from analysis.verdict.verdict import LEVELS, Verdict
-from analysis.words import count, declared_percent, listed, p_text, percent, percent_interval, share
+from analysis.verdict.verdict import LEVELS, Level, Verdict
+from analysis.words import (
+    count,
+    declared_percent,
+    listed,
+    number,
+    p_text,
+    percent,
+    percent_interval,
+    share,
+    share_of_one,
+)
+
+WORDS = {
+    Label.SUPERIOR_BY_MARGIN: "Better",
+    Label.SUPERIOR: "Better (margin not shown)",
+    Label.EQUIVALENT: "Equivalent",
+    Label.NON_INFERIOR: "Inconclusive",
+    Label.INCONCLUSIVE: "Inconclusive",
+    Label.WORSE: "Worse",
+    Label.UNDERPOWERED: "Inconclusive",
+}
+"""The verdict on the primary comparison in a word."""
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """The first word of the report: better, better (margin not shown), equivalent, inconclusive or worse.
+
+    Where nothing may be said yet, or the sweep does not hold what is to be compared: no verdict.
+    """
+    if verdict.primary is None:
+        return "No verdict"
+    if not verdict.complete:
+        return "No verdict yet"
+    judgement = verdict.primary.judgement
+    if judgement is None:
+        return "Inconclusive"
+    # Two one-sided tests can show equivalence where the sign-flip test has too few seeds to show a difference.
+    is_equivalent = judgement.label is Label.UNDERPOWERED and judgement.equivalent
+    return WORDS[Label.EQUIVALENT if is_equivalent else judgement.label]
 
 
 def headline(verdict: Verdict, criteria: Criteria) -> str:
-    """Which level was reached, in one sentence."""
+    """What was found of the primary comparison in a word, and which level was reached."""
+    word = verdict_word(verdict)
     if verdict.primary is None:
         return (
-            f"No verdict: this sweep does not hold {criteria.primary.arm} and its baseline with loss "
+            f"{word}: this sweep does not hold {criteria.primary.arm} and its baseline with loss "
             f"{criteria.primary.loss}, which the criteria compare."
         )
     if not verdict.complete:
         return (
-            f"No verdict yet: {verdict.ended} of {count(verdict.expected, 'run')} ended, so what follows are estimates "
+            f"{word}: {verdict.ended} of {count(verdict.expected, 'run')} ended, so what follows are estimates "
             "and nothing is tested."
         )
+    return f"{word}{' (exploratory)' if verdict.exploratory else ''}. {levels_sentence(verdict)}"
+
+
+def levels_sentence(verdict: Verdict) -> str:
+    """The highest level that was reached, and the first that was not with its reasons."""
     reached = [name for name in LEVELS if verdict.reached(name)]
-    said = f"{reached[-1].capitalize()} level reached" if reached else "No level reached"
     missed = next((level for level in verdict.levels if not level.reached), None)
+    parts = [f"{reached[-1].capitalize()} level reached."] if reached else []
     if missed is not None:
-        failed = [f"{check.asked} ({check.found})" for check in missed.checks if not check.passed]
-        said += f"; {missed.name} level not reached: {'; '.join(failed)}" if reached else f": {'; '.join(failed)}"
-    return ("Exploratory. " if verdict.exploratory else "") + said + "."
+        reasons = level_reasons(missed)
+        parts.append(f"{missed.name.capitalize()} level not reached: {reasons[0].lower()}{reasons[1:]}")
+    return " ".join(parts)
+
+
+def level_reasons(level: Level) -> str:
+    """One sentence on a level: by what it was reached, or what keeps it from being reached."""
+    if level.reached is None:
+        return "The sweep is not covered as declared."
+    clauses = [check.clause for check in level.checks if level.reached or not check.passed]
+    if not clauses:
+        return "Its own conditions hold, and it asks for the level before it too."
+    sentence = "; ".join(clauses)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def primary_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
-    """The primary estimate with interval, p and seeds."""
+    """The primary estimate with interval, p and seeds; with the spread between seeds where there is no interval yet."""
     arm, against = comparison.arm[0], comparison.against[0]
     start = f"With loss {comparison.group}, {arm} has"
     summary, pairs = comparison.summary, comparison.pairs
@@ -47,9 +104,16 @@ def primary_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
         low, high = (relative_percent(end) for end in summary.interval)
         conditional = ", conditional on both having finished" if comparison.conditional else ""
         inside.append(f"{share(criteria.confidence)} interval {percent_interval(low, high)}{conditional}")
+    elif summary.sd is not None:
+        inside.append(f"spread between seeds {_spread(summary.sd)}")
     inside.append(test_phrase(comparison, criteria))
     seeds = f"{count(len(pairs.seeds), 'seed')}, better in {comparison.wins.replace('/', ' of ')}"
     return f"{start} {size} ({'; '.join(inside)}; {seeds})."
+
+
+def _spread(sd: float) -> str:
+    """A standard deviation of log perplexity as percent of perplexity."""
+    return percent(relative_percent(sd), signed=False)
 
 
 def test_phrase(comparison: ArmComparison, criteria: Criteria) -> str:
@@ -66,19 +130,34 @@ def test_phrase(comparison: ArmComparison, criteria: Criteria) -> str:
 
 
 def power_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
-    """What these seeds can detect, and how many the asked-for improvement needs at the observed spread."""
+    """What was to be expected of so many seeds: the power of p, and of the level, which asks for an estimate too."""
+    summary, asked = comparison.summary, declared_percent(criteria.ideal.improvement_percent)
+    if summary is None or not summary.sd or summary.reason is not None or summary.num_pairs < 2:
+        return "No spread between seeds was observed, so power cannot be said."
+    seeds = count(summary.num_pairs, "seed")
+    sentence = f"At the observed spread between seeds ({_spread(summary.sd)}) "
+    if sign_flip_floor(summary.num_pairs) >= criteria.alpha:
+        sentence += f"{seeds} show no improvement, however large"
+    else:
+        strong = declared_percent(criteria.ideal.strong_percent)
+        at_asked, at_strong = (
+            level_power(nats, summary.sd, summary.num_pairs, asked=criteria.improvement_nats, alpha=criteria.alpha)
+            for nats in (criteria.improvement_nats, criteria.strong_nats)
+        )
+        sentence += (
+            f"{seeds} show a true improvement of {asked} (p < {criteria.alpha:g}) with power "
+            f"{share_of_one(at_asked.test)} and "
+            f"of {strong} with {share_of_one(at_strong.test)}; the paper level, which asks for an estimate of {asked} "
+            "too, is "
+            f"reached with at most {share_of_one(at_asked.level)} and {share_of_one(at_strong.level)}"
+        )
     needed = seeds_needed(comparison, criteria)
-    asked = declared_percent(criteria.ideal.improvement_percent)
-    if needed is None:
-        return "No spread between seeds was observed, so the seeds that are needed cannot be said."
-    sentence = (
-        f"At the observed spread between seeds an improvement of {asked} needs {count(needed, 'seed')} "
-        f"for {share(criteria.power)} power"
+    more = (
+        f"{share(criteria.power)} power for p < {criteria.alpha:g} at {asked} needs {count(needed, 'seed')}"
+        if needed is not None
+        else f"no practical number of seeds has {share(criteria.power)} power at {asked}"
     )
-    if comparison.detectable is not None and comparison.summary is not None:
-        found = percent(-relative_percent(-comparison.detectable), signed=False)
-        sentence += f"; the {comparison.summary.num_pairs} at hand detect {found} or more"
-    return sentence + "."
+    return f"{sentence}; {more}."
 
 
 def label(comparison: ArmComparison, criteria: Criteria) -> str:
@@ -97,13 +176,13 @@ def label(comparison: ArmComparison, criteria: Criteria) -> str:
         Label.WORSE: "worse",
         Label.UNDERPOWERED: f"cannot reach p < {criteria.alpha:g}",
     }
-    said = words[judged.label]
+    text = words[judged.label]
     if judged.label is Label.INCONCLUSIVE and comparison.detectable is not None and not comparison.conditional:
         # Beside every null result: what these seeds would have found.
-        said += f" (detects {percent(-relative_percent(-comparison.detectable), signed=False)})"
+        text += f" (detects {percent(-relative_percent(-comparison.detectable), signed=False)})"
     if judged.label is Label.UNDERPOWERED and (judged.equivalent or judged.non_inferior):
-        said += f"; {words[Label.EQUIVALENT if judged.equivalent else Label.NON_INFERIOR]}"
-    return said
+        text += f"; {words[Label.EQUIVALENT if judged.equivalent else Label.NON_INFERIOR]}"
+    return text
 
 
 def primary_notes(study: Study) -> list[str]:
@@ -120,12 +199,20 @@ def primary_notes(study: Study) -> list[str]:
             f"In {count(lost, 'pair')} a run diverged: divergence counts as the worst outcome in the test, and the "
             "interval speaks of the other pairs only."
         )
-    if primary.bounds is not None:
+    if primary.bounds is not None and study.verdict.complete:
         low, high = (relative_percent(end) for end in primary.bounds)
         notes.append(
             f"Over all {primary.pairs.num_planned} planned pairs the mean difference lies between "
             f"{percent_interval(low, high)} if no missing or diverged run would have been better than the best run of "
             "this sweep, nor worse than its worst run or the untrained student."
+        )
+    if primary.symmetry is not None and primary.symmetry.doubtful:
+        notes.append(
+            f"The differences are skewed (G1 = {number(primary.symmetry.skewness, 2, signed=True)}), and the "
+            "sign-flip test asks "
+            "for differences that are symmetric about zero where nothing differs: its p may be too small. The exact "
+            "sign test "
+            f"of the median, which does not, gives {p_text(primary.symmetry.sign_test_p)}."
         )
     for pair in primary.pairs.unpaired:
         if pair.refused:
@@ -153,13 +240,17 @@ def conclusion(study: Study) -> str:
         short = not_better_than(study.controls, verdict.primary.arm[0], verdict.primary.group)
         if short:
             parts.append(f"{verdict.primary.arm[0]} is not better than {listed(short)}.")
-        parts += control_notes(study.controls, verdict.primary)
+        parts += control_notes(study.controls, verdict.primary) if verdict.complete else []
     return " ".join(parts)
 
 
 def family_sentence(comparisons: list[ArmComparison]) -> str:
     """How the p values of a table were adjusted."""
     conditional = " * conditional on both runs of a pair having finished: one diverged, and the worst-rank p decides."
-    conditional = conditional if any(each.conditional for each in comparisons) else ""
-    families = list(dict.fromkeys(each.family for each in comparisons if each.family and each.family != "alone"))
+    conditional = conditional if any(comparison.conditional for comparison in comparisons) else ""
+    families = list(
+        dict.fromkeys(
+            comparison.family for comparison in comparisons if comparison.family and comparison.family != "alone"
+        )
+    )
     return (f"p adjusted by {listed(families)}." if families else "") + conditional

@@ -149,13 +149,13 @@ BREAKAGES = {
         lambda run: run.summary_file.write_text(
             json.dumps(json.loads(run.summary_file.read_text()) | {"validation_loss": None})
         ),
-        "the validation loss at the end is not a finite number",
+        "the validation loss at the end is missing, or not a finite number",
     ),
     "loss is NaN": (
         lambda run: run.summary_file.write_text(
             json.dumps(json.loads(run.summary_file.read_text()) | {"validation_loss": float("nan")})
         ),
-        "the validation loss at the end is not a finite number",
+        "the validation loss at the end is missing, or not a finite number",
     ),
     "provenance gone": (lambda run: run.provenance_file.unlink(), "provenance.json is missing"),
     "provenance garbage": (lambda run: run.provenance_file.write_bytes(b"\x00\xff"), "provenance.json cannot be read"),
@@ -230,7 +230,8 @@ def test_foreign_duplicated_and_missing_runs_are_named(sweep):
     plan = sweep.plan()
     directory = first_run(sweep)
     shutil.copytree(directory.path, sweep.runs / "copy")
-    foreign = replace(plan.runs[1], content_hash="f" * 64, seed=77)
+    config = plan.runs[1].config | {"seed": 77}
+    foreign = replace(plan.runs[1], content_hash="f" * 64, seed=77, config=config)
     write_run(RunDirectory(sweep.runs / "foreign"), foreign, TINY)
     shutil.rmtree(sweep.run(plan.runs[2]).path)
     (sweep.runs / "empty").mkdir()

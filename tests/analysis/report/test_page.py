@@ -47,7 +47,8 @@ def test_no_request_leaves_the_page_and_nothing_is_wrong_with_it(page, session):
 def test_every_figure_is_drawn_and_says_what_it_is(page, session):
     session.open(page, width=1200)
     drawn = session.run(
-        "return [...document.querySelectorAll('figure')].map(f => { const s = f.querySelector('svg').getBoundingClientRect();"
+        "return [...document.querySelectorAll('figure')].map(f => "
+        "{ const s = f.querySelector('svg').getBoundingClientRect();"
         " return [f.id, s.width, s.height, f.querySelector('svg').getAttribute('aria-label'),"
         " f.querySelectorAll('text').length] })"
     )
@@ -77,6 +78,39 @@ def test_the_page_is_no_wider_than_the_screen(page, session, width):
         )
         >= 12
     )
+
+
+def test_on_a_phone_the_verdict_and_p_are_there_without_scrolling(page, session):
+    session.open(page, width=390, height=844)
+    word, bottom, right = session.run(
+        "const word = document.querySelector('.banner .word');"
+        " const box = document.querySelector('.banner').getBoundingClientRect();"
+        " return [word.textContent, box.bottom, box.right]"
+    )
+    assert word == "Inconclusive"  # three seeds cannot show anything
+    assert bottom < 844
+    assert right <= 390
+    # Of the table of arms, what decides stands where it is seen: the rest scrolls within the table.
+    columns = session.run(
+        "const table = [...document.querySelectorAll('table')].find(t => t.textContent.includes('Hedges g'));"
+        " return [...table.querySelectorAll('thead th')].map(c => [c.textContent, c.getBoundingClientRect().right])"
+    )
+    seen = [title for title, edge in columns if edge <= 390]
+    assert seen[:4] == ["arm", "verdict", "found", "p"]
+
+
+def test_levels_and_tests_are_told_apart_by_shape_colour_and_word(page, session):
+    session.open(page, width=1200)
+    marks = session.run(
+        "return [...document.querySelectorAll('.mark')].map(m => [m.className, m.textContent, getComputedStyle(m).color,"
+        " getComputedStyle(m.querySelector('b')).borderRadius])"
+    )
+    by_kind = {kind: (text, colour, radius) for kind, text, colour, radius in marks}
+    assert {"mark held", "mark failed", "mark open"} <= set(by_kind)
+    assert by_kind["mark held"][0] == "✓yes"
+    assert by_kind["mark failed"][0].startswith("✗")
+    assert len({colour for _, colour, _ in by_kind.values()}) == 3
+    assert by_kind["mark held"][2] != by_kind["mark failed"][2]
 
 
 def test_text_and_figures_turn_with_the_colour_scheme(page, session):

@@ -119,8 +119,14 @@ def test_an_incomplete_sweep_shows_estimates_and_tests_nothing(tmp_path):
     sweep = write_sweep(tmp_path / "part", SMALL, keep=lambda run: (run.arm, run.seed) != ("v4_0_1", 2))
     report = write_report(sweep.path, now=NOW)
     text = report.markdown.read_text(encoding="utf-8")
-    assert "No verdict yet: 14 of 15 runs ended" in text
+    assert "> **No verdict yet**\n>\n> 14 of 15 runs ended" in text
     assert "no p value: not tested" in text
+    # An interval is a test in all but name: the spread stands in its place, and no band around a difference.
+    assert "interval −" not in text
+    assert "spread between seeds" in text
+    table = pd.read_csv(report.page.parent / "results.csv")
+    assert table[["low_nats", "high_nats", "p"]].isna().all().all()
+    assert (table["difference_nats"].notna() & table["sd_nats"].notna()).all()
     assert "| v4_0_1 | kv | 2 | missing | no folder holds it |" in text
     assert report.study.looks.tests == 0
     last = next(run for run in make_plan(SMALL).runs if (run.arm, run.seed) == ("v4_0_1", 2))
@@ -139,11 +145,11 @@ def test_what_a_run_counts_as_follows_from_what_is_in_its_folder(small):
     write_json(runs[3].status_file, status | {"state": "interrupted", "reason": "asked to leave"})
     shutil.rmtree(runs[4].path)
     cells = study_sweep(small.path).grid.cells
-    assert cells["state"].tolist()[:6] == ["diverged", "damaged", "unreadable", "interrupted", "missing", "finished"]
+    assert cells["state"].tolist()[:6] == ["damaged", "damaged", "unreadable", "interrupted", "missing", "finished"]
     assert cells["reason"].tolist()[:5] == [
-        "it finished, but its validation loss is not a finite number",
+        f"validation_loss is missing in summary.json and {summary['validation_loss']:.6g} in evaluations.jsonl",
         "it finished, but its summary cannot be read",
-        "its status cannot be read",
+        "its folder or its status cannot be read",
         "asked to leave",
         "no folder holds it",
     ]
@@ -153,9 +159,9 @@ def test_what_a_run_counts_as_follows_from_what_is_in_its_folder(small):
 def test_looks_at_complete_sweeps_are_counted_against_the_declared_ones(small):
     first = write_report(small.path, now=NOW)
     assert (first.study.looks.number, first.study.looks.tests, first.study.verdict.exploratory) == (1, 1, ())
-    run = small.run(make_plan(SMALL).runs[0])
-    summary = json.loads(run.summary_file.read_text())
-    write_json(run.summary_file, summary | {"validation_loss": summary["validation_loss"] + 0.001})
+    planned = make_plan(SMALL).runs[0]
+    shutil.rmtree(small.run(planned).path)
+    write_run(small.run(planned), planned, replace(SMALL, effects={planned.arm: 0.001}))
     second = write_report(small.path, now=NOW)
     assert (second.study.looks.number, second.study.looks.tests) == (2, 2)
     assert "2 different sets of runs, and 1 was declared" in second.markdown.read_text(encoding="utf-8")
@@ -174,7 +180,7 @@ def test_other_criteria_make_the_report_exploratory(small, tmp_path):
     file.write_text(yaml.safe_dump(CRITERIA | {"alpha": 0.1}), encoding="utf-8")
     report = write_report(small.path, criteria_file=file, now=NOW)
     text = report.markdown.read_text(encoding="utf-8")
-    assert text.index("This report is exploratory.") < text.index("Exploratory. ")
+    assert text.index(" (exploratory)**") < text.index("This report is exploratory.")
     assert "not the ones that were frozen with the plan" in text
     same = tmp_path / "same.yaml"
     same.write_text(yaml.safe_dump(CRITERIA), encoding="utf-8")

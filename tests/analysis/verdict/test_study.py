@@ -11,8 +11,9 @@ from analysis.__main__ import main
 from analysis.report.report import write_report
 from analysis.report.sections.wording import headline
 from analysis.verdict.study import study_sweep
+from kv_align.runs.digests import digest_of_json as digest
 from kv_align.runs.run_dir import RunDirectory
-from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory, digest
+from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from tests.analysis.synthetic import SMALL, Recipe, config_of, make_plan, write_run, write_sweep
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -30,8 +31,9 @@ def multirun(folder: Path, arms: tuple[str, ...], seeds: int = 2) -> Path:
 def test_a_sweep_of_which_nothing_has_run_is_reported(tmp_path):
     report = write_report(write_sweep(tmp_path / "s", TWO, keep=lambda run: False).path)
     text = report.markdown.read_text(encoding="utf-8")
-    assert "No verdict yet: 0 of 10 runs ended" in text
-    assert text.count("| missing | no folder holds it |") == 10
+    assert "> **No verdict yet**\n>\n> 0 of 10 runs ended" in text
+    # One line for each arm, with all of its seeds.
+    assert text.count("| 0, 1 | missing | no folder holds it |") == 5
     table = pd.read_csv(report.page.parent / "runs.csv")
     assert (len(table), set(table["state"])) == (10, {"missing"})
     assert len(pd.read_csv(report.page.parent / "problems.csv")) == 10
@@ -81,7 +83,7 @@ def test_arms_that_an_extra_axis_has_split_are_compared_under_their_own_names(tm
         write_run(sweep.run(run), run, TWO)
     report = write_report(sweep.path)
     text = report.markdown.read_text(encoding="utf-8")
-    assert "No verdict: this sweep does not hold v4_0_2 and its baseline with loss kv" in text
+    assert "> **No verdict**\n>\n> This sweep does not hold v4_0_2 and its baseline with loss kv" in text
     assert f"The baseline is {first}; the criteria declare baseline." in text
     assert [each.arm[0] for each in report.study.arms] == [run.arm for run in runs[1:4]]
     assert {len(each.pairs.seeds) for each in report.study.arms} == {2}
@@ -154,7 +156,7 @@ def test_a_run_whose_logged_steps_were_lost_does_not_shorten_the_curves_of_the_o
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
     found = study_sweep(sweep.path)
     assert found.window == whole.window == (1.0, 50.0)
-    assert found.verdict.area.pairs.seeds == (0, 2)
+    assert found.verdict.sequence[2].comparison.pairs.seeds == (0, 2)
     assert found.verdict.primary.pairs.seeds == (0, 1, 2)
     (problem,) = found.collected.problems["detail"]
     assert problem == "the logged steps end at 20, the run at 50: its training curve is left out"

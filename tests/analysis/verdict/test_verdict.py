@@ -42,7 +42,7 @@ def change(cells: pd.DataFrame, arm: str, seeds: object = slice(None), group: st
 
 def failed(verdict: Verdict, level: str) -> list[str]:
     (found,) = (each for each in verdict.levels if each.name == level)
-    return [check.asked for check in found.checks if not check.passed]
+    return [check.name for check in found.checks if not check.passed]
 
 
 def test_a_clear_improvement_reaches_all_levels_with_the_exact_p():
@@ -66,7 +66,7 @@ def test_the_primary_difference_is_that_of_the_paired_values():
 def test_without_improvement_the_minimum_alone_is_reached():
     verdict = judged(cells_of(Recipe(effects={}, noise=0.004)))
     assert [level.reached for level in verdict.levels] == [True, False, False]
-    assert "estimated difference in perplexity at most −3\u00a0%" in failed(verdict, "ideal")
+    assert "estimate" in failed(verdict, "ideal")
     assert verdict.primary.judgement.equivalent
 
 
@@ -80,17 +80,17 @@ def test_harm_that_the_seeds_cannot_exclude_is_not_called_harmless():
     verdict = judged(cells_of(Recipe(effects={}, noise=0.05), seed=1))
     interval = verdict.primary.summary.interval
     assert interval.low < READ.tolerated_nats < interval.high
-    assert failed(verdict, "minimum") == ["upper 95\u00a0% bound of the difference in perplexity below +1\u00a0%"]
+    assert failed(verdict, "minimum") == ["harm excluded"]
     assert verdict.reached("minimum") is False
 
 
 @pytest.mark.parametrize(
     ("what", "level", "asked"),
     [
-        ({"validation_loss": 2.0}, "ideal", "better than the control none"),
-        ({"training_area": 9.0}, "ideal", "training loss falls faster (smaller area under it)"),
-        ({"probe_r2": 0.1}, "ideal", "higher probe R²"),
-        ({"variance_share_min": 0.009}, "ideal", "no variance below 1\u00a0% of its start"),
+        ({"validation_loss": 2.0}, "ideal", "validation_loss against none"),
+        ({"training_area": 9.0}, "ideal", "training_area against baseline"),
+        ({"probe_r2": 0.1}, "ideal", "probe_r2 against baseline"),
+        ({"variance_share_min": 0.009}, "ideal", "nothing collapsed"),
     ],
 )
 def test_each_condition_of_the_ideal_level_alone_keeps_it_from_being_reached(what, level, asked):
@@ -106,8 +106,8 @@ def test_a_variance_that_was_never_logged_has_not_been_seen_to_hold():
     cells = cells_of()
     cells["variance_share_min"] = np.nan
     verdict = judged(cells)
-    assert failed(verdict, "ideal") == ["no variance below 1\u00a0% of its start"]
-    assert verdict.levels[1].checks[-1].found == "not measured"
+    assert failed(verdict, "ideal") == ["nothing collapsed"]
+    assert verdict.levels[1].checks[-1].clause.startswith("variances were not measured")
 
 
 def test_one_missing_run_anywhere_leaves_estimates_only():
@@ -127,7 +127,7 @@ def test_coverage_that_was_declared_lower_is_enough():
     verdict = judged(cells, READ.model_copy(update={"coverage": 0.9}))
     assert verdict.primary.p_value == pytest.approx(2 / 128)
     assert [pair.seed for pair in verdict.primary.pairs.unpaired] == [0]
-    assert failed(verdict, "minimum") == ["all planned runs ended", "both arms trained to the end"]
+    assert failed(verdict, "minimum") == ["all ended"]
     low, high = verdict.primary.bounds
     assert low < verdict.primary.summary.mean < high
 
@@ -142,10 +142,8 @@ def test_a_diverged_run_is_the_worst_outcome():
     # Worst rank 8 against ranks 1 to 7: sums of signed ranks at least 20 in size, 2 * 38 of 256 assignments.
     assert primary.statistic == pytest.approx((8 - 28) / 8)
     assert primary.p_value == pytest.approx(2 * 25 / 256, abs=0.03)
-    assert failed(verdict, "minimum") == [
-        "both arms trained to the end",
-        "upper 95\u00a0% bound of the difference in perplexity below +1\u00a0%",
-    ]
+    # It has ended; the worst-rank test cannot exclude harm with one of eight diverged.
+    assert failed(verdict, "minimum") == ["harm excluded"]
     assert primary.bounds is not None
     assert primary.wins == "7/8"
 
@@ -153,9 +151,12 @@ def test_a_diverged_run_is_the_worst_outcome():
 def test_a_diverged_baseline_counts_for_the_arm():
     cells = cells_of()
     change(cells, "baseline", slice(0, 1), state="diverged", validation_loss=np.nan)
-    primary = judged(cells).primary
+    verdict = judged(cells)
+    primary = verdict.primary
     assert primary.p_value == pytest.approx(2 / 256)
     assert primary.wins == "8/8"
+    # The levels follow the declaration: the run has ended, and the worst-rank test excludes harm.
+    assert verdict.reached("minimum")
 
 
 @pytest.mark.parametrize("column", ["data_order_sha256", "initial_weights_sha256"])
@@ -165,8 +166,8 @@ def test_what_does_not_match_is_not_paired(column, value):
     change(cells, "v4_0_2", slice(2, 3), **{column: value})
     verdict = judged(cells)
     primary = verdict.primary
-    assert failed(verdict, "paper") == ["coverage 100\u00a0%, of runs and of pairs of the primary comparison"]
-    assert verdict.levels[2].checks[1].found == "96 of 96 runs, 7 of 8 pairs"
+    assert failed(verdict, "paper") == ["coverage"]
+    assert verdict.levels[2].checks[1].clause.startswith("96 of 96 runs and 28 of the 32 pairs of the sequence")
     assert primary.pairs.seeds == (0, 1, 3, 4, 5, 6, 7)
     (refused,) = primary.pairs.unpaired
     assert refused.refused
@@ -179,7 +180,8 @@ def test_too_few_seeds_cannot_reach_the_paper_level_and_say_so():
     assert verdict.reached("ideal")
     assert not verdict.reached("paper")
     (check,) = (each for each in verdict.levels[2].checks if not each.passed)
-    assert check.found == "5 seeds cannot reach p < 0.05"
+    assert check.name == "sequence"
+    assert "since 5 seeds cannot reach p < 0.05" in check.clause
     assert verdict.primary.detectable is None
 
 
@@ -193,7 +195,7 @@ def test_one_seed_gives_no_p():
 def test_an_exploratory_report_does_not_reach_the_paper_level():
     verdict = judged(cells_of(), exploratory=("The criteria differ.",))
     assert [level.reached for level in verdict.levels] == [True, True, False]
-    assert failed(verdict, "paper") == ["as declared before the runs"]
+    assert failed(verdict, "paper") == ["declared"]
 
 
 def test_a_sweep_without_the_primary_arm_is_not_judged():
@@ -251,7 +253,8 @@ def test_the_seeds_that_are_needed_follow_from_the_spread():
     many = primary_comparison(PairedGrid(noisy_cells), grid_with(noisy_cells), READ)
     assert seeds_needed(few, READ) == 6
     assert seeds_needed(many, READ) == pytest.approx(8 * (many.summary.sd / READ.improvement_nats) ** 2, abs=4)
-    assert many.detectable == pytest.approx(1.1558 * many.summary.sd, rel=1e-3)
+    # The exact test finds a little less than t, which detects 1.156 standard deviations.
+    assert many.detectable == pytest.approx(1.18 * many.summary.sd, rel=0.01)
 
 
 def test_margins_are_the_declared_percentages_of_perplexity():
