@@ -1,10 +1,14 @@
 """The closing table of a run, and of several side by side: `python -m kv_align.summary FOLDER`. Imports no torch.
 
-It only shows what the runs wrote; tests of significance and verdicts are the analysis's.
+It only shows what the runs wrote; tests of significance and verdicts are the analysis's. Runs are compared where they did
+equally many steps on the same texts with the same teacher, and nowhere else.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import json
 import math
 import statistics
 import sys
@@ -69,13 +73,20 @@ def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
 
 
 def _summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """What a run wrote at its end, and beside it the `terms` of its loss and whether it has an aligner (`aligned`)."""
+    """What a run wrote at its end; beside it its loss's `terms`, whether it is `aligned`, and the `basis` of comparisons."""
     summary = read_json(directory.summary_file)
     if summary is None:
         return None
+    config, provenance = directory.read_config(), read_json(directory.provenance_file) or {}
+    data = {key: value for key, value in (config.get("data") or {}).items() if key != "name"}
+    basis = {
+        "steps": summary.get("steps"),
+        "data": provenance.get("texts_sha256") or data,  # version 0.1.0 did not record the texts
+        "teacher": provenance.get("teacher_sha256") or (config.get("model") or {}).get("teacher"),
+    }
     last = (read_last_row(directory.metrics_file) if directory.metrics_file.exists() else None) or {}
     terms = [key.removeprefix("weight_") for key in last if key.startswith("weight_")]
-    return {**summary, "terms": terms, "aligned": bool(directory.read_config()["aligner"]["_target_"])}
+    return {**summary, "terms": terms, "aligned": bool(config["aligner"]["_target_"]), "basis": basis}
 
 
 def _cells(runs: list[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
@@ -111,6 +122,8 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
         console.print(_outcome_table(cells, baseline))
         console.print(_inside_table(cells))
         console.print(_what_seeds_show(cells))
+    for line in _apart(cells, baseline):
+        console.print(f"not compared: {line}", soft_wrap=True)
     for line in others:
         console.print(f"not finished: {line}", soft_wrap=True)
 
@@ -118,14 +131,13 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
 def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Table:
     title = "what the students learned (mean over seeds)"
     table = _table(title, "seeds", "perplexity", "against flat", "better", "right", "s/step")
-    first = next(iter(cells.values()))[0]
-    table.add_row("teacher", "", f"{first['teacher_validation_perplexity']:.3f}")
-    untrained = statistics.mean(each["untrained_validation_perplexity"] for runs in cells.values() for each in runs)
-    table.add_row("untrained", "", f"{untrained:.1f}", end_section=True)
+    everyone = [run for runs in cells.values() for run in runs]
+    if all({**run["basis"], "steps": 0} == {**everyone[0]["basis"], "steps": 0} for run in everyone):
+        table.add_row("teacher", "", f"{everyone[0]['teacher_validation_perplexity']:.3f}")
+        untrained = statistics.mean(run["untrained_validation_perplexity"] for run in everyone)
+        table.add_row("untrained", "", f"{untrained:.1f}", end_section=True)
     for (arm, loss), runs in cells.items():
-        # Controls without an aligner have losses of their own; they are compared with the baseline's `kv`.
-        control = not any(each["aligned"] for each in runs)
-        references = cells.get((baseline, "kv" if control else loss)) or []
+        references = _references(cells, baseline, loss, runs)
         differences = _paired_log_differences(runs, references) if arm != baseline else []
         change = f"{100 * (math.exp(statistics.mean(differences)) - 1):+.1f} %" if differences else ""
         wins = f"{sum(d < 0 for d in differences)}/{len(differences)}" if differences else ""
@@ -133,6 +145,33 @@ def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Ta
         step_time_s = _mean(runs, "step_time_s_median", "{:.3f}")
         table.add_row(_label(arm, loss), str(len(runs)), perplexity, change, wins, right, step_time_s)
     return table
+
+
+def _references(
+    cells: dict[Cell, list[dict[str, Any]]], baseline: str, loss: str, runs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The baseline's runs; controls without an aligner have losses of their own, and are compared with its `kv`."""
+    control = not any(run["aligned"] for run in runs)
+    wanted = "kv" if control else loss
+    return [
+        run for (arm, of), each in cells.items() if of == wanted and arm.partition("@")[0] == baseline for run in each
+    ]
+
+
+def _apart(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> list[str]:
+    """A line for each arm with runs whose seed the baseline has, on another basis."""
+    lines = []
+    for (arm, loss), runs in cells.items():
+        references = _references(cells, baseline, loss, runs)
+        differing: set[str] = set()
+        for run in runs:
+            same_seed = [each["basis"] for each in references if each["seed"] == run["seed"]]
+            if same_seed and run["basis"] not in same_seed:
+                differing |= {key for key, value in run["basis"].items() if value != same_seed[0][key]}
+        if differing and arm.partition("@")[0] != baseline:
+            what = " and ".join(sorted(differing))
+            lines.append(f"{_label(arm, loss)}: other {what} than {baseline} has with the same seed")
+    return lines
 
 
 def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
@@ -156,7 +195,7 @@ def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("arm, loss", no_wrap=True)
+    table.add_column("arm, loss", overflow="fold", max_width=26)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -182,9 +221,13 @@ def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]]) -> str:
 
 
 def _paired_log_differences(runs: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> list[float]:
-    """Differences of validation loss (log perplexity) in nats, run minus reference of the same seed."""
-    by_seed = {each["seed"]: each["validation_loss"] for each in references}
-    return [each["validation_loss"] - by_seed[each["seed"]] for each in runs if each["seed"] in by_seed]
+    """Differences of validation loss (log perplexity) in nats, run minus reference of the same seed and basis."""
+    return [
+        run["validation_loss"] - reference["validation_loss"]
+        for run in runs
+        for reference in references
+        if reference["seed"] == run["seed"] and reference["basis"] == run["basis"]
+    ]
 
 
 def _mean(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
@@ -208,10 +251,28 @@ def _collapse(runs: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Print the runs below the folder that the command line names."""
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        print("kv-align: name one folder that holds runs: python -m kv_align.summary outputs", file=sys.stderr)
+    parser = argparse.ArgumentParser(
+        "python -m kv_align.summary", description="All finished runs of a folder, arm by arm."
+    )
+    parser.add_argument("folder", type=Path, help="a folder that holds runs, at any depth, such as outputs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="one row for each finished run, as CSV")
+    form.add_argument("--json", action="store_true", help="what each finished run wrote at its end, as JSON")
+    asked = parser.parse_args()
+    if not asked.folder.is_dir():
+        print(f"kv-align: {asked.folder} is no folder: name one that holds runs, such as outputs.", file=sys.stderr)
         sys.exit(2)
-    print_comparison(Path(sys.argv[1]), "baseline", Console())
+    if not (asked.csv or asked.json):
+        print_comparison(asked.folder, "baseline", Console())
+        return
+    runs = [run for cell in collect(asked.folder)[0].values() for run in cell]
+    if asked.json:
+        print(json.dumps(runs, indent=1))
+        return
+    simple = [{key: value for key, value in run.items() if not isinstance(value, dict | list)} for run in runs]
+    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for run in simple for key in run)))
+    writer.writeheader()
+    writer.writerows(simple)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The closing tables: numbers as the runs wrote them, and what so many seeds cannot show."""
 
+import csv
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from kv_align.runs.run_dir import RunDirectory, append_row, write_json
-from kv_align.summary import print_comparison, print_summary
+from kv_align.summary import main, print_comparison, print_summary
 
 
 def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: float, **more: Any) -> RunDirectory:
@@ -148,3 +150,45 @@ def test_an_arm_whose_loss_has_no_baseline_is_compared_with_nothing(tmp_path: Pa
     write_run(tmp_path, "baseline", "kv", 0, 1.0)
     write_run(tmp_path, "v4_0_2", "kv+struct", 0, 2.0)
     assert row(shown(tmp_path), "v4_0_2 kv+struct")[4] == "12.5%"
+
+
+def test_runs_of_other_lengths_data_or_teachers_are_not_compared(tmp_path: Path) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0)
+    longer = write_run(tmp_path, "v4_0_2", "kv", 0, 0.5, steps=600)
+    text = shown(tmp_path)
+    assert row(text, "v4_0_2 kv") == ["v4_0_2", "kv", "1", "1.649", "12.5%", "0.250"]
+    assert "not compared: v4_0_2 kv: other steps than baseline has with the same seed" in text
+    summary = {**json.loads(longer.summary_file.read_text()), "steps": 3}
+    write_json(longer.summary_file, summary)
+    assert row(shown(tmp_path), "v4_0_2 kv")[4:6] == ["-39.3", "%"]
+    write_json(longer.provenance_file, {"texts_sha256": {"train": "other"}, "teacher_sha256": "other"})
+    text = shown(tmp_path)
+    assert row(text, "v4_0_2 kv")[4] == "12.5%"
+    assert "other data and teacher than baseline" in text
+    assert "teacher " not in text.split("what happened inside")[0]  # there is more than one
+
+
+def test_long_names_keep_the_table_in_eighty_columns(tmp_path: Path) -> None:
+    write_run(tmp_path, "v4_0_2-lr=0.0001-weight_decay=0.01-clip_norm=1", "kv+struct", 0, 1.0, validation_kv_loss=0.1)
+    assert max(map(len, shown(tmp_path).splitlines())) <= 80
+
+
+def test_the_command_line_gives_tables_for_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_run(tmp_path, "baseline", "kv", 0, 1.0)
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), "--json"])
+    main()
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["arm"], run["validation_loss"], run["basis"]["steps"]) == ("baseline", 1.0, 3)
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), "--csv"])
+    main()
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (line["arm"], line["seed"], line["validation_loss"]) == ("baseline", "0", "1.0")
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert (
+        capsys.readouterr().err
+        == f"kv-align: {tmp_path}/none is no folder: name one that holds runs, such as outputs.\n"
+    )
