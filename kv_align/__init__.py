@@ -4,4 +4,4 @@ The package knows nothing of how many runs there are (`launch`) or of what they 
 Importing it imports no torch.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
