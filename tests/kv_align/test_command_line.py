@@ -51,7 +51,13 @@ def train(
 BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     "choices": [
         ("aligner=flatt", ["aligner=flatt is not allowed", "one of flat, none, structured"]),
-        ("loss=kv_struct", ["loss=kv_struct is not allowed", "one of ce, hidden, kv, kv+struct, logit_kd, relations"]),
+        (
+            "loss=kv_struct",
+            [
+                "loss=kv_struct is not allowed",
+                "one of ce, hidden, kv, kv+logit, kv+struct, kv+struct+logit, logit_kd, relations",
+            ],
+        ),
         ("init=zeros", ["init=zeros is not allowed", "one of cka_hungarian, identity, least_squares, orthogonal"]),
         ("experiment=v5", ["experiment=v5 is not allowed", "v4_0_1, v4_0_2, v4_0_3"]),
         ("layer_map=null", ["layer_map=null is not allowed", "one of cka, last, learned, list, proportional, random"]),
@@ -234,7 +240,7 @@ def test_help_lists_the_groups_and_their_choices(tmp_path: Path, trap: Path) -> 
     for group in (
         "aligner: flat, none, structured",
         "init: cka_hungarian, identity, least_squares, orthogonal, procrustes, random, uniform",
-        "loss: ce, hidden, kv, kv+struct, logit_kd, relations",
+        "loss: ce, hidden, kv, kv+logit, kv+struct, kv+struct+logit, logit_kd, relations",
         "layer_map: cka, last, learned, list, proportional, random, reverse",
     ):
         assert group in done.stdout

@@ -24,13 +24,13 @@ from tests.tiny import project
 
 quick = settings(deadline=None, max_examples=150, derandomize=True, database=None)
 START = Mixture([1, 0, 1], [[0.0, 0.1], [0.3, 0.0], [0.0, 0.2]], 0.5)
-SOME = [arm for arm in ARMS if not arm[1]["elastic"] and arm[1].get("mlp_ratio") != 1.5]
-some_arms = pytest.mark.parametrize(("kind", "options"), SOME, ids=[arm_id(*arm) for arm in SOME])
+SOME = [arm for arm in ARMS if not arm.options.get("elastic") and arm.options.get("mlp_ratio") != 1.5]
+some_arms = pytest.mark.parametrize("arm", SOME, ids=arm_id)
 
 
-def mixing(kind, options, *, start: Mixture = START, seed: int = 0) -> Aligner:
+def mixing(arm, *, start: Mixture = START, seed: int = 0) -> Aligner:
     """The battery's aligner, with a learned mixture of its two teacher layers."""
-    plain = make_aligner(kind, options, seed=seed)
+    plain = make_aligner(arm, seed=seed)
     warp = SegmentWarp(smoothness=0.0, ratios={})
     return Aligner(LayerMixture(start), warp, plain.key_map, plain.value_map, plain.query_map)
 
@@ -39,9 +39,9 @@ def mixing(kind, options, *, start: Mixture = START, seed: int = 0) -> Aligner:
 
 
 @some_arms
-def test_at_a_one_hot_start_a_learned_map_is_a_list(kind, options):
+def test_at_a_one_hot_start_a_learned_map_is_a_list(arm):
     one_hot = Mixture([1, 0, 1], [[0.0, 1e4], [1e4, 0.0], [0.0, 1e4]], 1.0)
-    learned_one, listed = mixing(kind, options, start=one_hot), make_aligner(kind, options, layers=(1, 0, 1))
+    learned_one, listed = mixing(arm, start=one_hot), make_aligner(arm, layers=(1, 0, 1))
     segments = same_segments()
     states = teacher_states()
     for ours, theirs in zip(
@@ -53,8 +53,8 @@ def test_at_a_one_hot_start_a_learned_map_is_a_list(kind, options):
 
 
 @some_arms
-def test_a_mixture_is_its_plain_loop_before_warp_and_maps(kind, options):
-    aligner, (k, v, q) = mixing(kind, options).double(), [each.double() for each in teacher_states(tokens=4)]
+def test_a_mixture_is_its_plain_loop_before_warp_and_maps(arm):
+    aligner, (k, v, q) = mixing(arm).double(), [each.double() for each in teacher_states(tokens=4)]
     student, teacher = torch.tensor([[1, 1, 2]] * 2), torch.tensor([[1, 2, 2, 2]] * 2)
     weights = []
     for row in START.logits:
@@ -69,8 +69,8 @@ def test_a_mixture_is_its_plain_loop_before_warp_and_maps(kind, options):
 
 
 @some_arms
-def test_gradient_reaches_every_weight_of_every_student_layer(kind, options):
-    aligner = mixing(kind, options)
+def test_gradient_reaches_every_weight_of_every_student_layer(arm):
+    aligner = mixing(arm)
     k, v, q = (each.requires_grad_() for each in teacher_states())
     segments = same_segments()
     sum(
@@ -83,15 +83,15 @@ def test_gradient_reaches_every_weight_of_every_student_layer(kind, options):
 
 
 @some_arms
-def test_padding_neighbours_precision_and_saving_with_a_mixture(kind, options):
-    aligner, states = mixing(kind, options), teacher_states()
+def test_padding_neighbours_precision_and_saving_with_a_mixture(arm):
+    aligner, states = mixing(arm), teacher_states()
     teacher = same_segments()
     student = torch.tensor([[1, 1, 2, 2, 0], [1, 1, 1, 2, 2]])
     valid = (student != 0)[:, None, None, :, None]
     junk = [torch.where((teacher == 0)[:, None, None, :, None], 1e6, each) for each in states]
     clean, dirty = (project(aligner, each, student, teacher, False) for each in (states, junk))
     alone = project(aligner, (each[1:, ..., :5, :] for each in states), student[1:], teacher[1:, :5], False)
-    other = mixing(kind, options, seed=2, start=Mixture([0, 0, 0], [[0.0, 0.0]] * 3, 0.5))
+    other = mixing(arm, seed=2, start=Mixture([0, 0, 0], [[0.0, 0.0]] * 3, 0.5))
     assert not torch.equal(project(other, states, student, teacher, False)[0], clean[0])
     assert "placement.mixture.logits" in aligner.state_dict()
     other.load_state_dict(aligner.state_dict())
@@ -107,7 +107,7 @@ def test_padding_neighbours_precision_and_saving_with_a_mixture(kind, options):
 
 
 def test_a_map_that_selects_adds_nothing_to_an_aligners_state():
-    assert not any("placement" in name for name in make_aligner(*ARMS[0]).state_dict())
+    assert not any("placement" in name for name in make_aligner(ARMS[0]).state_dict())
 
 
 def test_a_teacher_in_bfloat16_is_mixed_in_float32():

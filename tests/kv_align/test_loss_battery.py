@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kv_align.align.schedule import Phase
 from kv_align.config.compose import compose_config
+from kv_align.config.config import Config
 from kv_align.config.schema import Choice
 from kv_align.config.signals import TopLogits, composed_of, learns_projection, signals_of
 from kv_align.config.targets import config_directory
@@ -41,6 +42,7 @@ from kv_align.models.capture.prepare import Geometry
 from kv_align.models.capture.states import States
 from kv_align.teacher.teacher import TeacherStates
 from kv_align.training.step import Counts, Distiller
+from tests import readme
 from tests.tiny import make_llama
 
 TEACHER, STUDENT = Geometry(4, 8, 4, 16, 16), Geometry(3, 8, 4, 8, 8)
@@ -58,6 +60,8 @@ class Entry:
         The choice, `conf/loss/NAME.yaml`.
     options
         Overrides, such as `loss.top_k=5`.
+    config_dir
+        Where the choice is, if not in `conf/`.
     reference
         Sums of its components by name, written as plainly as can be; None: its gradient is checked by differences alone.
     """
@@ -65,6 +69,7 @@ class Entry:
     loss: str
     options: tuple[str, ...] = ()
     reference: Reference | None = None
+    config_dir: str | None = None
 
 
 def plain_kv(comparison: Comparison) -> dict[str, Tensor]:
@@ -105,6 +110,11 @@ def plain_kv_logit(comparison: Comparison) -> dict[str, Tensor]:
     return plain_kv(comparison) | plain_logits(comparison)
 
 
+def plain_values(comparison: Comparison) -> dict[str, Tensor]:
+    """Of the loss that README shows."""
+    return {"values_loss": plain_kv(comparison)["value_loss"]}
+
+
 REFERENCES: dict[str, Reference] = {"kv": plain_kv, "logit_kd": plain_logits, "kv+logit": plain_kv_logit}
 VARIANTS = [
     Entry("kv", ("loss.metric=cosine",), plain_kv_cosine),
@@ -112,6 +122,7 @@ VARIANTS = [
     Entry("kv+struct+logit", ("loss.parts.logit.top_k=5",)),
     Entry("relations", ("loss.layers=[0,2]", "loss.relation_heads=2")),
     Entry("hidden", ("loss.layers=[1]",)),
+    Entry("mine", (), plain_values, str(readme.written() / "conf")),
 ]
 CHOICES = sorted(file.stem for file in (config_directory() / "loss").glob("*.yaml"))
 ENTRIES = [*(Entry(name, (), REFERENCES.get(name)) for name in CHOICES), *VARIANTS]
@@ -129,8 +140,12 @@ def pairing() -> Pairing:
     return Pairing(TEACHER, STUDENT, *WIDTHS, lambda: variance, generator, VOCABULARY)
 
 
+def config_of(entry: Entry) -> Config:
+    return compose_config([f"loss={entry.loss}", *entry.options], config_dir=entry.config_dir)[0]
+
+
 def choice_of(entry: Entry) -> Choice:
-    return compose_config([f"loss={entry.loss}", *entry.options])[0].loss
+    return config_of(entry).loss
 
 
 def loss_of(entry: Entry) -> Loss:
@@ -217,7 +232,7 @@ def taught(loss: Loss, comparison: Comparison) -> tuple[float, list[Tensor]]:
 @every_loss
 def test_what_its_class_says_is_what_it_does(entry):
     choice, loss = choice_of(entry), loss_of(entry)
-    config = compose_config([f"loss={entry.loss}", *entry.options])[0]
+    config = config_of(entry)
     assert [each.name for each in signals_of(choice)] == [each.name for each in loss.requests]
     assert [each.concerns for each in signals_of(choice)] == [each.concerns for each in loss.requests]
     assert learns_projection(config) == (loss.projection is not None)
