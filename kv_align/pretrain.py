@@ -34,7 +34,7 @@ from kv_align.experiment.build import make
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
-from kv_align.runs.run_dir import file_digest, write_json
+from kv_align.runs.run_dir import file_digest, give_usual_mode, write_json
 
 LOGGER = logging.getLogger(__name__)
 END, PAD = "<|end|>", "<|pad|>"
@@ -214,6 +214,7 @@ def pretrain(config: PretrainConfig) -> None:
         model = model.to(torch.bfloat16)
         model.save_pretrained(output_dir / role)
         tokenizer.save_pretrained(output_dir / role)
+        give_usual_mode(*(output_dir / role).glob("*.safetensors"))
         loss = sum(losses[-50:]) / len(losses[-50:])
         report[role] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -15,7 +15,7 @@ from kv_align.config.identity import content_hash, settings_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
 from kv_align.experiment.assembly import Assembly
 from kv_align.runs.preemption import Preemption
-from kv_align.runs.run_dir import RunDirectory, append_row, read_rows, write_json
+from kv_align.runs.run_dir import RunDirectory, append_row, give_usual_mode, read_rows, write_json
 
 
 def conclude(config: Config, directory: RunDirectory, built: Assembly, preemption: Preemption) -> None:
@@ -43,6 +43,8 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
         directory.aligner.mkdir(exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in built.aligner.state_dict().items()}
         save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
+    for folder in (directory.student, directory.student_adapter, directory.aligner):
+        give_usual_mode(*folder.glob("*.safetensors"))
     summary = _summary(config, directory, built, validation, row)
     write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
 

@@ -203,6 +203,7 @@ def _pretrained(config: ModelConfig, role: str, dtype: str, **options: Any) -> P
             use_safetensors=True,
             trust_remote_code=name in config.remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and then refused
             **options,
         )
     _check_complete(f"model.{role}={name}", model, report)

@@ -98,6 +98,14 @@ def write_atomically(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+def give_usual_mode(*files: Path) -> None:
+    """Give files the mode that new ones get; safetensors, for one, keeps its own from everybody but their owner."""
+    mask = os.umask(0o022)  # the only way to ask for it is to set it
+    os.umask(mask)
+    for file in files:
+        file.chmod(0o666 & ~mask)
+
+
 def file_digest(file: Path) -> str:
     """SHA-256 (hex) of a file."""
     with file.open("rb") as stream:

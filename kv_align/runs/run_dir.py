@@ -36,6 +36,7 @@ import yaml
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.files import append_row as append_row
 from kv_align.runs.files import file_digest as file_digest
+from kv_align.runs.files import give_usual_mode as give_usual_mode
 from kv_align.runs.files import read_json as read_json
 from kv_align.runs.files import read_last_row as read_last_row
 from kv_align.runs.files import read_rows as read_rows

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.progress import progress_bar
-from kv_align.runs.run_dir import file_digest, read_json, write_json
+from kv_align.runs.run_dir import file_digest, give_usual_mode, read_json, write_json
 
 LOGGER = logging.getLogger(__name__)
 SHARD = 64
@@ -203,6 +203,7 @@ class Shards:
                 continue  # of another set of names that shares the folder, or sound beside a damaged one
             temporary = file.with_suffix(f".{os.getpid()}.tmp")
             save_file({"states": numbers}, temporary)
+            give_usual_mode(temporary)
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             digest = file_digest(temporary)

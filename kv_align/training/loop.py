@@ -113,7 +113,6 @@ class Loop:
         self._schedule = make_schedule(optimizer, config.trainer, num_steps)
         # The schedule is not prepared: Accelerate would step it once per process.
         self._wrapped, self._optimizer = parallel.prepare(distiller, optimizer)
-        self._accelerator.register_for_checkpointing(self._schedule)
         self._distiller = distiller
         self._order = data_order(config, len(train.examples))
         self.progress = Progress()
@@ -122,7 +121,7 @@ class Loop:
         """Go back to the newest sound checkpoint, if there is one; whether there was."""
         found = checkpoint.newest_sound(self._checkpoints)
         if found is not None:
-            self.progress = Progress(**checkpoint.restore(self._accelerator, found))
+            self.progress = Progress(**checkpoint.restore(self._accelerator, found, self._schedule))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
         steps = range(self.progress.step, self._num_steps)
         self._teacher.fill({place for step in steps for place in self._order[step]})
@@ -280,7 +279,8 @@ class Loop:
 
     def _save(self) -> None:
         keep = self._config.trainer.keep_checkpoints
-        checkpoint.save(self._accelerator, self._checkpoints, self.progress.step, self.progress.state(), keep)
+        progress = self.progress
+        checkpoint.save(self._accelerator, self._checkpoints, progress.step, progress.state(), keep, self._schedule)
 
     def batches(self, first: int) -> Iterator[list[Batch]]:
         """Micro-batches of each optimizer step from `first` on."""

@@ -1,9 +1,14 @@
 """What cannot be recorded rightly is refused by name and reason, in one sentence, and nothing else is done to the model."""
 
 import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     BartConfig,
@@ -41,7 +46,10 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from kv_align.config.config import ModelConfig
+from kv_align.config.model_card import EMBEDDED
 from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.runs.errors import ConfigError
 from tests.families import EXPERTS, SHAPE
 
@@ -243,3 +251,82 @@ def test_attention_in_chunks_is_seen_on_texts_beyond_one_alone():
     torch.manual_seed(0)
     assert prepare(Llama4ForCausalLM(config).eval(), "student", longest=16).plain_attention
     assert not prepare(Llama4ForCausalLM(config).eval(), "student", longest=17).plain_attention
+
+
+# Weights
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> ModelConfig:
+    """A pair whose models are a copy of the embedded student with other weights or another configuration."""
+    shutil.copytree(EMBEDDED / "student", folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    return ModelConfig(
+        name="pair",
+        teacher=str(folder),
+        student=str(folder),
+        student_start="pretrained",
+        teacher_dtype="float32",
+        gradient_checkpointing=False,
+        remote_code=[],
+    )
+
+
+def loaders() -> dict[str, Callable[[ModelConfig], LanguageModel]]:
+    cpu = torch.device("cpu")
+    return {"teacher": lambda config: load_teacher(config, cpu), "student": lambda config: load_student(config, 0, cpu)}
+
+
+LAST = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda weights: weights | {"model.layers.7.mlp.down_proj.weight": weights[LAST].clone()},
+            "hold model.layers.7.mlp.down",
+        ),
+        (
+            lambda weights: {name: each for name, each in weights.items() if name != LAST},
+            f"lack {LAST}, and so are not",
+        ),
+        (
+            lambda weights: weights | {LAST: weights[LAST][:, :3].clone()},
+            f"have other shapes of {LAST}, and so are not",
+        ),
+        (
+            lambda weights: {"model.embed_tokens.weight": weights["model.embed_tokens.weight"]},
+            r"lack .* and \d+ more, and",
+        ),
+    ],
+    ids=["too many", "too few", "of another shape", "embeddings alone"],
+)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_weights_that_are_not_those_of_the_model_are_refused_by_name(role, change, reason, tmp_path):
+    config = changed_weights(tmp_path / "model", change)
+    with pytest.raises(ConfigError, match=reason) as refused:
+        loaders()[role](config)
+    message = str(refused.value)
+    assert message.startswith(f"model.{role}={tmp_path / 'model'} is not allowed: its weights ")
+    assert message.endswith("LlamaForCausalLM in its config.json; save the model again, or correct its config.json.")
+    assert "\n" not in message
+
+
+def test_a_configuration_of_more_layers_than_the_weights_hold_is_refused(tmp_path):
+    config = changed_weights(tmp_path / "model", lambda weights: weights)
+    raw = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(raw | {"num_hidden_layers": raw["num_hidden_layers"] + 1})
+    )
+    with pytest.raises(ConfigError, match=r"its weights lack model\.layers\.\d+\.input_layernorm\.weight, "):
+        load_teacher(config, torch.device("cpu"))
+
+
+def test_tied_weights_and_what_a_family_says_old_files_hold_are_fine(tmp_path):
+    config = changed_weights(
+        tmp_path / "model", lambda weights: weights | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    )
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["tie_word_embeddings"]
+    assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+    for load in loaders().values():
+        assert load(config).geometry.num_layers > 2

@@ -88,7 +88,7 @@ def test_a_sharded_run_that_was_asked_to_leave_ends_as_if_nothing_had_been(shard
 def test_every_process_keeps_its_part_of_a_checkpoint(sharded: Path) -> None:
     newest = max((sharded / "structured" / "checkpoints").glob("step_*"))
     sealed = json.loads((newest / "manifest.json").read_text())["sha256"]
-    parts = {"pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp", "random_states_1.pkl"}
+    parts = {"pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp", "random_states_1.safetensors"}
     assert parts <= sealed.keys()
     sizes = [(newest / "pytorch_model_fsdp_0" / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
     whole = sum(file.stat().st_size for file in weight_files(RunDirectory(sharded / "structured")))
