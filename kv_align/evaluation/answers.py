@@ -73,7 +73,7 @@ _DECIMAL = re.compile(
                    (?:[.]\d*)?
           | \d+(?:[.]\d*)? | [.]\d+ )
       | (?P<comma> [1-9]\d{0,2}(?:(?P<other>[. '])\d{3}(?:(?P=other)\d{3})*),\d+   # 1.234.567,89
-          | \d+,(?:\d{1,2}|\d{4,}) | 0+,\d+ )                                      # 1,5
+          | \d+,(?:\d{1,2}|\d{4,}) | (?:0+|\d{4,}),\d+ )                              # 1,5
       | (?P<points> [1-9]\d{0,2}(?:[.]\d{3}){2,} )                                 # 1.234.567
     )(?![.,' _]?\d)""",
     re.VERBOSE,
@@ -83,7 +83,7 @@ _POWER_OF_TEN = re.compile(r"10\s*(?:\^|\*\*)\s*\(?([-+]?\d+)\)?")
 _MIXED = re.compile(r"(\d+)(?:\s+|\s+and\s+)(\d+)\s*/\s*(\d+)")
 _OVER = re.compile(r"\s*/\s*")
 
-_BEFORE_WORDS = re.compile(r"(.*?)[,;:!]?\s+([^\W\d_].*)")
+_BEFORE_WORDS = re.compile(r"(.*?)\s*[-–—,;:!]?\s+[(\"']?([^\W\d_].*)")
 # Words after a number that make it another one.
 _CHANGING = re.compile(
     r"(?:and|or|to|over|point|plus|minus|times|hundred|thousand|[mbt]r?illion|milliard|lakh|crore|dozen|score|hal[fv]|third|"

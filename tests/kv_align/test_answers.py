@@ -36,6 +36,7 @@ NUMBERS = {
     "1,5": Fraction(3, 2),
     "0,125": Fraction(1, 8),
     "3,1416": Fraction(31416, 10000),
+    "1000,500": Fraction(2001, 2),
     "٧٫٥": Fraction(15, 2),
     # thousands
     "1,234": 1234,
@@ -191,6 +192,8 @@ def test_numbers_are_compared_exactly():
         ("#### 72 clips", 72),
         ("#### 72, since she sold them", 72),
         ("#### $18 in total.", 18),
+        ("#### 72 (all of them)", 72),
+        ("#### 72 \u2013 as she said", 72),
         ("#### 72 Äpfel", 72),
         ("#### 1/2 of them", HALF),
         ("#### 50 percent of them", 50),
