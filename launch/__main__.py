@@ -23,10 +23,12 @@ examples:
   python -m launch status outputs/sweeps/demo-1a2b3c4d --watch
   python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed cluster.mem_gb=64
 
-exit codes: 0 done, 1 a run that was waited for (--wait, cluster=debug) did not finish, 2 bad input, or no answer from the
-scheduler (one sentence says what; nothing was queued)
+exit codes: 0 done; 1 a run that was waited for (--wait, cluster=debug) did not finish; 2 bad input, or no answer from the
+scheduler (one sentence says what; nothing was queued); 75 only some runs are queued: run resume later for the others
 """
 _WATCH_S = 2.0
+_FULL_WAIT_S = 30.0
+PARTLY = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.verb in ("submit", "resume"):  # argparse takes words after an option for unknown ones
-        parsed.settings += [word for word in rest if not word.startswith("-")]
+        words = parsed.settings if parsed.verb == "submit" else parsed.words
+        words += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parsed) or 0
     except ConfigError as error:
         print(f"launch: {error}", file=sys.stderr)
-        return 2
+        return PARTLY if getattr(error, "queued", False) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -73,13 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--dry-run", action="store_true", help="stop after the plan: write and queue nothing")
     submit.add_argument("--canary", action="store_true", help="one run first, the others only if it succeeds")
     submit.add_argument("--wait", action="store_true", help="stay until every run has ended, then write the report")
+    submit.add_argument(
+        "--when-full",
+        choices=("leave", "wait"),
+        default="leave",
+        help="what to do with the runs that the cluster has no room for: leave them to a later resume, or wait for room",
+    )
     submit.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
     for verb, text in (
         ("plan", "show what was frozen"),
-        ("status", "the truth about each run"),
+        ("status", "the truth about each run, or about each sweep of a folder"),
         ("logs", "what a run printed"),
-        ("resume", "queue again what is missing, failed, lost or cancelled"),
-        ("cancel", "stop runs; a running one keeps its checkpoint"),
+        ("resume", "queue again what is missing, failed, lost, cancelled, held or blocked"),
+        ("cancel", "stop runs and helper jobs; a running run keeps its checkpoint"),
         ("extend", "more seeds for the same frozen plan"),
     ):
         verbs.add_parser(verb, help=text, description=text).add_argument("sweep", type=Path, help="the sweep's folder")
@@ -89,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="the run's id, or its start")
     logs.add_argument("--follow", action="store_true", help="go on until the run ends")
     resume.add_argument("--retry", choices=("failed", "diverged", "all"), help="these; default: all but diverged")
-    resume.add_argument("settings", nargs="*", metavar="cluster.KEY=VALUE", help="what jobs ask for from now on")
+    resume.add_argument(
+        "words", nargs="*", metavar="RUN | cluster.KEY=VALUE", help="these runs alone; what jobs ask for from now on"
+    )
     verbs.choices["cancel"].add_argument("run", nargs="*", help="ids, or their starts; default: all")
     verbs.choices["extend"].add_argument("seeds", metavar="seeds=SEEDS", help="a count, or a list: seeds=12")
     return parser
@@ -101,11 +112,22 @@ the sweep goes; anything else is a Hydra override of every run, and one with sev
 
 
 def _submit(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from launch import commands
     from launch.arguments import read_request
+    from launch.executors.base import ClusterFull, PartlyQueued
 
     request = read_request(parsed.settings, parsed.config_dir)
-    path, unfinished = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+    try:
+        path, unfinished = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+    except (PartlyQueued, ClusterFull) as error:
+        if parsed.when_full != "wait":
+            raise
+        print(f"launch: {error}", file=sys.stderr)
+        path, _ = commands.submit(request, dry_run=True, canary=parsed.canary, console=Console(quiet=True))
+        commands.queue_rest(path, _console(), _FULL_WAIT_S)
+        unfinished = []
     return _wait(path) if parsed.wait and not parsed.dry_run else int(bool(unfinished))
 
 
@@ -127,7 +149,7 @@ def write_report(path: Path) -> int:
     """Write a sweep's report in a process of its own, since launch knows nothing of the analysis; returns its exit code."""
     import subprocess
 
-    from launch.worker.snapshot import code_root, with_code_first
+    from launch.worker.code import code_root, with_code_first
 
     # Without -P, a folder `analysis` or a file `analysis.py` where this was called would come first.
     command = [sys.executable, "-P", "-m", "analysis", "report", str(path)]
@@ -142,14 +164,24 @@ def _plan(parsed: argparse.Namespace) -> None:
     plan = sweep.plan()
     if plan is None:
         raise ConfigError(f"{parsed.sweep} has no frozen plan, as a plain Hydra multirun has none: see its status.")
-    notes = [f"extended by seeds {', '.join(map(str, each['seeds']))}" for each in plan.extensions]
+    notes = [f"extended by seeds {', '.join(map(str, extension['seeds']))}" for extension in plan.extensions]
     print_plan(plan, sweep.path, estimate(plan.runs, sweep.path.parent.parent, 0), notes, _console())
 
 
 def _status(parsed: argparse.Namespace) -> None:
-    from launch.status.lookup import open_sweep
+    from launch.status.lookup import open_sweep, sweeps_in
     from launch.status.overview import Watcher, overview
 
+    several = sweeps_in(parsed.sweep)
+    if several:
+        looks = [overview(sweep) for sweep in several]
+        if parsed.json:
+            print(json.dumps([look.as_json() for look in looks], indent=2))
+            return
+        from launch.status.table import show_several
+
+        _console().print(show_several(looks))
+        return
     sweep = open_sweep(parsed.sweep)
     if parsed.json:
         print(json.dumps(overview(sweep).as_json(), indent=2))
@@ -170,18 +202,20 @@ def _logs(parsed: argparse.Namespace) -> None:
     from launch.status.overview import Watcher, overview
 
     sweep = open_sweep(parsed.sweep)
-    found = find_runs(overview(sweep), parsed.run)
-    if len(found) > 1:
-        raise ConfigError(f"{parsed.run} names {len(found)} runs, such as {found[0].id} and {found[1].id}: give more.")
-    run = found[0]
+    known = {job.id: job for job in overview(sweep).jobs}
+    names = find_runs(list(known), parsed.run, sweep.path)
+    if len(names) > 1:
+        raise ConfigError(f"{parsed.run} names {len(names)} runs, such as {names[0]} and {names[1]}: give more.")
+    run = known[names[0]]
 
     look = Watcher(sweep)
 
     def over() -> bool:
         try:
-            return next(each for each in look().runs if each.id == run.id).state not in WAITING
+            now = look()
         except SchedulerUnavailable:
             return False
+        return next(job.state for job in now.jobs if job.id == run.id) not in WAITING
 
     files = log_files(sweep, run)
     if not files and not parsed.follow:
@@ -193,7 +227,9 @@ def _resume(parsed: argparse.Namespace) -> int:
     from launch import commands
     from launch.arguments import read_changes
 
-    return int(bool(commands.resume(parsed.sweep, parsed.retry, read_changes(parsed.settings), _console())))
+    changes = read_changes([word for word in parsed.words if "=" in word])
+    runs = [word for word in parsed.words if "=" not in word]
+    return int(bool(commands.resume(parsed.sweep, parsed.retry, changes, runs, _console())))
 
 
 def _cancel(parsed: argparse.Namespace) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,24 @@ from typing import Any
 from rich.console import Console
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.arguments import Request
-from launch.cluster.schema import Cluster
 from launch.cluster.setting import Setting
-from launch.executors.base import Executor, SchedulerUnavailable
+from launch.executors.base import ClusterFull, Executor, PartlyQueued, SchedulerUnavailable, SubmissionUnderWay
 from launch.executors.registry import change_cluster, load_cluster, make_executor
+from launch.freezing import as_frozen, freeze, refuse_other, say, was_submitted, with_code_of_today
 from launch.journal.journal import Journal
+from launch.journal.ledger import HELPERS, JobRef
+from launch.journal.retry import ending, given_up, vanished
 from launch.planning.cost import estimate, print_plan
 from launch.planning.plan import extend_plan, make_plan
 from launch.planning.sweep import load_sweep
 from launch.preflight import check
-from launch.status.judgement import WAITING, counts_in_words, needs
-from launch.status.lookup import find_runs, open_sweep
+from launch.status.judgement import counts_in_words, needs
+from launch.status.lookup import open_sweep, select_names
 from launch.status.overview import overview
-from launch.worker.snapshot import code_root, take_snapshot, with_code
+from launch.worker.code import code_root, freeze_code
 
 
 def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -> tuple[Path, list[str]]:
@@ -46,30 +50,43 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
     draft = make_plan(declared, request.overrides, config_dir=request.config_dir)
     plan = draft.plan
     sweep = SweepDirectory((request.output_dir / "sweeps" / f"{plan.name}-{plan.plan_hash[:8]}").resolve())
-    setting = Setting(cluster, draft.resources, accounting=False, code=str(code_root()))
-    cost = estimate(plan.runs, request.output_dir, make_executor(sweep, setting).gpus_per_run())
+    executor = make_executor(sweep, Setting(cluster, draft.resources, accounting=False, code=str(code_root())))
+    cost = estimate(plan.runs, request.output_dir, executor.gpus_per_run())
     print_plan(plan, sweep.path, cost, draft.notes, console)
     if dry_run:
         return sweep.path, []
-    journal = Journal(sweep)
-    setting = check(sweep, setting, plan)
+    journal, names = Journal(sweep), {run.id for run in plan.runs}
+    fresh = not was_submitted(journal)
+    if fresh:  # before anything is written
+        say(check(executor, plan, names), console)
     with journal.lock():
         before = sweep.plan()
-        if before is None and setting.cluster.snapshot_code:
-            take_snapshot(sweep)
         if before is not None:
-            _refuse_other(sweep, before, plan, journal.setting(), cluster)
-        setting = with_code(sweep, setting)
-        journal.write_setting(setting)
+            refuse_other(sweep, before, plan, journal.setting(), cluster)
+        executor = as_frozen(sweep, executor, console) if was_submitted(journal) else freeze(executor)
         if before is None:
             sweep.write_plan(plan)
-        executor = make_executor(sweep, setting)
-        names = {run.id for run in plan.runs}
-        return sweep.path, _queue(sweep, executor, None, names, canary=canary, fresh_only=True, console=console)
+        unfinished = _queue(executor, None, names, canary=canary, fresh_only=True, console=console, checked=fresh)
+        return sweep.path, unfinished
 
 
-def resume(path: Path, retry: str | None, changes: dict[str, Any], console: Console) -> list[str]:
-    """Queue again what is missing, failed, lost or cancelled, or what `retry` names.
+def queue_rest(path: Path, console: Console, every_s: float) -> None:
+    """Queue what a submission had no room for, as room comes; returns when all of it is queued."""
+    while True:
+        time.sleep(every_s)
+        _, executor, plan = _open(path)
+        try:
+            with executor.journal.lock():
+                _queue(executor, None, {run.id for run in plan.runs}, canary=False, fresh_only=True, console=console)
+            return
+        except (PartlyQueued, ClusterFull, SchedulerUnavailable) as error:
+            say([str(error)], console)
+
+
+def resume(
+    path: Path, retry: str | None, changes: dict[str, Any], wanted: Sequence[str], console: Console
+) -> list[str]:
+    """Queue again what is missing, failed, lost, cancelled, held or can never start; or what `retry` names.
 
     Parameters
     ----------
@@ -79,6 +96,8 @@ def resume(path: Path, retry: str | None, changes: dict[str, Any], console: Cons
         See `launch.status.judgement.needs`.
     changes
         Keys of the frozen cluster that are different from now on.
+    wanted
+        Ids of runs, or their starts; none: all.
     console
         Where to say what is done.
 
@@ -97,18 +116,24 @@ def resume(path: Path, retry: str | None, changes: dict[str, Any], console: Cons
         setting = replace(setting, cluster=change_cluster(setting.cluster, changes))
         kept = sorted(arm for arm, own in setting.resources.items() if own.keys() & changes.keys())
         if kept:
-            console.print(f"note: {', '.join(kept)} keep what they declare themselves", markup=False, highlight=False)
-    setting = check(sweep, setting, plan)
+            say([f"{', '.join(kept)} keep what they declare themselves"], console)
     with executor.journal.lock():
-        if changes:
-            executor.journal.changed(changes)
-            executor.journal.write_setting(setting)
-            executor = make_executor(sweep, setting)
+        journal = executor.journal
+        setting, code_changed = with_code_of_today(journal, setting, console)
+        names = set(select_names([run.id for run in plan.runs], wanted, sweep.path))
         for run in plan.runs:  # what the job itself would have done, had it lived a moment longer
             if sweep.run(run).is_complete():
                 shutil.rmtree(sweep.run(run).checkpoints, ignore_errors=True)
-        names = {run.id for run in plan.runs}
-        return _queue(sweep, executor, retry, names, canary=False, fresh_only=False, console=console)
+
+        def write() -> None:
+            if code_changed:
+                freeze_code(journal, Path(setting.code))
+            journal.write_setting(setting)
+            if changes:
+                journal.changed(changes)
+
+        executor = make_executor(sweep, setting)
+        return _queue(executor, retry, names, canary=False, fresh_only=False, console=console, write=write)
 
 
 def extend(path: Path, seeds: object, console: Console) -> list[str]:
@@ -124,30 +149,49 @@ def extend(path: Path, seeds: object, console: Console) -> list[str]:
         before = sweep.plan()
         assert before is not None
         plan, added = extend_plan(before, seeds)
-        check(sweep, executor.setting, plan)
+        say(check(executor, plan, [run.id for run in added]), console)
         overview(sweep)  # a scheduler that does not answer now would leave a plan with runs that are not queued
         sweep.write_plan(plan)
         console.print(f"{len(added)} runs added to {sweep.path}", markup=False, highlight=False, soft_wrap=True)
         names = {run.id for run in added}
-        return _queue(sweep, executor, None, names, canary=False, fresh_only=False, console=console)
+        return _queue(executor, None, names, canary=False, fresh_only=False, console=console, checked=True)
 
 
 def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
-    """Stop runs, or all of them; one that is running is asked to leave and keeps its checkpoint."""
-    sweep, executor, _ = _open(path)
-    with executor.journal.lock():
-        executor.recover()
-        now = overview(sweep)
-        chosen = list(now.runs) if not wanted else [run for each in wanted for run in find_runs(now, each)]
-        already = executor.journal.ledger().cancelled
-        names = list(dict.fromkeys(run.id for run in chosen if run.state in WAITING and run.id not in already))
-        before = [run.id for run in chosen if run.id in already]  # whose jobs may have been left
-        if names:
-            executor.journal.cancelled(names)
-        if names or before:
-            jobs = executor.journal.ledger().jobs
-            executor.cancel({name: jobs[name] for name in (*names, *before) if name in jobs})
-        console.print(f"{len(names)} runs cancelled", highlight=False)
+    """Stop runs and helper jobs, or all of them; a run that is running is asked to leave and keeps its checkpoint.
+
+    By what the journal says, so that it works with a scheduler that does not answer questions.
+    """
+    sweep, executor, plan = _open(path)
+    journal = executor.journal
+    with journal.lock():
+        unheard = ""
+        try:
+            executor.recover()
+        except SubmissionUnderWay as error:  # what comes of it finds that it is cancelled
+            unheard = str(error)
+        except SchedulerUnavailable as error:
+            unheard = str(error)
+        ledger = journal.ledger()
+        ids = select_names([*(run.id for run in plan.runs), *HELPERS], wanted, sweep.path)
+        chosen = [name for name in ids if name in ledger.jobs and not _is_over(sweep, journal, ledger.jobs[name], name)]
+        new = [name for name in chosen if name not in ledger.cancelled]
+        if new:
+            journal.cancelled(new)
+        if chosen:  # of those that were cancelled before, jobs may have been left
+            executor.cancel({name: ledger.jobs[name] for name in chosen})
+        runs = [name for name in new if name not in HELPERS]
+        helpers = "".join(f", and the {name} job" for name in new if name in HELPERS)
+        console.print(f"{len(runs)} runs cancelled{helpers}", highlight=False)
+        if unheard:
+            say([unheard], console)
+
+
+def _is_over(sweep: SweepDirectory, journal: Journal, ref: JobRef, name: str) -> bool:
+    """Whether a run or a helper job has ended for good, by the files alone."""
+    attempts = journal.attempts(name, ref.uid)
+    finished = ending(attempts).get("cause") == "finished" and not vanished(attempts)
+    return given_up(attempts) or finished or (name not in HELPERS and RunDirectory(sweep.runs / name).is_complete())
 
 
 def _open(path: Path) -> tuple[SweepDirectory, Executor[Any], Plan]:
@@ -165,7 +209,6 @@ def _open(path: Path) -> tuple[SweepDirectory, Executor[Any], Plan]:
 
 
 def _queue(
-    sweep: SweepDirectory,
     executor: Executor[Any],
     retry: str | None,
     names: set[str],
@@ -173,8 +216,23 @@ def _queue(
     canary: bool,
     fresh_only: bool,
     console: Console,
+    checked: bool = False,
+    write: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Submit those of the named runs that need it; the lock is held, so what is seen stays true."""
+    """Submit those of the named runs that need it; the lock is held, so what is seen stays true.
+
+    Parameters
+    ----------
+    executor, retry, names, canary, console
+        What is submitted, by whom and how.
+    fresh_only
+        Whether only runs that were never queued need it; else see `launch.status.judgement.needs`.
+    checked
+        Whether they have been looked at (`launch.preflight`).
+    write
+        What is to be done when nothing was found to be wrong with them.
+    """
+    sweep = executor.sweep
     plan = sweep.plan()
     assert plan is not None
     executor.recover()
@@ -184,14 +242,18 @@ def _queue(
     ]
     unfinished = []
     if chosen:
+        ids = [run.id for run in chosen]
+        say([] if checked else check(executor, plan, ids), console)
+        write()
         ledger = executor.journal.ledger()
-        former = {run.id: ledger.jobs[run.id] for run in chosen if run.id in ledger.jobs}
+        former = {name: ledger.jobs[name] for name in ids if name in ledger.jobs}
         if former:
             executor.journal.cancelled(list(former))
             executor.withdraw(former)
-        where = executor.setting.cluster.name
-        console.print(f"queueing {len(chosen)} runs on cluster={where}", highlight=False)
-        unfinished = executor.submit(plan, [run.id for run in chosen], canary=canary)
+        console.print(f"queueing {len(ids)} runs on cluster={executor.cluster.name}", highlight=False)
+        unfinished = executor.submit(plan, ids, canary=canary)
+    else:
+        write()
     try:
         counts = counts_in_words(overview(sweep).counts())
     except SchedulerUnavailable as error:  # all that was asked for is done
@@ -200,16 +262,3 @@ def _queue(
     if not chosen:
         print("nothing to queue", file=sys.stderr)
     return unfinished
-
-
-def _refuse_other(sweep: SweepDirectory, before: Plan, plan: Plan, setting: Setting | None, cluster: Cluster) -> None:
-    if before.criteria_hash != plan.criteria_hash:
-        raise ConfigError(
-            f"{sweep.path} was frozen with other success criteria: criteria are declared before the runs; restore "
-            "conf/criteria, or give the new sweep another name with sweep.name=NAME."
-        )
-    if setting is not None and setting.cluster.kind != cluster.kind:
-        raise ConfigError(
-            f"cluster={cluster.name} is not allowed: {sweep.path} was submitted on cluster={setting.cluster.name}; submit it "
-            "there, or give the new sweep another name with sweep.name=NAME."
-        )

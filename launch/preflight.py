@@ -10,15 +10,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.cluster.setting import Setting
-from launch.executors.registry import make_executor
+from launch.executors.base import Executor
 from launch.journal.journal import NO_LOCKS, no_locks
 
 _EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
@@ -26,25 +24,33 @@ _EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
 _BYTES_PER_PARAMETER = 4 * 3 + 4
 
 
-def check(sweep: SweepDirectory, setting: Setting, plan: Plan) -> Setting:
-    """Refuse what cannot work; returns the setting with what was learned about the scheduler.
+def check(executor: Executor[Any], plan: Plan, runs: Collection[str]) -> list[str]:
+    """Refuse what cannot work; returns what there is to say beforehand, one line each.
+
+    Parameters
+    ----------
+    executor
+        Of the sweep.
+    plan
+        Of the sweep, which need not be written yet.
+    runs
+        Those of it that are to be queued.
 
     Raises
     ------
     ConfigError
         For the first thing that is wrong.
     """
+    sweep = executor.sweep
     _check_folder(sweep.path)
-    if setting.cluster.offline:
+    if executor.cluster.offline:
         _download(plan)
     _check_space(sweep, plan)
-    executor = make_executor(sweep, setting)
-    executor.preflight(plan)
-    return replace(setting, accounting=executor.has_accounting())
+    return executor.preflight(plan, runs)
 
 
 def _check_folder(path: Path) -> None:
-    existing = next(each for each in (path, *path.parents) if each.exists())
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise _not_writable(path, existing)
     try:
@@ -60,7 +66,7 @@ def _not_writable(path: Path, existing: Path) -> ConfigError:
 
 def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
     """Refuse a disk that cannot hold what the runs keep, and their checkpoints."""
-    existing = next(each for each in (sweep.path, *sweep.path.parents) if each.exists())
+    existing = next(folder for folder in (sweep.path, *sweep.path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     sizes = {name: _checkpoint_bytes(name) for name in {run.config["model"]["student"] for run in plan.runs}}
     needed = sum(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict
 
-from kv_align.config.options import NonNegativeInt, PositiveFloat
+from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kv_align.config.schema import Section
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, unknown_key
@@ -23,7 +23,15 @@ _FROZEN_KEYS = ("kind", "name", "snapshot_code")
 
 
 class RetryPolicy(Section):
-    """How often a run is started again by itself, by what ended it; 0: never. A submission starts the count anew."""
+    """How often a run is started again by itself, by what ended it; 0: never. A submission starts the count anew.
+
+    Attributes
+    ----------
+    backoff_s
+        After a failure of its node a run waits so long, twice as long after the next, and so on.
+    pause_s
+        On a full disk a sweep is paused; so often a run looks whether there is space again.
+    """
 
     interrupted: NonNegativeInt
     node_failure: NonNegativeInt
@@ -31,6 +39,8 @@ class RetryPolicy(Section):
     out_of_memory: NonNegativeInt
     code_error: NonNegativeInt
     diverged: NonNegativeInt
+    backoff_s: NonNegativeFloat = 30.0
+    pause_s: NonNegativeFloat = 300.0
 
 
 class Cluster(Section):

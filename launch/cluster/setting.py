@@ -25,12 +25,15 @@ class Setting:
         Whether the scheduler keeps finished jobs (sacct); found out when the sweep was submitted.
     code
         The folder that jobs import the packages from.
+    home
+        Where the sweep lay when it was submitted, which is where its jobs look for it; empty for version 0.1.0.
     """
 
     cluster: Cluster
     resources: dict[str, dict[str, Any]]
     accounting: bool
     code: str
+    home: str = ""
 
 
 def read_setting(file: Path, sweep: Path) -> Setting | None:
@@ -39,12 +42,17 @@ def read_setting(file: Path, sweep: Path) -> Setting | None:
     if raw is None:
         return None
     code = str(sweep / raw["code"])  # a snapshot moves with its sweep
-    return Setting(validate(Cluster, raw["cluster"]), raw["resources"], raw["accounting"], code)
+    return Setting(validate(Cluster, raw["cluster"]), raw["resources"], raw["accounting"], code, raw.get("home", ""))
 
 
 def write_setting(file: Path, sweep: Path, setting: Setting) -> None:
     """Freeze how a sweep is executed."""
     code = Path(setting.code)
     frozen_code = str(code.relative_to(sweep) if code.is_relative_to(sweep) else code)
-    content = {"resources": setting.resources, "accounting": setting.accounting, "code": frozen_code}
+    content = {
+        "resources": setting.resources,
+        "accounting": setting.accounting,
+        "code": frozen_code,
+        "home": str(sweep),
+    }
     write_json(file, {"cluster": setting.cluster.model_dump(), **content})

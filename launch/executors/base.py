@@ -15,12 +15,36 @@ from launch.cluster.setting import Setting
 from launch.journal.journal import Journal
 from launch.journal.ledger import JobRef
 
-Phase = Literal["pending", "held", "running", "ended", "gone"]
+Phase = Literal["pending", "held", "blocked", "running", "ended", "gone"]
 ClusterType = TypeVar("ClusterType", bound=OwnCluster)
 
 
 class SchedulerUnavailable(ConfigError):  # noqa: N818 - the scheduler's, not an error of whoever asks
     """The scheduler gave no answer: nothing is known then, which is not to know that there is nothing."""
+
+
+class SubmissionUnderWay(ConfigError):  # noqa: N818 - a state of affairs
+    """A command that did not finish has called the scheduler just now, and what came of that is not known yet."""
+
+
+class ClusterFull(ConfigError):  # noqa: N818 - a state of affairs
+    """The scheduler takes no more jobs now, and will take them when others have ended."""
+
+
+class PartlyQueued(ConfigError):  # noqa: N818 - a state of affairs
+    """The scheduler took some of what it was given, and not the rest.
+
+    Parameters
+    ----------
+    number, of
+        How many runs are queued, and how many there were to be.
+    error
+        Why the rest is not.
+    """
+
+    def __init__(self, number: int, of: int, error: Exception) -> None:
+        super().__init__(f"{number} of {of} runs are queued, the others are not: {error}")
+        self.queued = number
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,8 @@ class JobState:
     Attributes
     ----------
     phase
-        `gone` where it is certain that nothing executes the run any more, and nothing will.
+        `held` where somebody must let it go, `blocked` where it can never start as it is, `gone` where it is certain that
+        nothing executes the run any more, and nothing will.
     reason
         In words: why it waits, or how it ended.
     """
@@ -48,6 +73,8 @@ class Executor(ABC, Generic[ClusterType]):
     ----------
     sweep, setting
         What is executed, and how.
+    plan
+        Of the sweep, where it was read already.
 
     Attributes
     ----------
@@ -60,13 +87,33 @@ class Executor(ABC, Generic[ClusterType]):
     schema: ClassVar[type[OwnCluster]]
     ask_every_s: ClassVar[float] = 0.0
 
-    def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
+    def __init__(self, sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> None:
+        self._plan = plan
         self.sweep, self.setting, self.journal = sweep, setting, Journal(sweep)
         self.cluster: ClusterType = validate(self.schema, setting.cluster.model_dump())  # type: ignore[assignment]
 
+    @property
+    def plan(self) -> Plan:
+        """The frozen plan of the sweep."""
+        plan = self._plan or self.sweep.plan()
+        assert plan is not None
+        return plan
+
     @abstractmethod
-    def preflight(self, plan: Plan) -> None:
-        """Refuse, with a `ConfigError`, what this executor could not execute; queues nothing."""
+    def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
+        """Refuse, with a `ConfigError`, what this executor could not execute; queues nothing.
+
+        Parameters
+        ----------
+        plan
+            Of the sweep.
+        runs
+            Those of it that are to be queued.
+
+        Returns
+        -------
+        What there is to say beforehand, one line each.
+        """
 
     @abstractmethod
     def gpus_per_run(self) -> int:
@@ -82,7 +129,7 @@ class Executor(ABC, Generic[ClusterType]):
         Raises
         ------
         ConfigError
-            If the sweep cannot be changed now, or not from here.
+            If the sweep cannot be changed from here; a `SubmissionUnderWay` if it cannot be changed now.
         """
 
     @abstractmethod
@@ -92,6 +139,11 @@ class Executor(ABC, Generic[ClusterType]):
         Returns
         -------
         Of the runs that were done here and now, those that did not finish.
+
+        Raises
+        ------
+        PartlyQueued
+            If some of them are queued and the others are not.
         """
 
     @abstractmethod

@@ -8,7 +8,6 @@ import socket
 import sys
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -19,8 +18,8 @@ from launch.cluster.setting import Setting
 from launch.executors.base import Executor, JobState
 from launch.journal.attempts import end_attempt
 from launch.journal.ledger import JobRef
-from launch.journal.processes import Identity, identify, is_alive, living, visible_gpus
-from launch.journal.retry import cause_of
+from launch.journal.processes import Identity, is_alive, living, this_process, visible_gpus
+from launch.journal.retry import DISK_FULL, cause_of
 from launch.worker.worker import execute
 
 
@@ -33,21 +32,21 @@ class DebugExecutor(Executor[DebugCluster]):
 
     schema = DebugCluster
 
-    def __init__(self, sweep: SweepDirectory, setting: Setting) -> None:
-        super().__init__(sweep, setting)
+    def __init__(self, sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> None:
+        super().__init__(sweep, setting, plan)
         self._process_file = self.journal.folder / "debug.json"
 
     def gpus_per_run(self) -> int:
         """Return 1 where this process sees a GPU, else 0."""
         return min(1, len(visible_gpus()))
 
-    def preflight(self, plan: Plan) -> None:
+    def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
         """Ask for nothing."""
+        return []
 
     def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
         """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
-        me = identify(os.getpid()) or Identity(os.getpid(), "")
-        write_json(self._process_file, {"host": socket.gethostname(), **asdict(me)})
+        write_json(self._process_file, this_process())
         submission = self.journal.submitting([[run] for run in runs], uuid.uuid4().hex[:12])
         self.journal.submitted(submission.uid, submission.uid)
         for number, name in enumerate(runs):
@@ -56,7 +55,7 @@ class DebugExecutor(Executor[DebugCluster]):
                 code = execute(str(self.sweep.path), [name], submission.uid, to_log=False)
             cause = cause_of(code, RunDirectory(self.sweep.runs / name).status())
             end_attempt(self.sweep, self.journal, name, submission.uid, cause, self.cluster.retry, code)
-            if code == EXIT_CODES["interrupted"] or (code and canary and number == 0):
+            if code in (EXIT_CODES["interrupted"], DISK_FULL) or (code and canary and number == 0):
                 break
         return [name for name in runs if not RunDirectory(self.sweep.runs / name).is_complete()]
 

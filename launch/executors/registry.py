@@ -13,7 +13,7 @@ from typing import Any
 import launch.executors
 from kv_align.config.schema import validate
 from kv_align.runs.errors import ConfigError, invalid_value
-from kv_align.runs.sweep_dir import SweepDirectory
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.schema import Cluster, changed, read_choice, refuse_frozen
 from launch.cluster.setting import Setting
 from launch.executors.base import Executor
@@ -41,9 +41,9 @@ def executor_class(kind: object) -> type[Executor[Any]]:
     return found
 
 
-def make_executor(sweep: SweepDirectory, setting: Setting) -> Executor[Any]:
-    """Return the executor of a sweep."""
-    return executor_class(setting.cluster.kind)(sweep, setting)
+def make_executor(sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> Executor[Any]:
+    """Return the executor of a sweep; see `Executor`."""
+    return executor_class(setting.cluster.kind)(sweep, setting, plan)
 
 
 def load_cluster(name: str, changes: dict[str, Any], config_dir: str | None = None) -> Cluster:

@@ -18,6 +18,7 @@ import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kv_align.runs.files import append_row, read_rows
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster.setting import Setting, read_setting, write_setting
 from launch.journal.ledger import Ledger, Submission, read_ledger
+from launch.journal.processes import this_process
 
 _WAIT_S = 120.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -89,11 +91,23 @@ class Journal:
         """Freeze how the sweep is executed."""
         write_setting(self._setting_file, self.sweep.path, setting)
 
-    def submitting(self, batches: Sequence[Sequence[str]], uid: str, after: str | None = None) -> Submission:
-        """Note that the scheduler is about to be called; the lock is held."""
-        submission = Submission(uid, time.time(), tuple(tuple(batch) for batch in batches), after)
-        row = {"event": "submitting", "uid": uid, "time": submission.created, "after": after}
-        self._append({**row, "batches": submission.batches})
+    def submitting(
+        self,
+        batches: Sequence[Sequence[str]],
+        uid: str,
+        *,
+        after: str | None = None,
+        prepare: str | None = None,
+        command: str | None = None,
+    ) -> Submission:
+        """Note that the scheduler is about to be called, with what `Submission` holds; the lock is held."""
+        submission = Submission(
+            uid, time.time(), tuple(tuple(batch) for batch in batches), after, prepare, command, this_process()
+        )
+        row = asdict(submission)
+        del row["job"], row["refused"]
+        row["time"] = row.pop("created")
+        self._append({"event": "submitting", **row})
         return submission
 
     def submitted(self, uid: str, job: str) -> None:

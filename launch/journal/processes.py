@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ def identify(pid: int) -> Identity | None:
     shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     state, _, born = shown.stdout.strip().partition(" ")
     return Identity(pid, born.strip()) if state and not state.startswith("Z") else None
+
+
+def this_process() -> dict[str, Any]:
+    """Return `host`, `pid` and `born` of this process, as the journal notes them."""
+    return {"host": socket.gethostname(), **asdict(identify(os.getpid()) or Identity(os.getpid(), ""))}
+
+
+def ended_here(process: dict[str, Any]) -> bool:
+    """Whether a process that was noted by `this_process` was one of this machine and is gone."""
+    if process.get("host") != socket.gethostname():
+        return False
+    return not is_alive(Identity(process["pid"], process["born"]))
 
 
 def is_alive(identity: Identity) -> bool:
@@ -61,9 +73,22 @@ def visible_gpus() -> list[str]:
     """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
     declared = os.environ.get("CUDA_VISIBLE_DEVICES")
     if declared is not None:
-        return [each for each in declared.split(",") if each.strip()]
+        return [gpu for gpu in declared.split(",") if gpu.strip()]
     try:
         shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(index) for index, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def processes_with(*words: str) -> list[int]:
+    """Return the processes of this machine whose command has all of these words in it; none where there is no /proc."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in command for word in words):
+            pids.append(int(folder.name))
+    return pids

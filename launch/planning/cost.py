@@ -58,16 +58,16 @@ def smallest_p(num_seeds: int) -> float:
 def estimate(runs: tuple[PlannedRun, ...], output_dir: Path, gpus_per_run: int) -> str:
     """Return what the runs will cost, from finished runs of the same size below `output_dir`; `unknown` without any."""
     hours: dict[tuple[str, str], list[float]] = {}
-    for found in _finished(output_dir):
-        status = found.status()
+    for directory in _finished(output_dir):
+        status = directory.status()
         if status is None or status.attempt != 1:
             continue  # of a run that was interrupted, the times of the earlier attempts are not known
-        size = _size(found.read_config())
+        size = _size(directory.read_config())
         hours.setdefault((size, status.arm), []).append((status.updated - status.started) / 3600)
     total, sources = 0.0, 0
     for run in runs:
         size = _size(run.config)
-        same = hours.get((size, run.arm)) or [max(each) for (other, _), each in hours.items() if other == size]
+        same = hours.get((size, run.arm)) or [max(spent) for (other, _), spent in hours.items() if other == size]
         if not same:
             return "unknown: no finished run of this size yet"
         total += statistics.median(same)

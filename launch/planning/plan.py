@@ -69,14 +69,14 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
     cells: list[Cell] = []
     labels = [(label, arm, False) for label, arm in sweep.arms.items()]
     labels += [(label, arm, True) for label, arm in sweep.controls.items()]
-    parts = [(*each, loss) for each in labels for loss in ([""] if each[2] else sweep.losses)]
+    parts = [(*arm, loss) for arm in labels for loss in ([""] if arm[2] else sweep.losses)]
     with progress_bar("planning", len(parts) * max(1, len(list(product(*axes))))) as advance:
         for label, arm, control, loss in parts:
-            found = {}
+            configs = {}
             for choice in product(*axes):
-                found[choice] = _compose(sweep, label, arm, loss, choice, config_dir, notes)
+                configs[choice] = _compose(sweep, label, arm, loss, choice, config_dir, notes)
                 advance(1)
-            cells += _cells(label, loss, control, axes, found)
+            cells += _cells(label, loss, control, axes, configs)
     runs, doubles = _runs(cells, sweep.seeds)
     notes += doubles
     baseline = next(cell.arm for cell in cells if cell.declared == sweep.baseline)
@@ -109,7 +109,7 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
         runs=tuple(runs),
     )
     resources = {cell.arm: dict({**sweep.arms, **sweep.controls}[cell.declared].resources) for cell in cells}
-    return Draft(plan, list(dict.fromkeys(notes)), {arm: each for arm, each in resources.items() if each})
+    return Draft(plan, list(dict.fromkeys(notes)), {arm: own for arm, own in resources.items() if own})
 
 
 def extend_plan(plan: Plan, seeds: object) -> tuple[Plan, list[PlannedRun]]:
@@ -167,28 +167,28 @@ def _compose(
 ) -> Config:
     chosen = [] if not loss else [f"loss={loss}"]
     # The loss follows the experiment, so that an arm's own default does not win over the sweep's axis.
-    composed, found = compose_config(
+    composed, adjustments = compose_config(
         [f"experiment={arm.experiment}", *chosen, *sweep.overrides, *choice, *arm.overrides], config_dir=config_dir
     )
     # What the defaults choose and an arm has no use for is nothing to speak of; what somebody asked for is.
     asked = {override.partition("=")[0] for override in (*sweep.overrides, *choice, *arm.overrides)}
-    notes += [f"{label}: {note}" for note in found if note.partition("=")[0] in asked]
+    notes += [f"{label}: {note}" for note in adjustments if note.partition("=")[0] in asked]
     return composed.model_copy(update={"arm": label, "seed": 0, "output_dir": "outputs", "run_name": None})
 
 
 def _cells(
-    label: str, loss: str, control: bool, axes: list[list[str]], found: dict[tuple[str, ...], Config]
+    label: str, loss: str, control: bool, axes: list[list[str]], configs: dict[tuple[str, ...], Config]
 ) -> list[Cell]:
     """One cell per choice that differs; an axis that changes nothing in this arm is not in its name."""
-    hashes = {choice: content_hash(config) for choice, config in found.items()}
+    hashes = {choice: content_hash(config) for choice, config in configs.items()}
     telling = [
         place
         for place, values in enumerate(axes)
         if len(values) > 1
-        and any(hashes[choice] != hashes[_with(choice, place, value)] for choice in found for value in values)
+        and any(hashes[choice] != hashes[_with(choice, place, value)] for choice in configs for value in values)
     ]
     cells = {}
-    for choice, config in found.items():
+    for choice, config in configs.items():
         name = "-".join([label, *(_short(choice[place]) for place in telling)])
         if name not in cells:
             cells[name] = Cell(name, label, loss, control, config.model_copy(update={"arm": name}))

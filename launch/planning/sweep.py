@@ -62,7 +62,7 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
     for key, value in changes.items():
         if key not in Sweep.model_fields or key in ("arms", "controls"):
             raise unknown_key(
-                f"sweep.{key}", [each for each in Sweep.model_fields if each not in ("arms", "controls")], "a sweep"
+                f"sweep.{key}", [field for field in Sweep.model_fields if field not in ("arms", "controls")], "a sweep"
             )
         raw[key] = value
     if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", raw["name"]):

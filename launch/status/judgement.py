@@ -17,20 +17,35 @@ from kv_align.runs.run_dir import Status
 from launch.executors.base import JobState
 from launch.journal.ledger import Ledger
 
-Found = Literal["missing", "pending", "held", "running", "preempted", "done", "failed", "diverged", "lost", "cancelled"]
+Found = Literal[
+    "missing",
+    "pending",
+    "held",
+    "blocked",
+    "running",
+    "preempted",
+    "done",
+    "failed",
+    "diverged",
+    "lost",
+    "cancelled",
+]
 STATES: tuple[Found, ...] = (
     "done",
     "running",
     "pending",
     "preempted",
     "held",
+    "blocked",
     "failed",
     "diverged",
     "lost",
     "cancelled",
     "missing",
 )
-WAITING: tuple[Found, ...] = ("pending", "held", "running", "preempted")
+WAITING: tuple[Found, ...] = ("pending", "held", "blocked", "running", "preempted")
+STUCK: tuple[Found, ...] = ("held", "blocked")
+"""These wait, and nothing comes of it until somebody does something."""
 _LAG_S = 20.0  # accounting may say that a job waits some seconds after it began to run
 
 
@@ -41,8 +56,9 @@ class RunState:
     Attributes
     ----------
     state
-        `missing`: never submitted; `preempted`: interrupted, and its job waits for its next turn; `lost`: its job is gone
-        without a result. The others say what they mean.
+        `missing`: never submitted; `preempted`: interrupted, and its job waits for its next turn; `held`: somebody must let
+        it go; `blocked`: it can never start as it is; `lost`: its job is gone without a result. The others say what they
+        mean.
     reason
         One sentence where there is something to say.
     step, total_steps, eta_s
@@ -66,18 +82,45 @@ class RunState:
 
 
 @dataclass(frozen=True)
+class HelperState:
+    """A job of the sweep that is no run, as it is now; see `RunState`."""
+
+    id: str
+    state: Found
+    reason: str
+    job: str
+
+
+@dataclass(frozen=True)
 class Overview:
-    """A sweep as it is now; `planned` is False for a plain Hydra multirun."""
+    """A sweep as it is now.
+
+    Attributes
+    ----------
+    planned
+        False for a plain Hydra multirun.
+    helpers
+        Its jobs that are no runs.
+    notes
+        What there is to say of the sweep as a whole, such as that it is paused.
+    """
 
     path: str
     name: str
     planned: bool
     runs: tuple[RunState, ...]
+    helpers: tuple[HelperState, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> list[RunState | HelperState]:
+        """The runs, and the jobs that are no runs."""
+        return [*self.runs, *self.helpers]
 
     def counts(self) -> dict[str, int]:
         """Return how many runs are in each state, without the states that none is in."""
-        found = Counter(run.state for run in self.runs)
-        return {state: found[state] for state in STATES if found[state]}
+        numbers = Counter(run.state for run in self.runs)
+        return {state: numbers[state] for state in STATES if numbers[state]}
 
     def as_json(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
@@ -86,6 +129,8 @@ class Overview:
             "name": self.name,
             "planned": self.planned,
             "counts": self.counts(),
+            "notes": list(self.notes),
+            "helpers": [asdict(helper) for helper in self.helpers],
             "runs": [asdict(run) for run in self.runs],
         }
 
@@ -102,6 +147,7 @@ _RULES: tuple[tuple[str, tuple[str, ...], str, Found, str], ...] = (
     (_ANY, ("none",), "not submitted", "missing", "not submitted"),
     ("unknown", ("none",), "not arrived", "missing", "its submission did not reach the scheduler"),
     ("held", (), _ANY, "held", "{job}"),
+    ("blocked", (), _ANY, "blocked", "{job}"),
     ("pending", ("just now",), _ANY, "running", ""),  # accounting learns late that a job has begun to run
     ("pending", ("interrupted", "stale", *_SIGNS), _ANY, "preempted", "{job, or file}"),
     ("pending", (), _ANY, "pending", "{job}"),
@@ -181,8 +227,8 @@ def needs(run: RunState, retry: str | None) -> bool:
     if retry in ("failed", "diverged"):
         return run.state == retry
     if run.state in WAITING:
-        # Held runs wait for somebody to mend their arm, which is what asking for a resume says.
-        return run.state == "held"
+        # They wait for somebody to mend what is wrong, which is what asking for a resume says.
+        return run.state in STUCK
     return run.state in ("missing", "failed", "lost", "cancelled") or (retry == "all" and run.state == "diverged")
 
 
@@ -191,15 +237,14 @@ def counts_in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {state}" for state, number in counts.items()) or "no runs"
 
 
-def select(runs: Sequence[RunState], wanted: str) -> list[RunState]:
-    """Return the run with this id, else those whose id has it as its first words, else the one that starts so.
+def select(names: Sequence[str], wanted: str) -> list[str]:
+    """Return the name that this is, else those that have it as their first words, else the one that starts so.
 
     `baseline-kv-seed1` is not the start of `baseline-kv-seed10-...` in that sense: words end where a `-` follows.
     """
-    exact = [run for run in runs if run.id == wanted]
-    starts = [run for run in runs if run.id.startswith(wanted)]
-    words = [run for run in starts if wanted.endswith("-") or run.id.startswith(f"{wanted}-")]
-    return exact or words or (starts if len(starts) == 1 else [])
+    starts = [name for name in names if name.startswith(wanted)]
+    words = [name for name in starts if wanted.endswith("-") or name.startswith(f"{wanted}-")]
+    return [wanted] if wanted in names else words or (starts if len(starts) == 1 else [])
 
 
 def _duration(seconds: float) -> str:

@@ -8,12 +8,12 @@ from typing import TextIO
 
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.journal.journal import Journal
-from launch.status.judgement import RunState
+from launch.status.judgement import HelperState, RunState
 
 _POLL_S = 0.5
 
 
-def log_files(sweep: SweepDirectory, run: RunState) -> list[Path]:
+def log_files(sweep: SweepDirectory, run: RunState | HelperState) -> list[Path]:
     """Return the log files of a run that exist: its own, else those of its job, else what Hydra wrote in its folder."""
     journal = Journal(sweep)
     own = journal.log_file(run.id)

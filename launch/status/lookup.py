@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.status.judgement import Overview, RunState, select
+from launch.status.judgement import select
 
 
-def find_runs(now: Overview, wanted: str) -> list[RunState]:
-    """Return the runs that an id, or the start of one, names.
+def select_names(names: Sequence[str], wanted: Sequence[str], sweep: Path) -> list[str]:
+    """Return the runs that ids, or the starts of ids, name; all of them where nothing is wanted.
 
     Raises
     ------
     ConfigError
-        If there is none, or several that have no word in common there.
+        If one of them names none, or several that have no word in common there.
     """
-    found = select(now.runs, wanted)
-    several = [run.id for run in now.runs if run.id.startswith(wanted)]
-    if not found and several:
+    if not wanted:
+        return list(names)
+    return list(dict.fromkeys(name for start in wanted for name in find_runs(names, start, sweep)))
+
+
+def find_runs(names: Sequence[str], wanted: str, sweep: Path) -> list[str]:
+    """Return the runs that an id, or the start of one, names; see `select_names`."""
+    chosen = select(names, wanted)
+    several = [name for name in names if name.startswith(wanted)]
+    if not chosen and several:
         raise ConfigError(
-            f"{wanted} is the start of {len(several)} runs of {now.path}, such as {several[0]} and {several[-1]}: give one "
+            f"{wanted} is the start of {len(several)} runs of {sweep}, such as {several[0]} and {several[-1]}: give one "
             "whole id, or a start that ends where a - follows."
         )
-    if not found:
-        some = ", ".join(run.id for run in now.runs[:3])
+    if not chosen:
+        some = ", ".join(names[:3])
         raise ConfigError(
-            f"{wanted} is not a run of {now.path}: give the id of one, or its start, such as {some or 'none'}."
+            f"{wanted} is not a run of {sweep}: give the id of one, or its start, such as {some or 'none'}."
         )
-    return found
+    return chosen
+
+
+def sweeps_in(path: Path) -> list[SweepDirectory]:
+    """Return the planned sweeps of a folder that is none itself: below it, or below its `sweeps/`."""
+    if (path / "plan.json").exists():
+        return []
+    plans = sorted([*path.glob("*/plan.json"), *path.glob("sweeps/*/plan.json")])
+    return [SweepDirectory(plan.parent.resolve()) for plan in plans]
 
 
 def open_sweep(path: Path) -> SweepDirectory:

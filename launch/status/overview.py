@@ -11,8 +11,9 @@ from kv_align.runs.sweep_dir import SweepDirectory
 from launch.executors.base import JobState, SchedulerUnavailable
 from launch.executors.registry import make_executor
 from launch.journal.journal import Journal
-from launch.journal.ledger import JobRef, Ledger
+from launch.journal.ledger import HELPERS, JobRef, Ledger
 from launch.journal.retry import IN_WORDS, ending, given_up
+from launch.status.helpers import helper_state, last_words, notes
 from launch.status.judgement import Found, Overview, RunState, judge
 
 _DONE: tuple[Found, str] = ("done", "")
@@ -98,7 +99,7 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
     jobs = {name: ref for name, ref in ledger.jobs.items() if name not in complete}
     states: dict[str, JobState] = {}
     if setting is not None and jobs:
-        executor = make_executor(sweep, setting)
+        executor = make_executor(sweep, setting, plan)
         silent = [name for name in jobs if _silent(statuses, name, stale_after_s)]
         about = {name: f"{ref.uid} {ref.job}" for name, ref in jobs.items()}
         states = (memory or Memory()).answer(about, lambda: executor.states(jobs, silent), executor.ask_every_s)
@@ -113,7 +114,8 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
             reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
         job = (ref.job or "") if ref is not None else ""
         runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
-    return Overview(str(sweep.path), plan.name, True, tuple(runs))
+    helpers = tuple(helper_state(journal, ledger, name, states.get(name)) for name in HELPERS if name in ledger.jobs)
+    return Overview(str(sweep.path), plan.name, True, tuple(runs), helpers, notes(journal, setting))
 
 
 def _silent(statuses: Mapping[str, Status | None], name: str, stale_after_s: float) -> bool:
@@ -129,26 +131,28 @@ def _explained(journal: Journal, name: str, ref: JobRef, reason: str) -> str:
     ended = next((number for number, row in enumerate(last) if row["event"] == "end"), len(last))
     own = [str(row["reason"]) for row in last[:ended] if row["event"] == "note"]
     later = [str(row["reason"]) for row in last[ended:] if row["event"] == "note"]
+    if not attempts:
+        reason = last_words(journal, ref.job) or reason
     if own:
         reason = own[-1]
     elif not reason and given_up(attempts):
         reason = IN_WORDS.get(ending(attempts)["cause"], "")
-    return "; ".join(each for each in (reason, *later) if each)
+    return "; ".join(text for text in (reason, *later) if text)
 
 
 def _of_multirun(sweep: SweepDirectory, memory: Memory) -> Overview:
     """A plain Hydra multirun: the run directories that are there, and what Slurm knows of their jobs."""
-    found = [(directory, directory.observed()) for directory in sweep.found_runs()]
+    observed = [(directory, directory.observed()) for directory in sweep.found_runs()]
     jobs = {
         str(directory.path): status.job
-        for directory, status in found
+        for directory, status in observed
         if status is not None and status.job and not directory.is_complete()
     }
     known: dict[str, JobState] = {}
     if jobs and shutil.which("squeue") is not None:  # without it the folder was copied, and the files tell
         known = memory.answer(jobs, lambda: _ask_slurm(jobs), _MULTIRUN_ASK_S)
     runs = []
-    for directory, status in found:
+    for directory, status in observed:
         if status is None:
             continue
         name = str(directory.path.relative_to(sweep.path))
@@ -160,7 +164,8 @@ def _of_multirun(sweep: SweepDirectory, memory: Memory) -> Overview:
 
 
 def _ask_slurm(jobs: Mapping[str, str]) -> dict[str, JobState]:
-    from launch.executors.slurm.query import job_states, settings
+    from launch.executors.slurm.query import job_states
+    from launch.executors.slurm.site import settings
 
     accounting = settings().get("AccountingStorageType", "").endswith("slurmdbd")
     return job_states(jobs.values(), accounting=accounting)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,28 +12,30 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.executors.base import SchedulerUnavailable
-from launch.status.judgement import WAITING, Overview, RunState, counts_in_words
+from launch.status.judgement import STUCK, WAITING, Overview, RunState, counts_in_words
 
 _COLOURS = {
     "done": "green",
     "running": "cyan",
     "preempted": "yellow",
     "held": "yellow",
+    "blocked": "red",
     "failed": "red",
     "diverged": "red",
     "lost": "red",
     "cancelled": "magenta",
 }
 _QUIET = ("done", "pending")
-_FIRST = ("failed", "diverged", "lost", "held", "cancelled", "missing", "preempted", "running", *_QUIET)
+_FIRST = ("failed", "diverged", "lost", "blocked", "held", "cancelled", "missing", "preempted", "running", *_QUIET)
 """Where not all can be listed, the first of these are."""
+_FIRST_LIVE = ("running", *(state for state in _FIRST if state != "running"))
 _FULL_UP_TO = 60
 _MOST_ROWS = 200
 _LIVE_ROWS = 25
 
 
 def show(now: Overview, full_up_to: int = _FULL_UP_TO, most: int = _MOST_ROWS) -> Group:
-    """Return the table.
+    """Return the table with all that there is to say.
 
     Parameters
     ----------
@@ -43,44 +46,101 @@ def show(now: Overview, full_up_to: int = _FULL_UP_TO, most: int = _MOST_ROWS) -
     most
         Rows; of more, the runs that somebody must look at stay.
     """
-    listed = list(now.runs)
-    if len(listed) > full_up_to:
-        listed = [run for run in listed if run.state not in _QUIET]
+    listed = _listed(now, full_up_to)
     left_out = max(0, len(listed) - most)
     if left_out:
         listed = sorted(listed, key=lambda run: _FIRST.index(run.state))[:most]
+    lines = _lines(now)
+    if left_out:
+        lines.append(Text(f"and {left_out} more that are neither done nor pending"))
+    return Group(*([_table(listed)] if listed else []), *lines)
+
+
+def show_live(now: Overview, width: int, height: int) -> Group:
+    """Return what fits a terminal: the counts, then the runs that run, then those that somebody must look at.
+
+    Parameters
+    ----------
+    now
+        The sweep.
+    width, height
+        Characters and lines of the terminal.
+    """
+    lines = _lines(now)
+    rows = min(_LIVE_ROWS, max(1, height - len(lines) - 3))
+    listed = sorted(_listed(now, rows), key=lambda run: _FIRST_LIVE.index(run.state))
+    shown = [_table(listed[:rows], width)] if listed else []
+    more = [Text(f"and {len(listed) - rows} more")] if len(listed) > rows else []
+    return Group(*(Text(_cut(line.plain, width), style=line.style) for line in lines), *shown, *more)
+
+
+def show_several(sweeps: Sequence[Overview]) -> Table:
+    """Return one line for each of several sweeps."""
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "step", "left"):
-        table.add_column(name, justify="right" if name in ("step", "left") else "left", no_wrap=name != "run")
+    for name in ("sweep", "runs", "now"):
+        table.add_column(name, justify="right" if name == "runs" else "left", overflow="fold")
+    for now in sweeps:
+        notes = "".join(f"; {note}" for note in now.notes)
+        table.add_row(Text(Path(now.path).name), str(len(now.runs)), Text(counts_in_words(now.counts()) + notes))
+    return table
+
+
+def _listed(now: Overview, full_up_to: int) -> list[RunState]:
+    return [run for run in now.runs if len(now.runs) <= full_up_to or run.state not in _QUIET]
+
+
+def _table(runs: Sequence[RunState], width: int | None = None) -> Table:
+    """Return a row for each run; with a width, of one line of so many characters."""
+    rows = [
+        (run.id, run.state, f"{run.step}/{run.total_steps}" if run.total_steps else "", _left(run), run.reason)
+        for run in runs
+    ]
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("left", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=name != "run")
     table.add_column("reason", overflow="fold")
-    for run in listed:
-        steps = f"{run.step}/{run.total_steps}" if run.total_steps else ""
-        state = Text(run.state, style=_COLOURS.get(run.state, ""))
-        table.add_row(Text(run.id, overflow="fold"), state, steps, _left(run), Text(run.reason))
+    of_run = of_reason = None
+    if width is not None:
+        between = sum(max(4, *(len(row[column]) for row in rows)) + 2 for column in (1, 2, 3)) + 2
+        of_run = min(max(len(row[0]) for row in rows), (width - between) * 3 // 5)
+        of_reason = width - between - of_run
+    for name, state, steps, left, reason in rows:
+        styled = Text(state, style=_COLOURS.get(state, ""))
+        table.add_row(Text(_cut(name, of_run), overflow="fold"), styled, steps, left, Text(_cut(reason, of_reason)))
+    return table
+
+
+def _cut(text: str, length: int | None) -> str:
+    return text if length is None or len(text) <= length else text[: max(0, length - 1)] + "…"
+
+
+def _lines(now: Overview) -> list[Text]:
+    """What is true of the sweep as a whole."""
     lines = [Text(f"{now.name}: {counts_in_words(now.counts())}", style="bold")]
     if not now.planned:
         lines.append(Text("a plain Hydra multirun: no frozen plan, so nothing says what is missing"))
-    if left_out:
-        lines.append(Text(f"and {left_out} more that are neither done nor pending"))
-    return Group(*([table] if listed else []), *lines)
+    for helper in now.helpers:
+        if helper.state != "done":
+            reason = f": {helper.reason}" if helper.reason else ""
+            lines.append(Text(f"{helper.id} job {helper.state}{reason}", style=_COLOURS.get(helper.state, "")))
+    return lines + [Text(note, style="yellow") for note in now.notes]
 
 
 def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> Overview:
-    """Show the table until no run is waiting or running any more; returns the last look.
+    """Show the table until no run can move any more by itself; returns the last look.
 
     While the scheduler gives no answer the last table stays, with a line that says so.
     """
-    now, silence = None, ""
+    now, unavailable = None, ""
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             try:
-                now, silence = look(), ""
+                now, unavailable = look(), ""
             except SchedulerUnavailable as error:
-                silence = str(error)
-            rows = min(_LIVE_ROWS, max(5, console.height - 4))
-            shown = [] if now is None else [show(now, rows, rows)]
-            live.update(Group(*shown, *([Text(silence, style="yellow")] if silence else [])), refresh=True)
-            if now is not None and not silence and not any(_goes_on(run) for run in now.runs):
+                unavailable = str(error)
+            shown = [] if now is None else [show_live(now, console.width, console.height - bool(unavailable))]
+            live.update(Group(*shown, *([Text(unavailable, style="yellow")] if unavailable else [])), refresh=True)
+            if now is not None and not unavailable and not any(_goes_on(run) for run in now.runs):
                 break
             time.sleep(interval_s)
     console.print(show(now))
@@ -88,7 +148,7 @@ def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> 
 
 
 def _goes_on(run: RunState) -> bool:
-    return run.state in WAITING and run.state != "held"
+    return run.state in WAITING and run.state not in STUCK
 
 
 def _left(run: RunState) -> str:

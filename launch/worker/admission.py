@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Collection
 
 from kv_align.runs.run_dir import RunDirectory
-from kv_align.runs.sweep_dir import SweepDirectory
-from launch.journal.attempts import end_attempt
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.journal.attempts import cause_by_status, end_attempt
+from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
-from launch.journal.retry import given_up, vanished
+from launch.journal.pause import tell
+from launch.journal.retry import Cause, given_up, vanished
 
 LOCK_WAIT_S = 600.0
 
@@ -21,9 +24,33 @@ def is_wanted(journal: Journal, name: str, uid: str) -> bool:
     if name in ledger.cancelled:
         return False
     if ref is not None and ref.uid != uid:
-        print(f"kv-align: {name} was submitted again since: left to its new job", flush=True)
+        tell(f"kv-align: {name} was submitted again since: left to its new job")
         return False
     return True
+
+
+def is_held(plan: Plan, journal: Journal, name: str, broken: Collection[str] = ()) -> bool:
+    """Whether a run that was never started waits for somebody (`launch.journal.holds`); it is left alone then.
+
+    Parameters
+    ----------
+    plan, journal
+        Of the sweep.
+    name
+        The run.
+    broken
+        Arms whose code failed and of which the journal does not know yet.
+    """
+    setting = journal.setting()
+    if setting is None or RunDirectory(journal.sweep.runs / name).status_file.exists():
+        return False
+    hold_arm = setting.cluster.hold_arm
+    reason = held_runs(plan, journal, journal.ledger(), hold_arm=hold_arm, among=[name]).get(name)
+    if hold_arm and any(run.id == name and run.arm in broken for run in plan.runs):
+        reason = "held: a run of its arm ended with an error in the code"
+    if reason is not None:
+        tell(f"kv-align: {name} is not started: {reason}")
+    return reason is not None
 
 
 def has_attempt_left(sweep: SweepDirectory, journal: Journal, name: str, uid: str) -> bool:
@@ -34,8 +61,10 @@ def has_attempt_left(sweep: SweepDirectory, journal: Journal, name: str, uid: st
     attempts = journal.attempts(name, uid)
     if vanished(attempts):
         status = RunDirectory(sweep.runs / name).status()
-        left = status is not None and status.state == "interrupted"
-        return end_attempt(sweep, journal, name, uid, "interrupted" if left else "node_failure", setting.cluster.retry)
+        cause: Cause = "node_failure"
+        if status is not None and (status.state == "interrupted" or cause_by_status(status) == "disk_full"):
+            cause = cause_by_status(status)
+        return end_attempt(sweep, journal, name, uid, cause, setting.cluster.retry)
     return not given_up(attempts)
 
 

@@ -12,10 +12,8 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -25,9 +23,11 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.journal.journal import Journal
-from launch.journal.processes import Identity, identify
-from launch.journal.retry import BAD_INPUT, NODE_FAILURE, is_node_failure
-from launch.worker.admission import await_writer, has_attempt_left, is_wanted
+from launch.journal.pause import finds_space, pause, tell
+from launch.journal.processes import this_process
+from launch.journal.retry import BAD_INPUT, DISK_FULL, NODE_FAILURE, cause_of, exit_code_of
+from launch.worker.admission import await_writer, has_attempt_left, is_held, is_wanted
+from launch.worker.code import refuse_changed_code
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 NodeProblem = Callable[[Journal, PlannedRun], str]
@@ -48,9 +48,9 @@ def execute(
 ) -> int:
     """Do runs of a frozen plan one after the other; returns the exit code, the worst of them.
 
-    An interrupted run ends the whole job, since all of it was asked to leave. A run that was given up since it was
-    submitted is not tried again when the job is requeued for another one; one that was cancelled, or submitted again, is
-    not done here. Of the processes of one run, that with RANK=0 (or without RANK) keeps the journal.
+    An interrupted run ends the whole job, since all of it was asked to leave; so does a full disk. A run that was given up
+    since it was submitted is not tried again when the job is requeued for another one; one that was cancelled, submitted
+    again, or is held, is not done here. Of the processes of one run, that with RANK=0 (or without RANK) keeps the journal.
 
     Parameters
     ----------
@@ -76,13 +76,16 @@ def execute(
         unknown = [name for name in runs if name not in planned]
         if unknown:
             raise ConfigError(f"{unknown[0]} is not a run of {sweep_path}: use one of the ids that plan shows.")
-        codes = []
+        codes: list[int] = []
+        broken: set[str] = set()  # arms whose code failed just now, which is on record when the job has ended
         for name in runs:
-            if not is_wanted(journal, name, uid):
+            if not is_wanted(journal, name, uid) or is_held(plan, journal, name, broken):
                 continue
             codes.append(_Attempt(sweep, journal, planned[name], uid).execute(to_log, node_problem))
-            if codes[-1] == EXIT_CODES["interrupted"]:
+            if codes[-1] in (EXIT_CODES["interrupted"], DISK_FULL):
                 return codes[-1]
+            if cause_of(codes[-1], sweep.run(planned[name]).status()) in ("code_error", "bad_input"):
+                broken.add(planned[name].arm)
         return next((code for code in codes if code), 0)
     except Preempted:
         return EXIT_CODES["interrupted"]
@@ -102,8 +105,11 @@ class _Attempt:
         """Do the run; whatever goes wrong becomes an exit code and, where that can be written, a note."""
         name = self.planned.id
         try:
+            if self.rank == 0 and not finds_space(self.journal):
+                tell(f"kv-align: {name} waits: the disk of {self.sweep.path} is full")
+                return DISK_FULL
             if to_log:
-                _print_to(self.journal.log_file(name), self.rank)
+                print_to(self.journal.log_file(name), self.rank)
             return self._execute(node_problem)
         except Preempted as preempted:
             status = self.directory.status()
@@ -119,19 +125,19 @@ class _Attempt:
         except Exception as error:
             logging.exception("%s failed", name)
             reason = f"{type(error).__name__}: {error}"
-            return self._note(NODE_FAILURE if is_node_failure(reason) else EXIT_CODES["failed"], reason)
+            return self._note(exit_code_of(reason), reason)
 
     def _execute(self, node_problem: NodeProblem | None) -> int:
         name, first = self.planned.id, self.rank == 0
         if first:
             if not has_attempt_left(self.sweep, self.journal, name, self.uid):
                 return EXIT_CODES["failed"]
-            me = {"host": socket.gethostname(), **asdict(identify(os.getpid()) or Identity(os.getpid(), ""))}
-            self.journal.add_attempt(name, "start", self.uid, **me)
+            self.journal.add_attempt(name, "start", self.uid, **this_process())
             if not await_writer(self.directory):
                 return _interrupted(f"{self.directory.path} is still written by an earlier attempt: this one leaves")
             if not is_wanted(self.journal, name, self.uid):
                 return EXIT_CODES["finished"]
+        refuse_changed_code(self.journal)
         problem = node_problem(self.journal, self.planned) if node_problem is not None else ""
         if problem:
             return self._note(NODE_FAILURE, problem)
@@ -142,14 +148,16 @@ class _Attempt:
         return EXIT_CODES[state]
 
     def _note(self, code: int, reason: str) -> int:
-        print(f"kv-align: {reason}", file=sys.stderr, flush=True)
+        tell(f"kv-align: {reason}")
+        if code == DISK_FULL:
+            pause(self.journal)
         with contextlib.suppress(OSError):  # the disk may be what is broken
             self.journal.add_attempt(self.planned.id, "note", self.uid, reason=reason)
         return code
 
 
 def _interrupted(why: str) -> int:
-    print(f"kv-align: {why}", file=sys.stderr, flush=True)
+    tell(f"kv-align: {why}")
     return EXIT_CODES["interrupted"]
 
 
@@ -165,7 +173,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise Preempted(f"asked to leave by {signal.Signals(number).name} between steps")
 
 
-def _print_to(file: Path, rank: int) -> None:
+def print_to(file: Path, rank: int = 0) -> None:
     """Append what this process and its children print to a file."""
     target = file if rank == 0 else file.with_suffix(f".rank{rank}.log")
     target.parent.mkdir(parents=True, exist_ok=True)

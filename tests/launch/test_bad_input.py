@@ -19,7 +19,7 @@ WRONG = [
     (["sweep=tiny", "cluster=local", "losses=[]"], "losses=[] is not allowed: set losses to a list of at least one"),
     (
         ["sweep=tiny", "cluster=local", "losses=[kl]"],
-        "loss=kl is not allowed: loss must be one of ce, hidden, kv, kv+struct",
+        "loss=kl is not allowed: loss must be one of ce, hidden, kv, ",
     ),
     (["sweep=tiny", "cluster=local", "sweep.baseline=flat"], "baseline=flat is not allowed: set baseline to one of"),
     (["sweep=tiny", "cluster=local", "sweep.colour=red"], "sweep.colour is an unknown key"),

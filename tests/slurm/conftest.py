@@ -1,6 +1,7 @@
 """One real Slurm for the whole session; left out, with a line that says so, where its packages are missing."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ SMALL = (
     "cluster.throttle=4",
     "cluster.stale_after_s=5",
     "cluster.require_gpu=false",
+    "cluster.retry.backoff_s=1",
+    "cluster.retry.pause_s=2",
 )
 
 
@@ -64,12 +67,28 @@ def _empty_afterwards(slurm):
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 GB; None where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
 def sweep_on(tmp_path, monkeypatch):
     """Make a sweep on the cluster: `sweep_on("seeds=1", behaviour={...})`; without behaviour the trainer does it."""
 
-    def make(*settings, behaviour=None, **options):
+    def make(*settings, behaviour=None, small=True, **options):
         if behaviour is not None:
             monkeypatch.setenv("PYTHONPATH", str(STANDIN))
-        return Sweep("sweep=tiny", f"output_dir={tmp_path}", *SMALL, *settings, behaviour=behaviour, **options)
+        own = SMALL if small else ()
+        return Sweep("sweep=tiny", f"output_dir={tmp_path}", *own, *settings, behaviour=behaviour, **options)
 
     return make

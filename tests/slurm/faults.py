@@ -1,13 +1,16 @@
-"""A driver of random faults over one sweep: counts the runs that were lost, done twice, or done differently.
+"""A driver of random faults over one sweep: counts the runs that were lost, done twice, done differently, or stuck.
 
 Every fault is one that happens to clusters: a preemption, a signal before the time limit, a killed process, a requeue, a node
 that dies and comes back, a restarted controller, a cancelled job, two people who resume at once, a submitter that is killed
-while sbatch is at it, a Slurm that does not answer.
+while sbatch is at it, a Slurm that does not answer or is slow to, an administrator who holds a job, a prepare job that fails
+late, a canary that is cancelled, a full disk, a limit on jobs, an accounting that is down, a second checkout.
 """
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,8 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.journal.journal import Journal
+from launch.status.overview import overview
 from tests.launch.sweeps import Sweep, launch, undisturbed
 from tests.slurm.real_slurm import RealSlurm
+
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Tally:
     lost: int = 0
     doubled: dict[str, str] = field(default_factory=dict)
     different: int = 0
+    stuck: dict[str, str] = field(default_factory=dict)
+    """Runs that cannot start and are not said to be so: why Slurm says that they wait."""
 
 
 class FaultDriver:
@@ -41,8 +49,11 @@ class FaultDriver:
     A sweep that is done before is extended by a seed.
     """
 
-    def __init__(self, slurm: RealSlurm, sweep: Sweep, seed: int) -> None:
+    def __init__(self, slurm: RealSlurm, sweep: Sweep, seed: int, folder: Path, disk: Path | None) -> None:
         self.slurm, self.sweep, self.random = slurm, sweep, random.Random(seed)
+        self.folder, self.disk = folder, disk
+        self._suspects: dict[str, str] = {}
+        self._serial = 0
         self.tally = Tally()
         self._kinds = {
             "killed process": (6, self._kill),
@@ -55,6 +66,14 @@ class FaultDriver:
             "two resumers": (2, self._resume_twice),
             "submitter killed in sbatch": (1, self._kill_submitter),
             "squeue and sacct fail": (2, self._silence),
+            "held by an administrator": (3, self._hold),
+            "prepare fails late": (2, self._prepare_fails),
+            "canary cancelled": (1, self._cancel_canary),
+            "submit limit": (2, self._submit_limit),
+            "accounting down": (1, self._accounting_down),
+            "slow squeue": (1, self._slow_squeue),
+            "second checkout": (2, self._second_checkout),
+            **({} if disk is None else {"disk full": (2, self._fill_disk)}),
         }
         self._twice: dict[str, str] = {}
 
@@ -96,6 +115,19 @@ class FaultDriver:
                     jobs.update(batch)
         for what, found in (("processes", processes), ("jobs", jobs)):
             self._twice |= {name: f"{number} {what}" for name, number in found.items() if number > 1}
+        self._look_for_stuck(ledger)
+
+    def _look_for_stuck(self, ledger) -> None:
+        """Note the runs that Slurm will never start, twice in a row, and that are shown as if they waited for their turn."""
+        lines = self.slurm.out("squeue", "-h", "-r", "-t", "pending", "-o", "%i|%r").splitlines()
+        never = dict(line.split("|") for line in lines)
+        never = {job: reason for job, reason in never.items() if re.search(r"[Hh]eld|Never|BadConstraints", reason)}
+        suspects = {name: never[ref.job] for name, ref in ledger.runs.items() if ref.job in never}
+        if suspects:
+            shown = {run.id: run.state for run in overview(self.sweep.directory).runs}
+            suspects = {name: reason for name, reason in suspects.items() if shown[name] in ("pending", "preempted")}
+        self.tally.stuck |= {name: reason for name, reason in suspects.items() if self._suspects.get(name) == reason}
+        self._suspects = suspects
 
     def _count(self) -> Tally:
         for run in self.sweep.runs():
@@ -188,10 +220,116 @@ class FaultDriver:
         assert told.returncode == 2, told.stderr
         return True
 
+    def _hold(self, name: str) -> bool:
+        """Hold a job that waits; whoever resumes queues it anew."""
+        waiting = [run.job for run in overview(self.sweep.directory).runs if run.state == "pending" and run.job]
+        if not waiting:
+            return False
+        return self.slurm.call("scontrol", "hold", self.random.choice(waiting)).returncode == 0
+
+    def _prepare_fails(self, name: str) -> bool:
+        """Queue a run behind a prepare job that takes its time to fail, and mend what was wrong."""
+        flag = self.sweep.path / "prepare_fails"
+        flag.touch()
+        self._serial += 1
+        command = f"test ! -e {flag} || (sleep 1; exit 7) # {self._serial}"
+        if launch("cancel", str(self.sweep.path), name).code:
+            return False
+        queued = launch("resume", str(self.sweep.path), name, f"cluster.prepare={command}").code == 0
+        journal = Journal(self.sweep.directory)
+        deadline = time.monotonic() + 20
+        while queued and time.monotonic() < deadline:
+            ref = journal.ledger().jobs["prepare"]
+            if any(row["event"] == "end" for row in journal.attempts("prepare", ref.uid)):
+                break
+            time.sleep(0.2)
+        flag.unlink()
+        return queued
+
+    def _cancel_canary(self, name: str) -> bool:
+        """Cancel the canary of another sweep; the others of it must not wait for ever."""
+        self._serial += 1
+        words = [word for word in self.sweep.words[1:] if not word.startswith(("output_dir=", "seeds="))]
+        folder = self.folder / f"canary{self._serial}"
+        other = Sweep(
+            *words[:-2], "seeds=1", f"output_dir={folder}", behaviour={"step_s": 0.05}, config_dir=Path(words[-1])
+        )
+        other.submit("--canary")
+        self.slurm.call("scancel", other.state("baseline").job)
+        deadline = time.monotonic() + 60
+        while other.counts() != {"done": 3} and time.monotonic() < deadline:
+            if not {"pending", "running"} & set(other.counts()):
+                launch("resume", str(other.path))
+            time.sleep(0.5)
+        if other.counts() != {"done": 3}:
+            self.tally.stuck[str(other.path)] = str(other.counts())
+        return True
+
+    def _submit_limit(self, name: str) -> bool:
+        """Resume a run where the cluster takes no more jobs."""
+        if launch("cancel", str(self.sweep.path), name).code:
+            return False
+        limit = ("sacctmgr", "-i", "modify", "user", "root", "set")
+        self.slurm.call(*limit, "maxsubmitjobs=0")
+        told = launch("resume", str(self.sweep.path), name)
+        self.slurm.call(*limit, "maxsubmitjobs=-1")
+        return told.code == 2 and "takes no more jobs" in told.err
+
+    def _accounting_down(self, name: str) -> bool:
+        self.slurm.kill("slurmdbd", signal.SIGTERM)
+        launch("status", str(self.sweep.path))
+        cancelled = launch("cancel", str(self.sweep.path), name)
+        self.slurm.start_accounting()
+        assert cancelled.code == 0, cancelled.err
+        return True
+
+    def _slow_squeue(self, name: str) -> bool:
+        """Cancel a run while squeue takes a minute and more."""
+        with _instead(self.folder / "slow_squeue", {"squeue": "sleep 70"}) as environment:
+            command = [sys.executable, "-m", "launch", "cancel", str(self.sweep.path), name]
+            began = time.monotonic()
+            told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        assert time.monotonic() - began < 55
+        return True
+
+    def _second_checkout(self, name: str) -> bool:
+        """Submit the same plan from another checkout, and resume from it."""
+        copy = self.folder / "checkout"
+        if not copy.exists():
+            for package in ("kv_align", "launch", "analysis", "conf"):
+                shutil.copytree(_ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        setting = self.sweep.path / "launch" / "cluster.json"
+        code = json.loads(setting.read_text())["code"]
+        environment = dict(os.environ, PYTHONPATH=f"{os.environ['PYTHONPATH']}:{copy}")
+        for words in (self.sweep.words, ("resume", str(self.sweep.path))):
+            command = [sys.executable, "-P", "-m", "launch", *words]
+            told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert json.loads(setting.read_text())["code"] == code, told
+        return True
+
+    def _fill_disk(self, name: str) -> bool:
+        """Fill the disk that the sweep lies on, for some seconds."""
+        fill_disk(self.disk)
+        time.sleep(3.0)
+        assert "failed" not in self.sweep.counts(), self.sweep.counts()
+        (self.disk / "filler").unlink()
+        return True
+
     def _resume_if_idle(self) -> None:
         counts = self.sweep.counts()
-        if any(state in counts for state in ("failed", "lost", "cancelled", "held", "missing")):
+        if any(state in counts for state in ("failed", "lost", "cancelled", "held", "blocked", "missing")):
             launch("resume", str(self.sweep.path))
+
+
+def fill_disk(folder: Path) -> None:
+    """Leave no byte free on a disk: `filler` takes all of it."""
+    with (folder / "filler").open("wb", buffering=0) as filler:
+        os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(folder).free - 2_000_000)
+        filler.seek(0, os.SEEK_END)
+        with contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
 
 
 def die_in_sbatch(folder: Path, *words: str) -> bool:

@@ -115,13 +115,18 @@ class RealSlurm:
                     f"--pid-file={self.dir}/munged.pid", f"--log-file={self.dir}/munged.log",
                     f"--seed-file={self.dir}/munged.seed")  # fmt: skip
         self._start_database()
-        self._spawn("slurmdbd", "slurmdbd", "-D")
-        self.until("slurmdbd answers", lambda: self.call("sacctmgr", "-n", "show", "cluster").returncode == 0)
+        self.start_accounting()
         self.call("sacctmgr", "-i", "add", "cluster", "local")
+        self.call("sacctmgr", "-i", "add", "account", "mine")
+        self.call("sacctmgr", "-i", "add", "user", "root", "account=mine", "defaultaccount=mine")
         self.start_controller("-c")
         for node in ("n1", "n2"):
             self.start_node(node)
         self.until("both nodes are idle", lambda: self.out("sinfo", "-h", "-N", "-o", "%T").split()[:2] == ["idle"] * 2)
+
+    def start_accounting(self) -> None:
+        self._spawn("slurmdbd", "slurmdbd", "-D")
+        self.until("slurmdbd answers", lambda: self.call("sacctmgr", "-n", "show", "cluster").returncode == 0)
 
     def _start_database(self) -> None:
         data = self.dir / "db"
@@ -150,6 +155,13 @@ class RealSlurm:
         """End it and start it; killed, it forgets what it has not written to disk, jobs of the last seconds among them."""
         self.kill("slurmctld", number)
         self.start_controller()
+
+    def enforce(self, what: str) -> None:
+        """Have the controller enforce associations and limits (`limits`), or nothing."""
+        lines = [line for line in self.conf.read_text().splitlines() if not line.startswith("AccountingStorageEnforce")]
+        self.conf.write_text("\n".join([*lines, *([f"AccountingStorageEnforce={what}"] if what else [])]) + "\n")
+        self.restart_controller()
+        self.settle()
 
     def settle(self) -> None:
         """Wait until no job is left and both nodes can take one."""

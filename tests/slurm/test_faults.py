@@ -49,6 +49,7 @@ def test_preemption_of_one_element(slurm, sweep_on):
     assert steps[1] >= 12, "it went on where it was asked to leave"
 
 
+@pytest.mark.slow
 def test_the_time_limit(slurm, sweep_on):
     # The run waits at a step until it is asked to leave: the controller looks at time limits only each half minute, and may
     # send the signal up to a minute early, so before the run has started as well as when it is done but for its end.

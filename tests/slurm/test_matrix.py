@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.launch.sweeps import CONF, Sweep, launch
 from tests.slurm.conftest import SMALL
 
@@ -19,6 +21,7 @@ def scripts(sweep):
     return [file.read_text() for file in sorted((sweep.path / "launch" / "jobs").glob("*_submission.sh"))]
 
 
+@pytest.mark.slow
 def test_the_expected_results_matrix_in_one_array(slurm, tmp_path):
     conf = tmp_path / "conf" / "sweep"
     conf.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Random faults over a sweep: nothing is lost, nothing is done twice, nothing is different. KV_ALIGN_FAULTS sets how many."""
+"""Random faults over a sweep: no run is lost, done twice, different, or stuck. KV_ALIGN_FAULTS sets how many."""
 
 import os
 
@@ -9,14 +9,19 @@ FAULTS = int(os.environ.get("KV_ALIGN_FAULTS", "30"))
 SEED = int(os.environ.get("KV_ALIGN_FAULT_SEED", "0"))
 
 
-def test_random_faults(slurm, sweep_on, capsys):
+def test_random_faults(slurm, sweep_on, small_disk, tmp_path, capsys):
     seeds = f"seeds={max(3, FAULTS // 8)}"
     words = (seeds, "trainer.max_steps=60", "trainer.checkpoint_interval=5", "cluster.throttle=6")
-    sweep = sweep_on(*words, behaviour={"step_s": 0.1})
-    sweep.submit()
-    driver = FaultDriver(slurm, sweep, SEED)
-    tally = driver.drive(FAULTS, timeout_s=PATIENCE * (45.0 * FAULTS + 120))
+    where = () if small_disk is None else (f"output_dir={small_disk}",)
+    sweep = sweep_on(*words, "cluster.prepare=exit 0", *where, behaviour={"step_s": 0.1})
+    slurm.enforce("limits")
+    try:
+        sweep.submit()
+        driver = FaultDriver(slurm, sweep, SEED, tmp_path, small_disk)
+        tally = driver.drive(FAULTS, timeout_s=PATIENCE * (45.0 * FAULTS + 120))
+    finally:
+        slurm.enforce("")
     with capsys.disabled():
         print(f"\nfault driver, seed {SEED}: {tally}")
-    assert (tally.lost, tally.doubled, tally.different) == (0, {}, 0), tally
+    assert (tally.lost, tally.doubled, tally.different, tally.stuck) == (0, {}, 0, {}), tally
     assert sum(tally.faults.values()) >= FAULTS

@@ -20,11 +20,12 @@ from launch.executors.local.schema import LocalCluster
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal, no_locks
 from launch.journal.ledger import JobRef
-from launch.journal.processes import Identity, is_alive, living, send, visible_gpus
+from launch.journal.processes import Identity, is_alive, living, processes_with, send, visible_gpus
 from launch.journal.retry import IN_WORDS, ending, given_up
-from launch.worker.snapshot import with_code_first
+from launch.worker.code import with_code_first
 
 _START_WAIT_S = 30.0
+_SUPERVISOR = "launch.executors.local.supervisor"
 
 
 class LocalExecutor(Executor[LocalCluster]):
@@ -36,14 +37,19 @@ class LocalExecutor(Executor[LocalCluster]):
         """Return 1 where this machine has a GPU, else 0."""
         return min(1, len(visible_gpus()))
 
-    def preflight(self, plan: Plan) -> None:
-        """Refuse more GPU slots than there are GPUs."""
+    def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
+        """Refuse more GPU slots than there are GPUs; say which other sweeps are at work here."""
         gpus = visible_gpus()
         if gpus and self.cluster.slots is not None and self.cluster.slots > len(gpus):
             raise ConfigError(
                 f"cluster.slots={self.cluster.slots} is not allowed: this machine has {len(gpus)} GPUs, one for each slot; "
                 f"set cluster.slots to at most {len(gpus)}."
             )
+        others = [pid for pid in processes_with(_SUPERVISOR) if pid not in processes_with(str(self.sweep.path))]
+        if not others:
+            return []
+        shared = "each GPU goes to one run at a time" if gpus else "they share its cores: set cluster.slots accordingly"
+        return [f"{len(others)} other sweeps are at work on this machine; {shared}"]
 
     def recover(self) -> None:
         """Refuse to touch a sweep that is supervised on another machine, whose processes cannot be seen from here."""
@@ -76,9 +82,7 @@ class LocalExecutor(Executor[LocalCluster]):
         if host:
             return self._as_files_say(jobs, host)
         supervised, workers = queue.is_supervised(), queue.workers()
-        plan = self.sweep.plan()
-        assert plan is not None
-        held = held_runs(plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
+        held = held_runs(self.plan, self.journal, self.journal.ledger(), hold_arm=self.cluster.hold_arm)
         states = {}
         for name, ref in jobs.items():
             attempts = self.journal.attempts(name)
@@ -123,8 +127,8 @@ class LocalExecutor(Executor[LocalCluster]):
         queue, began = Queue(self.journal), time.monotonic()
         while True:
             workers = queue.workers()
-            found = [living(self.journal.attempts(name)) or workers.get(name) for name in jobs]
-            left = [identity for identity in found if identity is not None and is_alive(identity)]
+            processes = [living(self.journal.attempts(name)) or workers.get(name) for name in jobs]
+            left = [identity for identity in processes if identity is not None and is_alive(identity)]
             waited = time.monotonic() - began
             if not left or waited > self.cluster.grace_s + 10:
                 return
@@ -152,17 +156,17 @@ class Queue:
     def workers(self) -> dict[str, Identity]:
         """Return the processes that were started last, by run; they may have ended since."""
         raw = (read_json(self.file) or {}).get("workers", {})
-        return {name: Identity(each["pid"], each["born"]) for name, each in raw.items()}
+        return {name: Identity(row["pid"], row["born"]) for name, row in raw.items()}
 
     def slots(self) -> dict[str, int]:
         """Return the slots of those processes."""
         raw = (read_json(self.file) or {}).get("workers", {})
-        return {name: int(each["slot"]) for name, each in raw.items()}
+        return {name: int(row["slot"]) for name, row in raw.items()}
 
     def uids(self) -> dict[str, str]:
         """Return the submissions that those processes work for."""
         raw = (read_json(self.file) or {}).get("workers", {})
-        return {name: str(each["uid"]) for name, each in raw.items()}
+        return {name: str(row["uid"]) for name, row in raw.items()}
 
     def is_supervised(self) -> bool:
         """Whether a supervisor lives: whether its lock is held."""
@@ -204,7 +208,7 @@ def start_supervisor(sweep: Path, code: Path) -> None:
     # It must not hold this process's standard streams, or what waits for them would wait for the whole sweep.
     with queue.log_file.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launch.executors.local.supervisor", str(sweep)],
+            [sys.executable, "-m", _SUPERVISOR, str(sweep)],
             cwd=code,
             env=with_code_first(code),
             stdin=subprocess.DEVNULL,

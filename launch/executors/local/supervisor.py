@@ -6,6 +6,7 @@ It knows nothing that is not in the sweep's files, so after a kill the next one 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,15 +21,18 @@ from types import FrameType
 from kv_align.config.schema import validate
 from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.cluster.setting import Setting
+from launch.executors.local.device import Device
 from launch.executors.local.executor import Queue
 from launch.executors.local.schema import LocalCluster
 from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.ledger import Ledger
+from launch.journal.pause import tell
 from launch.journal.processes import Identity, identify, is_alive, living, send, visible_gpus
-from launch.journal.retry import cause_of, given_up
-from launch.worker.snapshot import with_code_first
+from launch.journal.retry import cause_of, delay_s, given_up
+from launch.worker.code import with_code_first
 
 _BEAT_S = 0.2
 _LOCK_WAIT_S = 2.0
@@ -65,13 +69,19 @@ class Supervisor:
         self.journal = Journal(self.sweep)
         setting = self.journal.setting()
         assert setting is not None
-        self.setting, self.queue = setting, Queue(self.journal)
-        self.cluster = validate(LocalCluster, setting.cluster.model_dump())
+        self.queue = Queue(self.journal)
         self.gpus = visible_gpus()
-        self.slots = self.cluster.slots or len(self.gpus) or _cores() // self.cluster.threads_per_run or 1
+        self._use(setting)
         self.workers: dict[str, Worker] = {}
+        self._not_before: dict[str, float] = {}
+        self._paused_until = 0.0
+        self._devices: dict[str, Device] = {}
         self.leaving = False
         self._read_at = (0, 0)
+
+    def _use(self, setting: Setting) -> None:
+        self.setting, self.cluster = setting, validate(LocalCluster, setting.cluster.model_dump())
+        self.slots = self.cluster.slots or len(self.gpus) or _cores() // self.cluster.threads_per_run or 1
 
     def work(self) -> None:
         """Take over what still runs, then fill slots until nothing is left, or until asked to leave."""
@@ -96,8 +106,10 @@ class Supervisor:
         stat = (self.journal.folder / "journal.jsonl").stat()
         if (stat.st_mtime_ns, stat.st_size) == self._read_at:
             return
-        plan = self.sweep.plan()
+        plan, setting = self.sweep.plan(), self.journal.setting()
         assert plan is not None
+        assert setting is not None
+        self._use(setting)
         self.plan: Plan = plan
         self.ledger: Ledger = self.journal.ledger()
         self._read_at = (stat.st_mtime_ns, stat.st_size)
@@ -118,16 +130,16 @@ class Supervisor:
             self._adopt(name, Worker(identity, slots[name], uids[name], None))
         for name in self.ledger.jobs.keys() - self.workers.keys():  # started just before its supervisor was killed
             attempts = self.journal.attempts(name)
-            found = living(attempts)
-            if found is not None:
+            process = living(attempts)
+            if process is not None:
                 taken = {worker.slot for worker in self.workers.values()}
                 slot = min(set(range(len(taken) + 1)) - taken)
                 uid = next(row["uid"] for row in reversed(attempts) if row["event"] == "start")
-                self._adopt(name, Worker(found, slot, uid, None))
+                self._adopt(name, Worker(process, slot, uid, None))
 
     def _adopt(self, name: str, worker: Worker) -> None:
         if is_alive(worker.identity):
-            print(f"taking over {name} (process {worker.identity.pid})", flush=True)
+            tell(f"taking over {name} (process {worker.identity.pid})")
         self.workers[name] = worker
 
     def _reap(self) -> None:
@@ -136,6 +148,7 @@ class Supervisor:
             if code is None:
                 continue
             del self.workers[name]
+            self._devices.pop(name, Device("")).release()
             self._write()
             directory = RunDirectory(self.sweep.runs / name)
             status = directory.status()
@@ -145,8 +158,14 @@ class Supervisor:
             if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.jobs[name].uid:
                 continue
             cause = cause_by_status(status) if worker.process is None else cause_of(code, status)
+            wait_s = delay_s(cause, self.journal.attempts(name, worker.uid), self.cluster.retry)
+            self._not_before[name] = time.monotonic() + wait_s
+            if cause == "disk_full":  # nothing is written, and nobody else need try
+                self._paused_until = self._not_before[name]
+                tell(f"{name} found the disk full: paused for {wait_s:.0f} s")
+                continue
             again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, self.cluster.retry, code)
-            print(f"{name} ended: {cause}{', once more' if again else ''}", flush=True)
+            tell(f"{name} ended: {cause}{', once more' if again else ''}")
             if not again:
                 self.over.add(name)
                 self._find_held()
@@ -163,7 +182,7 @@ class Supervisor:
                 send(worker.identity, signal.SIGKILL)
 
     def _waiting(self) -> list[str]:
-        """Runs that may start now, in the order in which they were submitted."""
+        """Runs that are to be started, in the order in which they were submitted."""
         return [
             name
             for name, ref in self.ledger.jobs.items()
@@ -182,10 +201,19 @@ class Supervisor:
         return all(RunDirectory(self.sweep.runs / name).is_complete() for name in first)
 
     def _fill(self) -> None:
+        now = time.monotonic()
         free = sorted(set(range(self.slots)) - {worker.slot for worker in self.workers.values()})
-        if not free:
+        if not free or now < self._paused_until:
             return
-        for slot, name in zip(free, self._waiting(), strict=False):
+        ready = [name for name in self._waiting() if now >= self._not_before.get(name, 0.0)]
+        for slot in free:
+            device = Device(self.gpus[slot % len(self.gpus)] if self.gpus else "")
+            if not ready:
+                return
+            if not device.take():
+                continue  # another sweep's run has it
+            name = ready.pop(0)
+            self._devices[name] = device
             uid = self.ledger.jobs[name].uid
             environment = with_code_first(Path(self.setting.code))
             environment["OMP_NUM_THREADS"] = str(self.cluster.threads_per_run)
@@ -193,16 +221,28 @@ class Supervisor:
                 environment["HF_HUB_OFFLINE"] = "1"
             if self.gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
-                cwd=self.setting.code,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
+                    cwd=self.setting.code,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=device.descriptors,
+                )
+            except OSError as error:  # the interpreter or the code is gone
+                device.release()
+                self._cannot_start(name, uid, error)
+                continue
             identity = identify(process.pid) or Identity(process.pid, "")
             self.workers[name] = Worker(identity, slot, uid, process)
             self._write()
+
+    def _cannot_start(self, name: str, uid: str, error: OSError) -> None:
+        self.journal.add_attempt(name, "note", uid, reason=f"its process cannot be started: {error}")
+        end_attempt(self.sweep, self.journal, name, uid, "bad_input", self.cluster.retry)
+        self.over.add(name)
+        self._find_held()
 
     def _nothing_new(self) -> bool:
         """Whether the queue is empty with the sweep's lock held; then no submitter counts on this process any more."""
@@ -216,9 +256,12 @@ class Supervisor:
 
     def _write(self, host: str | None = None) -> None:
         workers = {
-            name: {**asdict(each.identity), "slot": each.slot, "uid": each.uid} for name, each in self.workers.items()
+            name: {**asdict(worker.identity), "slot": worker.slot, "uid": worker.uid}
+            for name, worker in self.workers.items()
         }
-        write_json(self.queue.file, {"host": socket.gethostname() if host is None else host, "workers": workers})
+        content = {"host": socket.gethostname() if host is None else host, "workers": workers}
+        with contextlib.suppress(OSError):  # on a full disk the runs go on without it
+            write_json(self.queue.file, content)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self.leaving = True

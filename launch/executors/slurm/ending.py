@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.journal.attempts import cause_by_status, end_attempt
+from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
-from launch.journal.ledger import Ledger
-from launch.journal.retry import Cause, cause_of, given_up, vanished
+from launch.journal.pause import tell
+from launch.journal.retry import DISK_FULL, Cause, cause_of, delay_s, given_up, vanished
 
 _SCONTROL_TIMEOUT_S = 60
 PAUSES_S = (1.0, 3.0, 9.0, 27.0)
@@ -30,50 +33,123 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
 
     Runs that were submitted again since are left to their new job.
     """
-    sweep = SweepDirectory(sweep_path)
-    journal = Journal(sweep)
-    ledger, setting = journal.ledger(), journal.setting()
-    assert setting is not None
-    submission = ledger.submissions[uid]
-    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(submission.batches) > 1 else 0
-    batch = submission.batches[index]
-    again: list[str] = []
-    broken: list[str] = []
-    blamed = exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
-    for name in batch:
-        directory, attempts = RunDirectory(sweep.runs / name), journal.attempts(name, uid)
-        if name in ledger.cancelled or ledger.jobs[name].uid != uid or given_up(attempts):
+    journal = Journal(SweepDirectory(sweep_path))
+    if exit_code == DISK_FULL:  # nothing can be written, and nothing has failed
+        setting = journal.setting()
+        assert setting is not None
+        _requeue(delay_s("disk_full", [], setting.cluster.retry))
+        return
+    Ending(journal, uid, exit_code).conclude()
+
+
+class Ending:
+    """The end of one job, or of one element of an array, for one submission.
+
+    Parameters
+    ----------
+    journal
+        Of the sweep.
+    uid
+        Of the submission.
+    exit_code
+        Of the job.
+    """
+
+    def __init__(self, journal: Journal, uid: str, exit_code: int) -> None:
+        self.journal, self.uid, self.exit_code = journal, uid, exit_code
+        setting = journal.setting()
+        assert setting is not None
+        self.cluster, self.ledger = setting.cluster, journal.ledger()
+        submission = self.ledger.submissions[uid]
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(submission.batches) > 1 else 0
+        self.batch = submission.batches[index]
+        self.wait_s = 0.0
+
+    def conclude(self) -> None:
+        """Note the ends, and queue the job again or hold the arms that are broken."""
+        again, broken = self._note_ends()
+        if again:
+            refusal = _requeue(self.wait_s)
+            for name in again if refusal else ():
+                reason = f"it was not queued again: scontrol requeue says: {refusal}"
+                self.journal.add_attempt(name, "note", self.uid, reason=reason)
+        elif broken and self.cluster.hold_arm:
+            self._hold()
+
+    def _note_ends(self) -> tuple[list[str], list[str]]:
+        """Return the runs that are to be done again, and those whose code is broken."""
+        again: list[str] = []
+        broken: list[str] = []
+        blamed = self.exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
+        for name in self.batch:
+            directory, attempts = self._directory(name), self.journal.attempts(name, self.uid)
+            if name in self.ledger.cancelled or self.ledger.jobs[name].uid != self.uid or given_up(attempts):
+                blamed = True
+                continue
+            if vanished(attempts):
+                cause = self._cause(name)
+            elif directory.is_complete() or (not attempts and self._is_held(name)):
+                continue
+            elif blamed:  # the job ended before this run's turn
+                again.append(name)
+                continue
+            else:  # the job ended before it could begin: its own code has nothing to do with it
+                cause = "interrupted" if cause_of(self.exit_code, None) == "interrupted" else "node_failure"
             blamed = True
-            continue
-        if vanished(attempts):
-            if directory.is_complete():
-                cause: Cause = "finished"
-            elif len(batch) == 1:
-                cause = _as_slurm_says(journal, cause_of(exit_code, directory.status()))
-            else:
-                cause = cause_by_status(directory.status())
-        elif directory.is_complete():
-            continue
-        elif blamed:  # the job ended before this run's turn
-            again.append(name)
-            continue
-        else:  # the job ended before it could begin: its own code has nothing to do with it
-            cause = "interrupted" if cause_of(exit_code, None) == "interrupted" else "node_failure"
-        blamed = True
-        if end_attempt(sweep, journal, name, uid, cause, setting.cluster.retry, exit_code):
-            again.append(name)
-        if cause in ("code_error", "bad_input"):
-            broken.append(name)
-    job = os.environ["SLURM_JOB_ID"]
-    if again:
-        print(f"kv-align: queueing job {job} again", flush=True)
-        refused = _scontrol("requeue", job)
-        for name in again if refused else ():
-            journal.add_attempt(name, "note", uid, reason=f"it was not queued again: scontrol requeue says: {refused}")
-    elif broken and setting.cluster.hold_arm:
-        refused = _hold(sweep, ledger, batch)
-        for name in broken if refused else ():
-            journal.add_attempt(name, "note", uid, reason=f"its arm was not held: scontrol hold says: {refused}")
+            self.wait_s = max(self.wait_s, delay_s(cause, attempts, self.cluster.retry))
+            if self._end(name, cause):
+                again.append(name)
+            if cause in ("code_error", "bad_input"):
+                broken.append(name)
+        return again, broken
+
+    def _cause(self, name: str) -> Cause:
+        directory = self._directory(name)
+        if directory.is_complete():
+            return "finished"
+        if len(self.batch) == 1:
+            return _as_slurm_says(self.journal, cause_of(self.exit_code, directory.status()))
+        return cause_by_status(directory.status())
+
+    def _end(self, name: str, cause: Cause) -> bool:
+        """Note an end; where that cannot be written, the run is done again rather than forgotten."""
+        if cause == "disk_full":
+            return True
+        try:
+            return end_attempt(
+                self.journal.sweep, self.journal, name, self.uid, cause, self.cluster.retry, self.exit_code
+            )
+        except OSError as error:
+            tell(f"kv-align: the end of {name} ({cause}) could not be noted: {error}")
+            return cause != "finished"
+
+    def _is_held(self, name: str) -> bool:
+        plan = self.journal.sweep.plan()
+        assert plan is not None
+        held = held_runs(plan, self.journal, self.ledger, hold_arm=self.cluster.hold_arm, among=[name])
+        return name in held and not self._directory(name).status_file.exists()
+
+    def _hold(self) -> None:
+        """Keep jobs in the queue that would start for nothing: all of whose runs are held by now.
+
+        A job that starts all the same passes over its held runs by itself.
+        """
+        plan = self.journal.sweep.plan()
+        assert plan is not None
+        held = held_runs(plan, self.journal, self.ledger, hold_arm=True)
+        waiting = {name for name in held if not self._directory(name).status_file.exists()}
+        jobs = {
+            ref.job
+            for name in waiting
+            for ref in [self.ledger.jobs[name]]
+            if ref.job is not None and set(ref.submission.batches[ref.index]) <= waiting
+        }
+        if jobs:
+            tell(f"kv-align: holding {len(jobs)} jobs")
+            call_scontrol("hold", ",".join(sorted(jobs)), pauses_s=())
+
+    def _directory(self, name: str) -> RunDirectory:
+        return RunDirectory(self.journal.sweep.runs / name)
 
 
 def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
@@ -87,40 +163,38 @@ def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
     return "out_of_memory" if _OUT_OF_MEMORY.search(this_attempt) else cause
 
 
-def _hold(sweep: SweepDirectory, ledger: Ledger, batch: tuple[str, ...]) -> str:
-    plan = sweep.plan()
-    assert plan is not None
-    arms = {run.arm for run in plan.runs if run.id in batch}
-    waiting = [
-        ref.job
-        for run in plan.runs
-        if run.arm in arms and run.id not in batch and not sweep.run(run).status_file.exists()
-        for ref in [ledger.jobs.get(run.id)]
-        if ref is not None and ref.job is not None
-    ]
-    if not waiting:
-        return ""
-    print(f"kv-align: holding {len(waiting)} jobs of {', '.join(sorted(arms))}", flush=True)
-    return _scontrol("hold", ",".join(dict.fromkeys(waiting)))
+def _requeue(wait_s: float) -> str:
+    """Queue this job again, not to start before `wait_s` seconds have passed; returns what scontrol complained of."""
+    job = os.environ["SLURM_JOB_ID"]
+    tell(f"kv-align: queueing job {job} again")
+    if wait_s:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue ends this job, and this process with it
+    refusal = call_scontrol("requeue", job)
+    if wait_s and not refusal:
+        # Without it Slurm waits for some minutes of its own.
+        call_scontrol("update", f"JobId={job}", f"StartTime=now+{wait_s:.0f}", pauses_s=(0.5, 1.0))
+    return refusal
 
 
-def _scontrol(*arguments: str) -> str:
+def call_scontrol(*arguments: str, pauses_s: Sequence[float] | None = None) -> str:
     """Call scontrol, several times if need be; returns what it complained of last, empty where it did as it was told."""
-    said = ""
-    for pause_s in (*PAUSES_S, None):
+    complaint = ""
+    for pause_s in (*(PAUSES_S if pauses_s is None else pauses_s), None):
         try:
-            told = subprocess.run(
+            result = subprocess.run(
                 ["scontrol", *arguments], check=False, timeout=_SCONTROL_TIMEOUT_S, capture_output=True, text=True
             )
-            if told.returncode == 0:
+            if result.returncode == 0:
                 return ""
-            said = (told.stderr.strip().splitlines() or [f"exit code {told.returncode}"])[-1]
-        except (OSError, subprocess.TimeoutExpired) as error:
-            said = str(error)
-        print(f"kv-align: scontrol {arguments[0]} failed: {said}", flush=True)
+            complaint = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            complaint = f"nothing within {_SCONTROL_TIMEOUT_S} s"
+        except OSError as error:
+            complaint = str(error)
+        tell(f"kv-align: scontrol {arguments[0]} failed: {complaint}")
         if pause_s is not None:
             time.sleep(pause_s)
-    return said
+    return complaint
 
 
 if __name__ == "__main__":

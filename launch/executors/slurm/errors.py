@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kv_align.runs.errors import ConfigError
+from launch.executors.base import ClusterFull
 from launch.executors.slurm.query import no_answer
 from launch.executors.slurm.schema import SlurmCluster
 
-_SILENT = ("socket timed out", "unable to contact", "connection refused", "transport endpoint")
+_UNAVAILABLE = ("socket timed out", "unable to contact", "connection refused", "transport endpoint")
 _KEYS = (  # what is looked for comes before what is part of it
     ("account/partition combination", "account"),
     ("partition", "partition"),
@@ -41,27 +42,27 @@ def complaint(cluster: SlurmCluster, resources: Mapping[str, Any], text: str) ->
         Its standard error; the sentence is a `SchedulerUnavailable` where no controller answered.
     """
     lines = [re.sub(r"^\s*(sbatch|allocation)?:?\s*(error|failure):\s*", "", line) for line in text.splitlines()]
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing").rstrip(".")
+    message = next((line.strip() for line in reversed(lines) if line.strip()), "nothing").rstrip(".")
     values = {**cluster.model_dump(), **resources}
-    if any(word in text.lower() for word in _SILENT):
-        return no_answer("sbatch", said)
+    if any(word in text.lower() for word in _UNAVAILABLE):
+        return no_answer("sbatch", message)
     if "submit limit" in text.lower() or "submitlimit" in text.lower():
         # The sentence is the same for every limit of an account or a QOS; the line before it names the one that is meant.
-        limit = next((found[0] for found in (re.search(r"\b(QOS|Assoc)\w+", line) for line in lines) if found), "")
+        limit = next((match[0] for match in (re.search(r"\b(QOS|Assoc)\w+", line) for line in lines) if match), "")
         key = next((key for word, key in _LIMITS if word in limit.lower() and "submit" not in limit.lower()), None)
         if key is None:
-            return ConfigError(
-                f"cluster={cluster.name} takes no more jobs of yours now: sbatch says: {limit or said}; wait until some have "
-                "ended, then run resume, or raise cluster.runs_per_job."
+            return ClusterFull(
+                f"cluster={cluster.name} takes no more jobs of yours now: sbatch says: {limit or message}; wait until some "
+                "have ended, then run resume, or raise cluster.runs_per_job."
             )
-        return _refused(key, values, f"{said} [{limit}]")
-    key = next((key for word, key in _KEYS if word in said.lower()), None)
+        return _refused(key, values, f"{message} [{limit}]")
+    key = next((key for word, key in _KEYS if word in message.lower()), None)
     if key is None:
         asked = ("mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "time_min")
         shown = ", ".join(f"cluster.{name}={values[name]}" for name in asked)
-        return ConfigError(f"{shown} is not allowed: sbatch says: {said}; ask for what a node has (sinfo -N -l).")
-    return _refused(key, values, said)
+        return ConfigError(f"{shown} is not allowed: sbatch says: {message}; ask for what a node has (sinfo -N -l).")
+    return _refused(key, values, message)
 
 
-def _refused(key: str, values: Mapping[str, Any], said: str) -> ConfigError:
-    return ConfigError(f"cluster.{key}={values[key]} is not allowed: sbatch says: {said}; correct cluster.{key}.")
+def _refused(key: str, values: Mapping[str, Any], message: str) -> ConfigError:
+    return ConfigError(f"cluster.{key}={values[key]} is not allowed: sbatch says: {message}; correct cluster.{key}.")

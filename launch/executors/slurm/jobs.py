@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from launch.journal.ledger import Submission
 
 @dataclass(frozen=True)
 class Array:
-    """One sbatch: `batches[i]` is done by element i; at most `throttle` elements run at once.
-
-    `resources` are what each asks for, by the cluster's keys.
-    """
+    """One sbatch: `batches[i]` is done by element i; `resources` are what each asks for, by the cluster's keys."""
 
     batches: tuple[tuple[str, ...], ...]
-    throttle: int
     resources: dict[str, Any]
+
+    def halves(self) -> tuple[Array, Array]:
+        """Return the array in two."""
+        middle = len(self.batches) // 2
+        return replace(self, batches=self.batches[:middle]), replace(self, batches=self.batches[middle:])
 
 
 class JobMaker:
@@ -63,12 +64,9 @@ class JobMaker:
         for same in arms.values():
             chosen = [run for run in runs if arm_of[run] in same]
             cut += [(same[0], chosen[start : start + most]) for start in range(0, len(chosen), most)]
-        throttle = max(1, self.cluster.throttle // max(1, len(cut)))
         return [
             Array(
-                tuple(tuple(chunk[start : start + size]) for start in range(0, len(chunk), size)),
-                throttle,
-                self.resources(arm),
+                tuple(tuple(chunk[start : start + size]) for start in range(0, len(chunk), size)), self.resources(arm)
             )
             for arm, chunk in cut
         ]
@@ -80,7 +78,7 @@ class JobMaker:
         import submitit
 
         exports = ["export HF_HUB_OFFLINE=1"] if self.cluster.offline else []
-        threads = resources["cpus_per_task"]
+        threads, code = resources["cpus_per_task"], shlex.quote(self.setting.code)
         executor = submitit.SlurmExecutor(self.folder, max_num_timeout=0, python=self.cluster.python)
         executor.update_parameters(
             **self._parameters(resources, name),
@@ -89,8 +87,9 @@ class JobMaker:
                 *self.cluster.setup,
                 *exports,
                 f"export OMP_NUM_THREADS={threads}",
-                f"export PYTHONPATH={shlex.quote(self.setting.code)}:$PYTHONPATH",
-                f"cd {shlex.quote(self.setting.code)}",
+                f"export PYTHONPATH={code}:$PYTHONPATH",
+                # Other code that is installed would do the runs otherwise.
+                f"cd {code} || {{ echo the code in {code} is gone; exit 1; }}",
             ],
             teardown=list(last_lines),
             # Since 22.05 srun does not take it over from the job. A task that fails must not leave the others waiting for it.
@@ -115,17 +114,17 @@ class JobMaker:
         """
         from submitit.core.utils import DelayedSubmission, JobPaths
 
-        for index, each in enumerate(work):
+        for index, element in enumerate(work):
             file = JobPaths(self.folder, submission.job_of(index)).submitted_pickle
             if not file.exists():
-                delayed = DelayedSubmission(each)
+                delayed = DelayedSubmission(element)
                 delayed.set_timeout(self.resources(arm)["time_min"], 0)
                 delayed.dump(file)
 
     def script(self, array: Array) -> str:
         """Return the script that the array's sbatch would be given, but for what its jobs do."""
         executor = self.executor(array.resources, "kv-align-test")
-        executor.update_parameters(array_parallelism=array.throttle)
+        executor.update_parameters(array_parallelism=self.cluster.throttle)
         if len(array.batches) > 1:
             executor.parameters["map_count"] = len(array.batches)
         return str(executor._make_submission_file_text("true", "test"))

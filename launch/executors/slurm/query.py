@@ -6,11 +6,15 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from launch.executors.base import JobState, Phase, SchedulerUnavailable
+from launch.executors.slurm.reasons import pending_state
 
-_TIMEOUT_S = 60
+TIMEOUT_S = 60.0
+"""So long Slurm has for an answer."""
+_OF_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_DEBUG")
 _PHASES: dict[str, Phase] = {
     "PENDING": "pending",
     "REQUEUE_FED": "pending",
@@ -36,24 +40,35 @@ _ENDS = {
     "PREEMPTED": "its job was preempted and not requeued",
     "TIMEOUT": "its job ran into the time limit",
 }
+_WAITING = ("pending", "held", "blocked")
 ENDING = "its job is ending"
 _REQUEUED = JobState("pending", "its job was requeued")
-_QUIET_REASONS = ("None", "Priority", "Resources", "BeginTime", "")
 
 
-def call(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; a missing one is like one that fails."""
+def call(*command: str, text: str | None = None, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands; a missing one, or one that takes too long, is like one that fails."""
+    limit_s = TIMEOUT_S if timeout_s is None else timeout_s
     # Without the limit that Slurm sets, `12_[0-2,5]` is cut in the middle where it is long.
-    environment = dict(os.environ, SLURM_BITSTR_LEN="0")
+    environment = {**outside_of_jobs(os.environ), "SLURM_BITSTR_LEN": "0"}
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, input=text, env=environment
+            command, capture_output=True, text=True, check=False, timeout=limit_s, input=text, env=environment
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 127, "", f"nothing within {limit_s:.0f} s (timed out)")
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", f"{error.strerror} ({error.filename})")
 
 
-def ask(*command: str) -> str:
+def outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what Slurm tells a job about itself: a job that is submitted from one is another.
+
+    With SLURM_MEM_PER_CPU of a batch job, for example, srun refuses to start in a job that asks for memory by node.
+    """
+    return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in _OF_CLUSTER}
+
+
+def ask(*command: str, timeout_s: float | None = None) -> str:
     """Return what one of Slurm's commands prints; nothing where it does not know the job that it is asked about.
 
     Raises
@@ -61,26 +76,28 @@ def ask(*command: str) -> str:
     SchedulerUnavailable
         If it fails otherwise, or takes too long.
     """
-    told = call(*command)
-    if told.returncode == 0:
-        return told.stdout
-    if "invalid job id" in told.stderr.lower():
+    result = call(*command, timeout_s=timeout_s)
+    if result.returncode == 0:
+        return result.stdout
+    if "invalid job id" in result.stderr.lower():
         return ""
-    raise no_answer(command[0], told.stderr or f"exit code {told.returncode}")
+    raise no_answer(command[0], result.stderr or f"exit code {result.returncode}")
 
 
-def no_answer(command: str, said: str) -> SchedulerUnavailable:
+def no_answer(command: str, message: str) -> SchedulerUnavailable:
     """Return the sentence for a command of Slurm that gave no answer."""
-    last = (said.strip().splitlines() or ["nothing"])[-1].strip().rstrip(".")
+    last = (message.strip().splitlines() or ["nothing"])[-1].strip().rstrip(".")
     return SchedulerUnavailable(f"Slurm does not answer: {command} says: {last}; try again when it does.")
 
 
-def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str] = ()) -> dict[str, JobState]:
+def job_states(
+    jobs: Iterable[str], *, accounting: bool, silent: Collection[str] = (), timeout_s: float | None = None
+) -> dict[str, JobState]:
     """Return what is known of jobs or array elements, by id.
 
     One call of sacct, and one of squeue for what sacct does not know or calls ended: it may lag behind, or keep the jobs of
     others to itself. It says for ever that a job was requeued which was cancelled in that moment, so squeue is asked whether
-    it still knows these. Without accounting, one call of squeue.
+    it still knows these; and it does not know why a job waits now. Without accounting, one call of squeue.
 
     Parameters
     ----------
@@ -90,6 +107,8 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
         Whether there is sacct.
     silent
         Those that should give signs of life and do not: a job that ended while the accounting was down runs there for ever.
+    timeout_s
+        So long each of the two has for its answer; None: as long as usual.
 
     Raises
     ------
@@ -102,21 +121,29 @@ def job_states(jobs: Iterable[str], *, accounting: bool, silent: Collection[str]
     known: dict[str, JobState] = {}
     if accounting:
         format_ = ("-X", "-n", "-P", "-o", "JobID,State,Reason")
-        known = dict(_read(ask("sacct", "--allusers", *format_, "-j", _bases(wanted))))
+        known = dict(_read(ask("sacct", "--allusers", *format_, "-j", _bases(wanted), timeout_s=timeout_s)))
     requeued = {job for job in wanted if known.get(job) == _REQUEUED}
-    unclear = {job for job in wanted if job not in known or known[job].phase == "ended" or job in silent} | requeued
+    waiting = {job for job in wanted if job in known and known[job].phase in _WAITING} - requeued
+    unclear = {job for job in wanted if job not in known or known[job].phase == "ended" or job in silent}
+    unclear |= requeued | waiting
     if not unclear:
         return known
-    live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))))
+    live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear), timeout_s=timeout_s)))
     for job in unclear:
         if job in requeued and job in live:
+            if live[job].phase in ("held", "blocked"):
+                known[job] = live[job]
             continue  # it may come back whatever squeue calls it, so who wants it gone must still cancel it
-        if job in live:
+        if job in waiting and job in live and live[job].reason == ENDING:
+            known[job] = _REQUEUED  # it ends to come back: who wants it gone must cancel it
+        elif job in live:
             known[job] = live[job]
         elif job in requeued:
             known[job] = JobState(
                 "gone", "accounting says that its job was requeued, but Slurm no longer knows that job"
             )
+        elif job in waiting:
+            known[job] = JobState("gone", "accounting says that its job waits, but Slurm no longer knows that job")
         elif job in silent and job in known and known[job].phase == "running":
             known[job] = JobState("gone", "accounting says that its job runs, but Slurm no longer knows that job")
     return known
@@ -134,8 +161,8 @@ def _read(text: str) -> Iterator[tuple[str, JobState]]:
             continue
         job, state, reason = parts
         word = state.split()[0].rstrip("+")
-        for each in expand(job):
-            yield each, as_job_state(word, reason)
+        for element in expand(job):
+            yield element, as_job_state(word, reason)
 
 
 def as_job_state(word: str, reason: str) -> JobState:
@@ -145,11 +172,38 @@ def as_job_state(word: str, reason: str) -> JobState:
     phase = _PHASES.get(word, "ended")
     if phase == "ended":
         return JobState("ended", _ENDS.get(word, word.lower().replace("_", " ")))
-    if phase == "pending" and ("held" in reason.lower() or reason == "DependencyNeverSatisfied"):
-        return JobState("held", f"held in Slurm: {reason}")
     if word == "COMPLETING":
         return JobState(phase, ENDING)
-    return JobState(phase, "" if reason in _QUIET_REASONS or phase == "running" else reason)
+    return pending_state(reason) if phase == "pending" else JobState(phase, "" if phase == "running" else reason)
+
+
+@dataclass(frozen=True)
+class ArrayLeft:
+    """What is left of a job or an array: how many elements have not ended, and the ids of those that run."""
+
+    elements: int
+    running: tuple[str, ...]
+
+
+def arrays_left(jobs: Collection[str]) -> dict[str, ArrayLeft]:
+    """Return what is left of each of these jobs and arrays; those of which nothing is are left out.
+
+    Raises
+    ------
+    SchedulerUnavailable
+        If Slurm does not answer.
+    """
+    if not jobs:
+        return {}
+    lines = [
+        line.split("|") for line in ask("squeue", "-h", "-r", "-o", "%F|%i|%T", "-j", ",".join(sorted(jobs))).split()
+    ]
+    return {
+        job: ArrayLeft(len(own), tuple(element for _, element, state in own if _PHASES.get(state) == "running"))
+        for job in sorted(jobs)
+        for own in [[line for line in lines if len(line) == 3 and line[0] == job]]
+        if own
+    }
 
 
 def expand(job: str) -> list[str]:
@@ -158,44 +212,11 @@ def expand(job: str) -> list[str]:
     if match is None:
         return [job]
     base, ranges = match.groups()
-    found = []
+    elements = []
     for part in ranges.split(","):
         first, _, last = part.partition("-")
-        found += [f"{base}_{index}" for index in range(int(first), int(last or first) + 1)]
-    return found
-
-
-def settings() -> dict[str, str]:
-    """Return the controller's configuration (`scontrol show config`); empty where it does not answer."""
-    pairs = (line.partition("=") for line in call("scontrol", "show", "config").stdout.splitlines())
-    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
-
-
-def partitions() -> dict[str, str]:
-    """Return the time limit of each partition, as Slurm writes it."""
-    pairs = (line.partition("|") for line in ask("sinfo", "-h", "-o", "%R|%l").splitlines())
-    return {name: limit for name, bar, limit in pairs if bar}
-
-
-def default_partition() -> str:
-    """Return the partition of jobs that name none."""
-    names = [line for line in ask("sinfo", "-h", "-o", "%P").split() if line.endswith("*")]
-    return names[0].rstrip("*") if names else ""
-
-
-def minutes(limit: str) -> float:
-    """Return Slurm's `1-12:30:00`, `30:00` (minutes and seconds), `30` or `infinite` in minutes."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit):
-        return float("inf")
-    days, _, clock = limit.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 1:
-        hours, mins, seconds = 0, parts[0], 0
-    else:
-        hours, mins, seconds = [*([0] * (3 - len(parts))), *parts]
-    return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
+        elements += [f"{base}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return elements
 
 
 def find_by_name(name: str, since: float, *, accounting: bool) -> str | None:
@@ -215,22 +236,22 @@ def find_by_name(name: str, since: float, *, accounting: bool) -> str | None:
     SchedulerUnavailable
         If Slurm does not answer.
     """
-    found = ask("squeue", "-h", "-t", "all", "-o", "%F", "--name", name).split()
-    if not found and accounting:
+    jobs = ask("squeue", "-h", "-t", "all", "-o", "%F", "--name", name).split()
+    if not jobs and accounting:
         day_before = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
         format_ = ("-X", "-n", "-P", "-o", "JobID")
-        found = ask("sacct", "--allusers", *format_, "-S", day_before, "--name", name).split()
-    return found[0].partition("_")[0] if found else None
+        jobs = ask("sacct", "--allusers", *format_, "-S", day_before, "--name", name).split()
+    return jobs[0].partition("_")[0] if jobs else None
 
 
 def scancel(jobs: Collection[str], *options: str) -> str:
     """Cancel jobs, or signal them; returns what Slurm complained of, which is nothing where they had ended already."""
     if not jobs:
         return ""
-    told = call("scancel", *options, *dict.fromkeys(jobs))
-    if told.returncode == 0:
+    result = call("scancel", *options, *dict.fromkeys(jobs))
+    if result.returncode == 0:
         return ""
     over = ("invalid job id", "already completing or completed", "job/step already")
-    lines = [line.strip() for line in told.stderr.splitlines() if line.strip()]
-    said = [line for line in lines if not any(word in line.lower() for word in over)]
-    return said[-1].rstrip(".") if said else "" if lines else f"exit code {told.returncode}"
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    complaints = [line for line in lines if not any(word in line.lower() for word in over)]
+    return complaints[-1].rstrip(".") if complaints else "" if lines else f"exit code {result.returncode}"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 
-from kv_align.runs.sweep_dir import PlannedRun
+from kv_align.runs.run_dir import EXIT_CODES
+from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.journal.journal import Journal
-from launch.worker.worker import execute
+from launch.journal.processes import this_process
+from launch.worker.admission import is_wanted
+from launch.worker.worker import execute, print_to
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,44 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class Helper:
+    """A shell command that is a job of the sweep: its attempts are on record, and its exit code is the job's.
+
+    Attributes
+    ----------
+    sweep
+        Path of the sweep directory.
+    name
+        Its name in the journal.
+    uid
+        Of its submission.
+    command
+        What the shell does.
+    """
+
+    sweep: str
+    name: str
+    uid: str
+    command: str
+
+    def __call__(self) -> None:
+        """Run the command and leave the process with its exit code."""
+        journal = Journal(SweepDirectory(self.sweep))
+        if not is_wanted(journal, self.name, self.uid):
+            sys.exit(EXIT_CODES["failed"])
+        print_to(journal.log_file(self.name))
+        journal.add_attempt(self.name, "start", self.uid, **this_process())
+        code = subprocess.run(self.command, shell=True, check=False).returncode
+        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):  # with its job, which may be queued again
+            sys.exit(EXIT_CODES["interrupted"])
+        cause = "code_error" if code else "finished"
+        journal.add_attempt(self.name, "end", self.uid, cause=cause, exit_code=code, retry=False)
+        sys.exit(code if 0 <= code < 256 else EXIT_CODES["failed"])
+
+
+@dataclass(frozen=True)
 class Shell:
-    """A shell command as a job; its exit code is the job's."""
+    """A shell command as a job of version 0.1.0; its exit code is the job's."""
 
     command: str
 
@@ -60,7 +100,8 @@ def join_tasks() -> None:
         WORLD_SIZE=str(task.num_tasks),
         LOCAL_RANK=str(task.local_rank),
         LOCAL_WORLD_SIZE=str(task.num_tasks // task.num_nodes),
-        MASTER_ADDR=task.hostnames[0],
+        # A node may not know its own name; between several it must be known.
+        MASTER_ADDR="127.0.0.1" if task.num_nodes == 1 else task.hostnames[0],
         MASTER_PORT=str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),
     )
 

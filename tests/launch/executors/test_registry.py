@@ -16,8 +16,8 @@ class EchoCluster(OwnCluster):
 class EchoExecutor(Executor[EchoCluster]):
     schema = EchoCluster
 
-    def preflight(self, plan):
-        print("shouting" if self.cluster.shout else "speaking")
+    def preflight(self, plan, runs):
+        return [f"{'shouting' if self.cluster.shout else 'speaking'} {len(runs)} runs"]
 
     def gpus_per_run(self):
         return 0
@@ -54,7 +54,7 @@ def test_a_new_kind_is_one_module_and_one_yaml_file(tmp_path, monkeypatch):
     assert told.err == "launch: cluster.shout=loud is not allowed: set cluster.shout to true or false.\n"
     told = run_launch("submit", *words, "cluster.shout=true")
     assert told.code == 0, told.err
-    assert "shouting" in told.out
+    assert "note: shouting 3 runs" in told.out
     (sweep,) = (tmp_path / "sweeps").iterdir()
     assert "3 pending" in run_launch("status", str(sweep)).out
     assert "3 echoes end" in run_launch("cancel", str(sweep)).out

@@ -1,6 +1,7 @@
 """The journal survives whatever kills its writer, and its lock is gone with who held it."""
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.files import append_row, read_rows
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster.setting import Setting
-from launch.executors.registry import load_cluster
+from launch.executors.registry import load_cluster, make_executor
 from launch.journal.journal import Journal
+from launch.worker.code import changed_code
 
 
 def test_the_ledger_knows_the_last_place_of_each_run(tmp_path):
@@ -112,3 +114,23 @@ def test_a_sweep_that_cannot_be_written_and_a_file_system_without_locks(tmp_path
 
 def _lock(path: Path):
     return Journal(SweepDirectory(path)).lock()
+
+
+def test_what_version_0_1_0_wrote_is_read(tmp_path):
+    sweep = SweepDirectory(tmp_path)
+    cluster = load_cluster("slurm", {}).model_dump()
+    for key in ("backoff_s", "pause_s"):
+        del cluster["retry"][key]
+    (tmp_path / "launch").mkdir()
+    setting = {"cluster": cluster, "resources": {}, "accounting": True, "code": "/somewhere"}
+    (tmp_path / "launch" / "cluster.json").write_text(json.dumps(setting))
+    rows = [
+        {"event": "submitting", "uid": "u", "time": 1.0, "after": None, "batches": [["a"], ["b"]]},
+        {"event": "submitted", "uid": "u", "time": 2.0, "job": "12"},
+    ]
+    (tmp_path / "launch" / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    journal = Journal(sweep)
+    assert (journal.setting().cluster.retry.backoff_s, journal.setting().home) == (30.0, "")
+    assert make_executor(sweep, journal.setting()).cluster.partition is None
+    assert {name: ref.job for name, ref in journal.ledger().jobs.items()} == {"a": "12_0", "b": "12_1"}
+    assert changed_code(journal, tmp_path) == []

@@ -4,7 +4,7 @@ import pytest
 
 from kv_align.runs.run_dir import Status
 from launch.cluster.schema import RetryPolicy
-from launch.journal.retry import NODE_FAILURE, cause_of, given_up, may_retry, vanished
+from launch.journal.retry import DISK_FULL, NODE_FAILURE, cause_of, delay_s, given_up, may_retry, vanished
 
 POLICY = RetryPolicy(interrupted=9, node_failure=3, killed=2, out_of_memory=1, code_error=0, diverged=0)
 
@@ -30,13 +30,26 @@ def failed(reason):
         (-11, None, "code_error"),
         (139, failed("out of memory: old"), "out_of_memory"),
         (NODE_FAILURE, None, "node_failure"),
-        (1, failed("OSError: [Errno 28] No space left on device: 'metrics.jsonl'"), "node_failure"),
+        (1, failed("OSError: [Errno 28] No space left on device: 'metrics.jsonl'"), "disk_full"),
+        (1, failed("OSError: [Errno 122] Disk quota exceeded"), "disk_full"),
+        (DISK_FULL, None, "disk_full"),
         (1, failed("OSError: [Errno 5] Input/output error"), "node_failure"),
         (1, failed("OSError: [Errno 116] Stale file handle"), "node_failure"),
-        (1, failed("SafetensorError: I/O error: No space left on device (os error 28)"), "node_failure"),
+        (1, failed("SafetensorError: I/O error: No space left on device (os error 28)"), "disk_full"),
         (1, failed("AcceleratorError: CUDA error: uncorrectable ECC error encountered"), "node_failure"),
         (1, failed("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3384"), "node_failure"),
         (1, failed("RuntimeError: No CUDA GPUs are available"), "node_failure"),
+        (1, failed("OSError: [Errno 30] Read-only file system: 'status.json'"), "node_failure"),
+        (1, failed("OSError: [Errno 107] Transport endpoint is not connected"), "node_failure"),
+        (1, failed("TimeoutError: [Errno 110] Connection timed out"), "node_failure"),
+        (
+            1,
+            failed("RuntimeError: The server socket has failed to listen (errno: 98 - Address already in use)."),
+            "node_failure",
+        ),
+        (1, failed("DistNetworkError: failed to recv, got 0 bytes: connection was closed by peer"), "node_failure"),
+        (1, failed("RuntimeError: [Gloo] Connection closed by peer [127.0.0.1]:4321"), "node_failure"),
+        (1, failed("ConnectionResetError: [Errno 104] Connection reset by peer"), "node_failure"),
         (1, failed("FileNotFoundError: [Errno 2] No such file or directory: 'x'"), "code_error"),
         (1, failed("RuntimeError: CUDA error: device-side assert triggered"), "code_error"),
         (1, failed("OSError: [Errno 22] Invalid argument"), "code_error"),
@@ -62,6 +75,15 @@ def test_a_run_that_gets_on_has_not_spent_its_node_failures():
     assert may_retry("node_failure", ends, POLICY, step=20) is True
     kills = [{**each, "cause": "killed"} for each in ends]
     assert may_retry("killed", kills, POLICY, step=20) is False
+
+
+def test_a_full_disk_spends_nothing_and_broken_nodes_are_given_longer_each_time():
+    ends = [{"event": "end", "cause": "node_failure", "retry": True, "step": 3} for _ in range(2)]
+    policy = POLICY.model_copy(update={"backoff_s": 10.0, "pause_s": 7.0})
+    assert may_retry("disk_full", [{**end, "cause": "disk_full"} for end in ends * 99], policy)
+    assert [delay_s("node_failure", ends[:number], policy) for number in range(3)] == [10.0, 20.0, 40.0]
+    assert delay_s("node_failure", ends * 20, policy) == 1800.0
+    assert (delay_s("disk_full", ends, policy), delay_s("interrupted", ends, policy)) == (7.0, 0.0)
 
 
 def test_given_up_and_vanished():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -14,9 +15,9 @@ from launch.journal.journal import Journal
 from launch.journal.ledger import JobRef, Ledger, Submission
 from launch.planning.plan import make_plan
 from launch.planning.sweep import load_sweep
-from launch.status.judgement import RunState, judge, needs
+from launch.status.judgement import STATES, HelperState, Overview, RunState, judge, needs
 from launch.status.overview import overview
-from launch.status.table import show
+from launch.status.table import show, show_live
 from tests.launch.sweeps import CONF, launch
 
 NOW = time.time()
@@ -44,6 +45,8 @@ TRUTH = [
     (JobState("pending"), status("running", age_s=5), ledger(), "running", ""),
     (JobState("pending"), status("failed", "RuntimeError: old"), ledger(), "pending", ""),
     (JobState("held", "held: an error"), None, ledger(), "held", "held: an error"),
+    (JobState("blocked", "can never start"), None, ledger(), "blocked", "can never start"),
+    (JobState("blocked", "can never start"), status("interrupted", "by USR2"), ledger(), "blocked", "can never start"),
     (JobState("running"), None, ledger(), "running", ""),
     (JobState("running"), status("running"), ledger(), "running", ""),
     (JobState("running"), status("running", age_s=500), ledger(), "running", "no sign of life for 8 min"),
@@ -82,15 +85,14 @@ def test_judgement(job, file, journal, state, reason):
 @pytest.mark.parametrize(
     ("retry", "wanted"),
     [
-        (None, {"missing", "failed", "lost", "cancelled", "held"}),
+        (None, {"missing", "failed", "lost", "cancelled", "held", "blocked"}),
         ("failed", {"failed"}),
         ("diverged", {"diverged"}),
-        ("all", {"missing", "failed", "lost", "cancelled", "held", "diverged"}),
+        ("all", {"missing", "failed", "lost", "cancelled", "held", "blocked", "diverged"}),
     ],
 )
 def test_what_resume_takes(retry, wanted):
-    states = ("missing", "pending", "held", "running", "preempted", "done", "failed", "diverged", "lost", "cancelled")
-    runs = [RunState("x", "a", "kv", 0, state, "", 0, 0, None, 0, "", "") for state in states]
+    runs = [RunState("x", "a", "kv", 0, state, "", 0, 0, None, 0, "", "") for state in STATES]
     assert {run.state for run in runs if needs(run, retry)} == wanted
 
 
@@ -162,3 +164,49 @@ def test_the_table_of_many_runs_shows_what_matters(tmp_path):
     assert len(shown) == 1 + 5 + 2
     assert all(len(line) <= 80 for line in shown)
     assert journal.ledger().jobs == {}
+
+
+def test_a_terminal_of_80_by_24_shows_the_counts_and_what_runs_before_the_rest():
+    from rich.console import Console
+
+    def run(number, state, reason=""):
+        name = f"a_long_name_of_an_arm-kv+struct-seed{number}-0123abcd"
+        return RunState(name, "a", "kv", number, state, reason, 3, 900, 75.0, 1, "7", "host")
+
+    runs = [run(number, "held", "held in Slurm by an administrator: " + "ask for it " * 20) for number in range(40)]
+    runs += [run(number, "pending") for number in range(40, 60)] + [run(number, "running") for number in range(60, 65)]
+    helpers = (HelperState("prepare", "failed", "exit code 7", "8"), HelperState("report", "done", "", "9"))
+    now = Overview("/somewhere", "tiny", True, tuple(runs), helpers, ("paused: " + "the disk is full " * 20,))
+    console = Console(width=80, height=24, record=True, file=io.StringIO())
+    console.print(show_live(now, 80, 24))
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0] == "tiny: 5 running, 20 pending, 40 held"
+    assert lines[1:3] == ["prepare job failed: exit code 7", lines[2]]
+    assert lines[2].startswith("paused: ")
+    assert [line.split()[1] for line in lines[4:9]] == ["running"] * 5
+    assert lines[-1].endswith("more")
+
+
+def test_a_folder_of_several_sweeps_has_a_line_for_each(tmp_path):
+    for name in ("one", "two"):
+        planned(tmp_path / "sweeps" / name)
+    told = launch("status", str(tmp_path))
+    assert [line.split() for line in told.out.splitlines()[1:]] == [
+        ["one", "6", "6", "missing"],
+        ["two", "6", "6", "missing"],
+    ]
+    assert [sweep["counts"] for sweep in json.loads(launch("status", str(tmp_path), "--json").out)] == [
+        {"missing": 6}
+    ] * 2
+
+
+def test_a_thousand_runs_are_shown_within_a_second_of_the_processor(tmp_path):
+    sweep, plan = planned(tmp_path, seeds=340)
+    finish(sweep.run(plan.runs[0]), plan.runs[0].config)
+    for run in plan.runs[1:1000]:
+        shutil.copytree(sweep.run(plan.runs[0]).path, sweep.run(run).path)
+    began = time.process_time()
+    assert overview(sweep).counts() == {"done": 1000, "missing": 20}
+    assert time.process_time() - began < 1.0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 from launch.journal.processes import is_alive, send
 from tests.launch.sweeps import CONF, Sweep, launch, undisturbed
@@ -213,3 +214,45 @@ def test_a_snapshot_of_the_code_is_what_runs(standin):
 def _attempts(sweep: Sweep, start: str) -> list[dict]:
     file = sweep.path / "launch" / "attempts" / f"{sweep.id_of(start)}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_slots_of_a_queue_that_is_at_work_are_changed(standin):
+    sweep = standin("seeds=2", "cluster.slots=1", "trainer.max_steps=200", behaviour={"step_s": 0.05})
+    sweep.submit()
+    sweep.wait(lambda counts: counts.get("running") == 1)
+    assert launch("resume", str(sweep.path), "cluster.slots=3").err == "nothing to queue\n"
+    sweep.wait(lambda counts: counts.get("running") == 3)
+    assert launch("cancel", str(sweep.path)).code == 0
+
+
+def test_two_sweeps_take_turns_on_a_gpu(standin, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    first = standin("seeds=1", "cluster.slots=1", behaviour={"hang_at": {"baseline": 3}, "once": True})
+    second = standin("seeds=1", "cluster.slots=1", "sweep.name=other", behaviour={})
+    first.submit()
+    first.wait_step("baseline", 2)
+    assert "note: 1 other sweeps are at work on this machine; each GPU goes to one run at a time" in second.submit().out
+    time.sleep(2.0)
+    assert second.counts() == {"pending": 3}
+    assert launch("cancel", str(first.path)).code == 0
+    sound(second)
+
+
+def test_code_that_changed_is_refused_by_name_and_taken_by_resume(standin):
+    sweep = standin("seeds=1", "cluster.slots=1")
+    sweep.submit()
+    sweep.wait_done()
+    assert launch("extend", str(sweep.path), "seeds=2").code == 0
+    sound(sweep)
+    code = sweep.path / "launch" / "code.json"
+    frozen = json.loads(code.read_text())
+    frozen["files"]["kv_align/losses/functional.py"] = "other"
+    code.write_text(json.dumps(frozen))
+    assert launch("extend", str(sweep.path), "seeds=3").code == 0
+    sweep.wait(lambda counts: counts == {"done": 6, "failed": 3})
+    assert sweep.state("none-ce-seed2").reason.startswith("kv_align/losses/functional.py of ")
+    told = launch("resume", str(sweep.path))
+    assert "note: kv_align/losses/functional.py changed since the sweep was submitted" in told.out
+    sound(sweep)

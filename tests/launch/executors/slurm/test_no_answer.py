@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,7 @@ def test_no_answer_is_not_the_answer_that_there_is_nothing(queued, fake_slurm):
     for name, said in (("sacct", "sacct: error: slurm_persist_conn_open: failed"), ("squeue", "Unable to contact")):
         fake_slurm.says("sacct")
         fake_slurm.says(name, err=f"{said}\n", code=1)
-        for words in (("status",), ("resume",), ("cancel",), ("extend", "seeds=2"), ("status", "--json")):
+        for words in (("status",), ("resume",), ("extend", "seeds=2"), ("status", "--json")):
             told = launch(words[0], str(sweep.path), *words[1:])
             assert told.code == 2, words
             assert told.err == f"launch: Slurm does not answer: {name} says: {said}; try again when it does.\n"
@@ -44,9 +45,32 @@ def test_a_job_that_slurm_does_not_know_is_lost(queued, fake_slurm):
 
 def test_a_command_that_hangs_is_no_answer(fake_slurm, monkeypatch):
     (fake_slurm.folder / "squeue").write_text("#!/bin/bash\nexec sleep 30\n")
-    monkeypatch.setattr("launch.executors.slurm.query._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("launch.executors.slurm.query.TIMEOUT_S", 0.2)
     with pytest.raises(SchedulerUnavailable, match="timed out"):
         job_states(["1"], accounting=False)
+
+
+def test_cancel_needs_no_answer_but_that_of_scancel(queued, fake_slurm):
+    sweep = queued()
+    (fake_slurm.folder / "squeue").write_text("#!/bin/bash\nexec sleep 60\n")
+    fake_slurm.says("sacct", err="sacct: error: slurm_persist_conn_open: failed\n", code=1)
+    fake_slurm.calls()
+    told = launch("cancel", str(sweep.path), sweep.runs()[1].id)
+    assert (told.code, told.out) == (0, "1 runs cancelled\n")
+    assert launch("cancel", str(sweep.path)).out == "2 runs cancelled\n"
+    assert fake_slurm.calls("scancel") == ["scancel 77_1", "scancel 77_0 77_1 77_2"]
+    assert Journal(sweep.directory).ledger().cancelled == {run.id for run in sweep.runs()}
+
+
+def test_a_squeue_that_is_slow_keeps_nobody_from_cancelling(queued, fake_slurm, monkeypatch):
+    monkeypatch.setattr("launch.executors.slurm.executor._CANCEL_ASKS_S", 0.3)
+    sweep = queued()
+    (fake_slurm.folder / "squeue").write_text("#!/bin/bash\nexec sleep 60\n")
+    fake_slurm.calls()
+    began = time.monotonic()
+    assert launch("cancel", str(sweep.path)).out == "3 runs cancelled\n"
+    assert time.monotonic() - began < 20
+    assert fake_slurm.calls("scancel") == ["scancel 77_0 77_1 77_2"]
 
 
 def test_what_is_queued_stays_queued_when_slurm_falls_silent_after_it(queued, fake_slurm, standin):
@@ -111,6 +135,7 @@ def test_only_runs_that_never_started_are_held_by_their_arm(queued, fake_slurm):
     journal.add_attempt(first, "end", uid, cause="code_error", exit_code=1, retry=False, submissions=1)
     running_for(sweep.directory.run(sweep.runs()[1]), sweep.runs()[1].config, step=3, silent_s=60)
     fake_slurm.says("sacct", "77_[0-8]|PENDING|None\n")
+    fake_slurm.says("squeue", "77_[0-8]|PENDING|Priority\n")
     assert (sweep.state(second).state, sweep.state(third).state) == ("preempted", "held")
 
 

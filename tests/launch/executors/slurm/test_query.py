@@ -4,7 +4,9 @@ import pytest
 
 from launch.executors.base import JobState
 from launch.executors.slurm import query as slurm_query
-from launch.executors.slurm.query import as_job_state, expand, job_states, minutes
+from launch.executors.slurm.query import as_job_state, expand, job_states, outside_of_jobs
+from launch.executors.slurm.site import minutes
+from launch.executors.slurm.throttle import shares
 
 
 @pytest.mark.parametrize(
@@ -34,9 +36,12 @@ def test_minutes(limit, value):
     ("word", "reason", "phase", "said"),
     [
         ("PENDING", "Priority", "pending", ""),
-        ("PENDING", "QOSMaxCpuPerUserLimit", "pending", "QOSMaxCpuPerUserLimit"),
-        ("PENDING", "JobHeldUser", "held", "held in Slurm: JobHeldUser"),
-        ("PENDING", "DependencyNeverSatisfied", "held", "held in Slurm: DependencyNeverSatisfied"),
+        (
+            "PENDING",
+            "QOSMaxCpuPerUserLimit",
+            "pending",
+            "waits for a limit of its account or QOS (QOSMaxCpuPerUserLimit)",
+        ),
         ("RUNNING", "None", "running", ""),
         ("REQUEUED", "BeginTime", "pending", "its job was requeued"),
         ("COMPLETING", "None", "running", "its job is ending"),
@@ -62,9 +67,69 @@ def test_states(word, reason, phase, said):
 )
 def test_a_job_that_accounting_calls_requeued_is_asked_about(monkeypatch, live, phase, said):
     printed = {"sacct": "7_0|RUNNING|None\n7_1|REQUEUED|BeginTime\n7_2|REQUEUED|None\n", "squeue": live}
-    monkeypatch.setattr(slurm_query, "ask", lambda *command: printed[command[0]])
+    monkeypatch.setattr(slurm_query, "ask", lambda *command, timeout_s: printed[command[0]])
     assert job_states(["7_0", "7_1"], accounting=True) == {
         "7_0": JobState("running", ""),
         "7_1": JobState(phase, said),
         "7_2": JobState("pending", "its job was requeued"),  # of which nothing was asked
     }
+
+
+@pytest.mark.parametrize(
+    ("reason", "phase", "words"),
+    [
+        ("Resources", "pending", ""),
+        ("JobArrayTaskLimit", "pending", ""),
+        ("JobHeldUser", "held", "held in Slurm by its owner: scontrol release it"),
+        ("JobHeldAdmin", "held", "held in Slurm by an administrator: ask for its release"),
+        ("launch failed requeued held", "held", "its node could not start it"),
+        ("DependencyNeverSatisfied", "blocked", "a job that must succeed first did not"),
+        ("BadConstraints", "blocked", "no node has what it asks for"),
+        ("PartitionTimeLimit", "blocked", "its partition allows less than it asks for"),
+        ("AssocMaxWallDurationPerJobLimit", "blocked", "allows a job less than it asks for"),
+        ("QOSMaxNodePerJobLimit", "blocked", "allows a job less than it asks for"),
+        ("InvalidQOS", "blocked", "can never start with its account, QOS or reservation"),
+        ("Dependency", "pending", "waits for the jobs that come before it"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", "pending", "waits for nodes that are down, drained or reserved"),
+        ("AssocGrpCpuLimit", "pending", "waits for a limit of its account or QOS"),
+        ("SomethingNew", "pending", "SomethingNew"),
+    ],
+)
+def test_why_a_job_waits_is_asked_of_squeue_and_said_in_words(monkeypatch, reason, phase, words):
+    printed = {"sacct": "7_0|PENDING|None\n7_1|PENDING|None\n", "squeue": f"7_0|PENDING|{reason}\n"}
+    monkeypatch.setattr(slurm_query, "ask", lambda *command, timeout_s: printed[command[0]])
+    state = job_states(["7_0", "7_1"], accounting=True)
+    assert state["7_0"].phase == phase
+    assert words in state["7_0"].reason
+    assert not words or reason in state["7_0"].reason
+    assert state["7_1"].phase == "gone", "what squeue does not know never starts"
+
+
+def test_a_job_that_was_requeued_and_is_held_is_held(monkeypatch):
+    printed = {"sacct": "7|REQUEUED|None\n", "squeue": "7|PENDING|launch failed requeued held\n"}
+    monkeypatch.setattr(slurm_query, "ask", lambda *command, timeout_s: printed[command[0]])
+    assert job_states(["7"], accounting=True)["7"].phase == "held"
+
+
+def test_a_job_that_ends_only_to_come_back_is_not_taken_for_one_that_leaves(monkeypatch):
+    printed = {"sacct": "7|PENDING|None\n", "squeue": "7|COMPLETING|None\n"}
+    monkeypatch.setattr(slurm_query, "ask", lambda *command, timeout_s: printed[command[0]])
+    assert job_states(["7"], accounting=True)["7"] == JobState("pending", "its job was requeued")
+
+
+def test_what_a_job_tells_its_processes_is_not_told_to_the_jobs_that_they_submit():
+    inherited = {
+        "SLURM_MEM_PER_CPU": "1000",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_QOS": "long",
+    }
+    assert outside_of_jobs(inherited) == {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_QOS": "long"}
+
+
+@pytest.mark.parametrize(
+    ("throttle", "sizes", "together"),
+    [(4, [20], [4]), (8, [25, 2], [7, 1]), (8, [10, 10], [4, 4]), (2, [5, 5, 5], [1, 1, 1]), (64, [3, 2], [3, 2])],
+)
+def test_the_throttle_is_shared_by_all_arrays_of_a_sweep(throttle, sizes, together):
+    assert shares(throttle, sizes) == together

@@ -100,3 +100,19 @@ def test_resume_changes_what_jobs_ask_for(queued, fake_slurm):
     ):
         told = launch("resume", str(sweep.path), word)
         assert (told.code, sentence in told.err) == (2, True), told.err
+
+
+def test_what_resume_was_refused_changes_nothing(queued, fake_slurm):
+    from launch.journal.journal import Journal
+    from tests.launch.fake_slurm import age
+
+    sweep = queued()
+    age(sweep, 3600)
+    before = [file.read_text() for file in sorted((sweep.path / "launch").glob("*.json*"))]
+    (fake_slurm.folder / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: Memory specification' >&2; exit 1\n")
+    told = launch("resume", str(sweep.path), "cluster.mem_gb=9000")
+    assert (told.code, "cluster.mem_gb=9000" in told.err) == (2, True)
+    assert launch("extend", str(sweep.path), "seeds=2").code == 2
+    assert [file.read_text() for file in sorted((sweep.path / "launch").glob("*.json*"))] == before
+    assert len(sweep.runs()) == 3
+    assert Journal(sweep.directory).setting().accounting

@@ -1,0 +1,249 @@
+"""How runs become jobs of Slurm: sbatch by sbatch, with what each waits for, and the journal's lines around it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kv_align.runs.errors import ConfigError
+from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.executors.base import ClusterFull, JobState, PartlyQueued, SchedulerUnavailable
+from launch.executors.slurm.errors import complaint
+from launch.executors.slurm.jobs import Array, JobMaker
+from launch.executors.slurm.query import ArrayLeft, arrays_left, outside_of_jobs, scancel
+from launch.executors.slurm.task import Helper, Worker
+from launch.executors.slurm.throttle import Line
+from launch.journal.journal import Journal
+from launch.journal.ledger import PREPARE, REPORT, JobRef, Submission
+from launch.journal.processes import ended_here, processes_with
+from launch.journal.retry import ending
+
+_IN_FLIGHT_S = 5.0  # so long the controller may be busy with what an sbatch sent that was killed since
+States = Callable[[Mapping[str, JobRef]], dict[str, JobState]]
+
+
+def job_name(submission: Submission) -> str:
+    """Return the name that a submission's jobs have in Slurm."""
+    return f"kv-align-{submission.uid}"
+
+
+def work_of(sweep: SweepDirectory, submission: Submission) -> list[Any]:
+    """Return what each of a submission's elements does."""
+    if submission.command is not None:
+        return [Helper(str(sweep.path), submission.names[0], submission.uid, submission.command)]
+    return [Worker(str(sweep.path), batch, submission.uid) for batch in submission.batches]
+
+
+def is_being_submitted(submission: Submission, folder: Path) -> bool:
+    """Whether a submission may still become a job that nobody has heard of.
+
+    Not where who submitted it was a process of this machine that is gone, and no sbatch of this sweep is left behind.
+
+    Parameters
+    ----------
+    submission
+        Without a job.
+    folder
+        Where the sweep's job scripts are.
+    """
+    if not submission.under_way:
+        return False
+    if time.time() - submission.created < _IN_FLIGHT_S or not ended_here(submission.submitter):
+        return True
+    return bool(processes_with("sbatch", str(folder)))
+
+
+class Submitter:
+    """Queues runs of one sweep; its lock is held.
+
+    Parameters
+    ----------
+    sweep, jobs, journal
+        Of the sweep.
+    states
+        Asks Slurm about jobs of it.
+    """
+
+    def __init__(self, sweep: SweepDirectory, jobs: JobMaker, journal: Journal, states: States) -> None:
+        self.sweep, self.jobs, self.journal, self.states = sweep, jobs, journal, states
+        self.cluster = jobs.cluster
+
+    def submit(self, plan: Plan, runs: Sequence[str], largest: int, *, canary: bool) -> None:
+        """Queue runs: behind the prepare job and the canary, before the report.
+
+        Raises
+        ------
+        PartlyQueued
+            If Slurm takes some of them and not the rest.
+        ConfigError
+            If it takes none.
+        """
+        parts = [list(runs[:1]), list(runs[1:])] if canary else [list(runs)]
+        arrays = [
+            (array, number) for number, part in enumerate(parts) for array in self.jobs.arrays(plan, part, largest)
+        ]
+        line = Line(self._live_arrays(), [len(array.batches) for array, _ in arrays], self.cluster.throttle)
+        prepare = self._prepare()
+        queued: list[Submission] = []
+        try:
+            for number, (array, part) in enumerate(arrays):
+                after = queued[0] if canary and part else None
+                needs = [f"afterok:{first.job}" for first in (prepare, after) if first is not None]
+                needs += line.behind(number)
+                new = self._fitting(array, line.share(number), needs, after, prepare, queued)
+                line.add(new)
+        except (ConfigError, OSError) as error:
+            if not queued:
+                if prepare is not None:
+                    self._withdraw(PREPARE)
+                raise
+            number_queued = sum(len(submission.names) for submission in queued)
+            raise PartlyQueued(number_queued, len(runs), error) from error
+        finally:
+            line.throttle_former()
+        if self.cluster.report:
+            self._report()
+
+    def _live_arrays(self) -> dict[str, ArrayLeft]:
+        """Return what is left of this sweep's arrays, by job."""
+        ledger = self.journal.ledger()
+        jobs = {
+            ref.submission.job
+            for name, ref in ledger.runs.items()
+            if ref.submission.job is not None and not self._is_over(name)
+        }
+        try:
+            return arrays_left(jobs)
+        except SchedulerUnavailable:
+            return {}
+
+    def _is_over(self, name: str) -> bool:
+        return (self.sweep.runs / name / "summary.json").exists()
+
+    def _fitting(
+        self,
+        array: Array,
+        throttle: int,
+        needs: Sequence[str],
+        after: Submission | None,
+        prepare: Submission | None,
+        queued: list[Submission],
+    ) -> list[Submission]:
+        """Queue an array, in parts where a limit on jobs leaves room for no more; adds to `queued` and returns them."""
+        try:
+            new = [self._array(array, throttle, needs, after, prepare)]
+        except ClusterFull:
+            if len(array.batches) == 1:
+                raise
+            first, second = array.halves()
+            former = self._fitting(first, max(1, throttle // 2), needs, after, prepare, queued)
+            return former + self._fitting(second, max(1, throttle // 2), needs, after, prepare, queued)
+        queued += new
+        return new
+
+    def _array(
+        self,
+        array: Array,
+        throttle: int,
+        needs: Sequence[str],
+        after: Submission | None,
+        prepare: Submission | None,
+    ) -> Submission:
+        submission = self.journal.submitting(
+            array.batches,
+            uuid.uuid4().hex[:12],
+            after=None if after is None else after.uid,
+            prepare=None if prepare is None else prepare.uid,
+        )
+        sweep = shlex.quote(str(self.sweep.path))
+        note_end = f"{self.jobs.python} -m launch.executors.slurm.ending {sweep} {submission.uid} $code"
+        lines = ["code=$?", note_end, "exit $code"]
+        executor = self.jobs.executor(array.resources, job_name(submission), lines, ",".join(needs) or None)
+        executor.update_parameters(array_parallelism=throttle)
+        return self._submitted(submission, executor, array.resources)
+
+    def _prepare(self) -> Submission | None:
+        """Return the prepare job that runs must wait for; queues it where it has not succeeded yet and does not wait."""
+        if self.cluster.prepare is None:
+            return None
+        ledger = self.journal.ledger()
+        former = ledger.jobs.get(PREPARE)
+        if former is not None and former.submission.command == self.cluster.prepare and former.job is not None:
+            end = ending(self.journal.attempts(PREPARE, former.uid))
+            if end.get("cause") == "finished":
+                return None
+            state = self.states({PREPARE: former}).get(PREPARE)
+            if (
+                not end
+                and PREPARE not in ledger.cancelled
+                and state is not None
+                and state.phase in ("pending", "running")
+            ):
+                return former.submission
+        self._withdraw(PREPARE)
+        return self._helper(PREPARE, self.cluster.prepare, None)
+
+    def _report(self) -> None:
+        """Queue the report behind all jobs of the sweep, instead of the one that waits."""
+        self._withdraw(REPORT)
+        jobs = self._live_arrays()
+        command = f"{self.jobs.python} -m analysis report {shlex.quote(str(self.sweep.path))}"
+        try:
+            self._helper(REPORT, command, "afterany:" + ":".join(jobs) if jobs else None)
+        except ConfigError as error:
+            print(f"note: the report could not be queued: {error}")
+
+    def _withdraw(self, name: str) -> None:
+        """Cancel a helper job that was queued before."""
+        ledger = self.journal.ledger()
+        ref = ledger.jobs.get(name)
+        if ref is None or name in ledger.cancelled:
+            return
+        self.journal.cancelled([name])
+        if ref.job is not None:
+            scancel([ref.job])
+
+    def _helper(self, name: str, command: str, dependency: str | None) -> Submission:
+        resources = {**self.jobs.resources(), "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0}
+        submission = self.journal.submitting([[name]], uuid.uuid4().hex[:12], command=command)
+        executor = self.jobs.executor(resources, job_name(submission), (), dependency)
+        return self._submitted(submission, executor, resources)
+
+    def _submitted(self, submission: Submission, executor: Any, resources: Mapping[str, Any]) -> Submission:
+        try:
+            with _as_sentences(self.jobs, resources), executor.batch():
+                jobs = [executor.submit(work) for work in work_of(self.sweep, submission)]
+        except SchedulerUnavailable:
+            raise  # it may have come through all the same: looked for by its name
+        except ConfigError:
+            self.journal.refused(submission.uid)
+            raise
+        job = jobs[0].job_id.partition("_")[0]
+        self.journal.submitted(submission.uid, job)
+        return self.journal.ledger().submissions[submission.uid]
+
+
+@contextmanager
+def _as_sentences(jobs: JobMaker, resources: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what submitit raises when sbatch refuses into one sentence; hide from sbatch a job that this is called from."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    outside = outside_of_jobs(os.environ)
+    hidden = {name: value for name, value in os.environ.items() if name not in outside}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what sbatch says
+            yield
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise complaint(jobs.cluster, resources, str(error)) from None
+    finally:
+        os.environ.update(hidden)
