@@ -21,6 +21,7 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
 from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.provenance import attempt_provenance
+from kv_align.runs.record import write_record
 from kv_align.runs.run_dir import RunDirectory, State, read_json, write_json
 from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
@@ -83,6 +84,7 @@ def run(config: Config, path: Path) -> State:
             directory.update(directory.status() or status, state="failed", reason=f"{kind}: {error}")
             return "failed"
     if state == "finished" and is_first():
+        write_record(directory)
         print_summary(directory)
     elif state != "finished":
         LOGGER.warning("the run is %s: %s", state, reason)

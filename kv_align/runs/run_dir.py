@@ -8,6 +8,8 @@
     summary.json         the numbers of the end, and the sizes of the artefacts in bytes (`artefacts`, by path); written last
                          but for the status, so its presence means a complete run
     provenance.json      git commit and diff, packages, machine, seeds, data-order and initial-weight hashes
+    record.arrow         all of the above but the configuration once more in one file, bound to them by size and SHA-256
+                         (kv_align.runs.record): the last act of a run that finished
     checkpoints/         step_00000100/, each with a manifest.json of its files' SHA-256, renamed into place when complete
     student/             the student and its tokenizer, for AutoModelForCausalLM.from_pretrained
     student_adapter/     what alone of the student learned, in PEFT's format (only with an adapter; student/ has it merged)
@@ -112,6 +114,7 @@ class RunDirectory:
     outcomes_file = _Inside("outcomes.parquet")
     summary_file = _Inside("summary.json")
     provenance_file = _Inside("provenance.json")
+    record_file = _Inside("record.arrow")
     checkpoints = _Inside("checkpoints")
     student = _Inside("student")
     student_adapter = _Inside("student_adapter")
@@ -141,11 +144,7 @@ class RunDirectory:
 
     def status(self) -> Status | None:
         """Return the status; None where there is none that can be read."""
-        raw = read_json(self.status_file)
-        try:
-            return Status(**raw) if raw is not None else None
-        except TypeError:
-            return None
+        return status_of(read_json(self.status_file))
 
     def observed(self) -> Status | None:
         """Return the status; of a run that is running, `updated` is its last heartbeat (`kv_align.runs.heartbeat`)."""
@@ -222,6 +221,7 @@ class RunDirectory:
             pid=os.getpid(),
             job=_scheduler_job(),
         )
+        self.record_file.unlink(missing_ok=True)
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
         write_json(self.status_file, asdict(status))
         return status
@@ -263,6 +263,14 @@ class RunDirectory:
         folders = (self.student, self.student_adapter, self.aligner)
         files = [self.outcomes_file, *(file for folder in folders for file in folder.glob("*.safetensors"))]
         return {str(file.relative_to(self.path)): file.stat().st_size for file in sorted(files) if file.is_file()}
+
+
+def status_of(raw: dict[str, Any] | None) -> Status | None:
+    """Return the status that `status.json` held; None where it is none."""
+    try:
+        return Status(**raw) if raw is not None else None
+    except TypeError:
+        return None
 
 
 def _has_size(file: Path, size: int) -> bool:

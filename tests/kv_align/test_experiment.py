@@ -23,7 +23,8 @@ from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.load import load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.runs.record import read_record_file
+from kv_align.runs.run_dir import RunDirectory, file_digest, read_json, read_rows
 from kv_align.training.optimizer import make_schedule
 from tests.short_runs import results, short_config
 
@@ -62,6 +63,16 @@ def test_every_cell_ends_with_sound_artefacts(matrix: dict[str, RunDirectory]) -
         assert summary["steps"] == 3
         assert 1 < summary["validation_perplexity"] < 2 * 497, name  # 497 tokens: not worse than twice guessing
         assert (run.aligner / "aligner.safetensors").exists() == (name not in WITHOUT_ALIGNER)
+
+
+def test_a_finished_run_leaves_a_record_that_is_bound_to_its_files(matrix: dict[str, RunDirectory]) -> None:
+    for name, run in matrix.items():
+        record = read_record_file(run.record_file)
+        assert record is not None, name
+        for file, (size, sha256) in record.files.items():
+            assert (size, sha256) == ((run.path / file).stat().st_size, file_digest(run.path / file)), (name, file)
+        assert record.summary == read_json(run.summary_file)
+        assert record.metrics.num_rows == len(list(read_rows(run.metrics_file)))
 
 
 def test_all_arms_of_a_seed_start_from_the_same_student_and_see_the_same_data(matrix: dict[str, RunDirectory]) -> None:
