@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     collect = verbs.add_parser("collect", help="read a sweep into tidy tables, Parquet and CSV")
     report = verbs.add_parser("report", help="test, judge and report a sweep")
     for verb in (collect, report):
+        verb.add_argument("--verify", action="store_true", help="check every file of a finished run by its digest")
         verb.add_argument("sweep", type=Path, help="folder of a sweep or of a Hydra --multirun")
     report.add_argument("--criteria", type=Path, help="YAML file to judge by, instead of the plan's own criteria")
     report.add_argument("--baseline", metavar="ARM", help="arm to compare with, instead of the plan's")
@@ -67,7 +68,7 @@ def _collect(asked: argparse.Namespace) -> int:
     from analysis.read.collect import collect
     from analysis.read.store import write_csv
 
-    collected = collect(asked.sweep)
+    collected = collect(asked.sweep, verify=asked.verify)
     files = write_csv(collected.data, collected.problems)
     print(f"{len(collected.runs)} runs, {collected.num_read} of them read now, in {files[0].parent}")
     if len(collected.problems):
@@ -79,7 +80,7 @@ def _report(asked: argparse.Namespace) -> int:
     from analysis.report.report import write_report
     from analysis.report.terminal import print_verdict
 
-    report = write_report(asked.sweep, criteria_file=asked.criteria, baseline=asked.baseline)
+    report = write_report(asked.sweep, criteria_file=asked.criteria, baseline=asked.baseline, verify=asked.verify)
     print_verdict(report)
     return _required(report, asked.require)
 

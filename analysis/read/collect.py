@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from analysis.read import records, rows
+from analysis.read.compact import read_compact
 from analysis.read.cross_check import cross_check, last_evaluations, outcome_means
 from analysis.read.health import (
     LoggedSteps,
@@ -34,9 +35,12 @@ from analysis.read.health import (
     smallest_variance_shares,
 )
 from analysis.read.scan import FoundRun, runs_of_sweep
-from analysis.read.store import LEVELS, Before, in_order, write_tables
+from analysis.read.store import CHANGED, LEVELS, WHOLE, Before, in_order, read_level, write_tables
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
+
+FEW = 0.1
+"""Share of the runs up to which only the rows of those that changed are written again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +73,7 @@ class Collected:
 
         Lists (agreement by layer) come as arrays: name the columns you need where speed matters.
         """
-        file = self.data / f"{level}.parquet"
-        wanted = None
-        if columns is not None:
-            present = set(parquet.read_schema(file).names)
-            wanted = [name for name in columns if name in present]
-        table = parquet.read_table(file, columns=wanted, memory_map=True)
+        table = read_level(self.data, level, None if columns is None else list(columns))
         loaded: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
         return (
             loaded if columns is None or set(columns) <= set(loaded.columns) else loaded.reindex(columns=list(columns))
@@ -92,13 +91,15 @@ class Collected:
         return table[~table["run"].isin(broken)] if len(broken) else table
 
 
-def collect(path: Path | str) -> Collected:
+def collect(path: Path | str, *, verify: bool = False) -> Collected:
     """Read a sweep, or what has changed of it since it was last read.
 
     Parameters
     ----------
     path
         A sweep directory, with a plan or without (a plain Hydra multirun).
+    verify
+        Read every run again, and check every file of a finished one by its digest.
 
     Raises
     ------
@@ -111,12 +112,12 @@ def collect(path: Path | str) -> Collected:
     data = sweep.report / "data"
     known = set() if plan is None else {run.content_hash for run in plan.runs}
     before = Before(data)
-    changed = [folder for folder in folders if before.signatures.get(folder.run) != folder.signature]
+    changed = [folder for folder in folders if verify or before.signatures.get(folder.run) != folder.signature]
     if before.sound and not changed and len(folders) == len(before.signatures):
         runs = before.runs_table.to_pandas()
     else:
-        runs = _update(folders, changed, before, data, known)
-    runs = runs.set_index("run", drop=False)
+        runs = _update(folders, changed, before, data, known, verify=verify)
+    runs = runs.set_index("run", drop=False).drop(columns="part")
     if plan is not None:
         # Of the plan as it is now, and so not kept with the rest.
         for run, sentences in other_than_planned(runs, plan).items():
@@ -126,14 +127,16 @@ def collect(path: Path | str) -> Collected:
 
 
 def _update(
-    folders: list[FoundRun], changed: list[FoundRun], before: Before, data: Path, known: set[str]
+    folders: list[FoundRun], changed: list[FoundRun], before: Before, data: Path, known: set[str], *, verify: bool
 ) -> pd.DataFrame:
     """Read what changed, put it where it belongs, write everything, and return the runs."""
     fresh = {folder.run for folder in changed}
     old = {run: record for run, record in before.records().items() if run not in fresh}
     directories = {folder.run: RunDirectory(folder.path) for folder in changed}
+    compact = {folder.run: read_compact(folder, verify=verify) for folder in changed}
+    kept = {run: found.record for run, found in compact.items() if found.record is not None}
     files = {
-        level: [(run, getattr(directory, f"{level}_file")) for run, directory in directories.items()]
+        level: [(run, getattr(directory, f"{level}_file")) for run, directory in directories.items() if run not in kept]
         for level in LEVELS
     }
     problems: dict[str, list[str]] = {}
@@ -142,32 +145,52 @@ def _update(
         outcomes = beside.submit(records.read_outcomes, files["outcomes"], problems)
         parsed = beside.submit(lambda: {level: rows.read_many(files[level]) for level in ("metrics", "evaluations")})
         new = {
-            folder.run: records.read_record(folder.run, directories[folder.run], known)
+            folder.run: records.read_record(folder.run, directories[folder.run], known, kept.get(folder.run))
             | {"signature": folder.signature}
             for folder in changed
         }
-        read = parsed.result()
+        of_records = {
+            "metrics": rows.from_tables({run: record.metrics for run, record in kept.items()}),
+            "evaluations": rows.from_tables({run: record.evaluations for run, record in kept.items()}),
+        }
+        kept_outcomes = records.keyed_outcomes({run: record.outcomes for run, record in kept.items()})
+        read = {level: rows.together(part, of_records[level]) for level, part in parsed.result().items()}
+        read_outcomes = (
+            pa.concat_tables([outcomes.result()[0], kept_outcomes[0]]).unify_dictionaries(),
+            outcomes.result()[1] | kept_outcomes[1],
+        )
         found_rows = {level: (rows_read.table, rows_read.counts) for level, rows_read in read.items()} | {
-            "outcomes": outcomes.result()
+            "outcomes": read_outcomes
         }
     shares = smallest_variance_shares(read["metrics"].table, read["metrics"].counts)
     logged = logged_steps(read["metrics"].table, read["metrics"].counts)
     evaluated = last_evaluations(read["evaluations"].table, read["evaluations"].counts)
-    means = outcome_means(*outcomes.result())
+    means = outcome_means(*read_outcomes)
     bad = rows_not_finite(read["metrics"].table, read["metrics"].counts)
+    since = fresh | before.changed_runs()
+    few = before.sound and len(since) <= FEW * len(folders)
     tables: dict[str, pa.Table] = {}
     for level, (table, counts) in found_rows.items():
         for run, count in counts.items():
             new[run][f"num_{level}"] = count
-        tables[level] = in_order(folders, old, before.level(level) if old else None, table, counts)
+        base = (before.changed(level) if few else before.level(level)) if old else None
+        order = [(folder.run, folder.run in fresh) for folder in folders if not few or folder.run in since]
+        tables[level] = table if base is None else in_order(order, base, table)
     for run in new:
+        changed_files = [*compact[run].changed]
+        new[run]["contradictions"] = [*new[run]["contradictions"], *changed_files]
+        new[run]["problems"] = [*new[run]["problems"], *changed_files]
         new[run] |= {"variance_share_min": shares.get(run), "rows_not_finite": bad.get(run, 0)}
         for named in (*(rows_read.problems for rows_read in read.values()), problems):
             new[run]["problems"] = [*new[run]["problems"], *named.get(run, [])]
         new[run] |= cross_check(new[run], evaluated.get(run), means.get(run, {}))
         new[run] |= _whole_metrics(new[run], logged.get(run), directories[run])
-    merged = [new[folder.run] if folder.run in new else old[folder.run] for folder in folders]
-    write_tables(data, merged, tables)
+    merged = [
+        (new[folder.run] if folder.run in new else old[folder.run])
+        | {"part": CHANGED if few and folder.run in since else WHOLE}
+        for folder in folders
+    ]
+    write_tables(data, merged, tables, only_changed=few)
     return pd.DataFrame(parquet.read_table(data / "runs.parquet").to_pandas())
 
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import yaml
 
-from kv_align.runs.run_dir import RunDirectory, Status, read_json
+from kv_align.runs.record import Record
+from kv_align.runs.run_dir import RunDirectory, Status, read_json, status_of
 
 UNREADABLE = "unreadable"
 """State of a folder whose status cannot be read; the other states are those of `kv_align.runs.run_dir.State`."""
@@ -45,7 +46,9 @@ RESERVED = {field.name for field in fields(Status)} | {
 """Names that mean something else in a record: a summary that holds one of them is not believed."""
 
 
-def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -> dict[str, Any]:
+def read_record(
+    run: str, directory: RunDirectory, known: Container[str] = (), compact: Record | None = None
+) -> dict[str, Any]:
     """Read the small files of a run.
 
     Parameters
@@ -56,6 +59,8 @@ def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -
         Its folder.
     known
         Content hashes of configurations that are known from the plan: reading one takes longer than all the rest.
+    compact
+        What the run's compact record holds, where it is believed: the small files are not opened then.
 
     Returns
     -------
@@ -65,13 +70,14 @@ def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -
         known; `problems`, a list of sentences; `contradictions`, those of them that say why what a finished run holds
         cannot be believed.
     """
-    problems, status = list[str](), _sound(directory.status())
+    problems = list[str]()
+    status = _sound(directory.status() if compact is None else status_of(compact.status))
     record: dict[str, Any] = {"run": run, "state": UNREADABLE, "content_hash": ""}
     if status is None:
         problems.append(_absent_or_broken(directory.status_file))
     else:
         record |= vars(status) | {"reason": _printable(status.reason)}
-    summary = read_json(directory.summary_file)
+    summary = read_json(directory.summary_file) if compact is None else compact.summary
     if summary is None and (record["state"] == "finished" or is_there(directory.summary_file)):
         problems.append(_absent_or_broken(directory.summary_file))
     if (
@@ -84,7 +90,7 @@ def read_record(run: str, directory: RunDirectory, known: Container[str] = ()) -
     record["has_summary"] = summary is not None
     contradictions = _contradictions(status, summary) if status is not None else []
     record |= {name: value for name, value in _summary(summary or {}, problems).items() if name not in RESERVED}
-    provenance = read_json(directory.provenance_file)
+    provenance = read_json(directory.provenance_file) if compact is None else compact.provenance
     if provenance is None:
         problems.append(_absent_or_broken(directory.provenance_file))
     record |= _provenance(provenance or {})
@@ -133,12 +139,18 @@ def read_outcomes(files: list[tuple[str, Path]], problems: dict[str, list[str]])
     counts
         Rows of each run.
     """
-    tables = [_outcomes(run, path, problems) for run, path in files]
-    counts = {run: table.num_rows for (run, _), table in zip(files, tables, strict=True)}
+    return keyed_outcomes({run: _outcomes(run, path, problems) for run, path in files})
+
+
+def keyed_outcomes(tables_by_run: dict[str, pa.Table]) -> tuple[pa.Table, dict[str, int]]:
+    """Put the outcomes of runs under each other, with the run of every row, and count the rows of each."""
+    tables = list(tables_by_run.values())
+    counts = {run: table.num_rows for run, table in tables_by_run.items()}
     runs = list(counts)
     index_N = np.repeat(np.arange(len(runs), dtype=np.int32), list(counts.values()))
     keyed = pa.DictionaryArray.from_arrays(pa.array(index_N), pa.array(runs, pa.string()))
-    every = pa.concat_tables(tables) if tables else OUTCOMES.empty_table()
+    every = pa.concat_tables(tables, promote_options="permissive") if tables else OUTCOMES.empty_table()
+    every = every.select(OUTCOMES.names).cast(OUTCOMES)
     return every.add_column(0, "run", keyed), counts
 
 

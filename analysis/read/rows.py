@@ -70,6 +70,29 @@ def read_many(files: Iterable[tuple[str, Path]]) -> RowsRead:
     return RowsRead(concatenate(tables), counts, problems)
 
 
+def from_tables(tables_by_run: dict[str, pa.Table]) -> RowsRead:
+    """Bring rows that were parsed already, run by run, into the form of `read_many`."""
+    present = {run: table for run, table in tables_by_run.items() if table.num_rows and _has_steps(table)}
+    problems: dict[str, list[str]] = {}
+    try:
+        table = pa.concat_tables(present.values(), promote_options="permissive") if present else concatenate([])
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # columns of different kinds: each run by itself
+        present = {run: _numbers_only(own, [run], [own.num_rows], problems) for run, own in present.items()}
+        table = concatenate(list(present.values()))
+    runs, lengths = list(present), [own.num_rows for own in present.values()]
+    table, lengths = _increasing(_numbers_only(table, runs, lengths, problems), runs, lengths, problems)
+    counts = dict.fromkeys(tables_by_run, 0) | dict(zip(runs, lengths, strict=True))
+    # Rows stand in the order of the counts.
+    counts = {run: counts[run] for run in (*present, *(run for run in counts if run not in present))}
+    return RowsRead(_with_run(table, runs, lengths) if runs else concatenate([]), counts, problems)
+
+
+def together(first: RowsRead, second: RowsRead) -> RowsRead:
+    """Put the rows of other runs under those of some."""
+    tables = [read.table for read in (first, second) if read.table.num_rows]
+    return RowsRead(concatenate(tables), first.counts | second.counts, first.problems | second.problems)
+
+
 def concatenate(tables: list[pa.Table]) -> pa.Table:
     """Put tables under each other; a column that one of them lacks is null there."""
     if not tables:

@@ -25,6 +25,7 @@ FILES = (
     _CONTRACT.metrics_file.name,
     _CONTRACT.evaluations_file.name,
     _CONTRACT.outcomes_file.name,
+    _CONTRACT.record_file.name,
 )
 # Hydra writes a config.yaml of its own into its hidden folder; in a run's folder any of these is enough.
 _TELLING = set(FILES)
@@ -52,6 +53,11 @@ class FoundRun:
     run: str
     path: str
     signature: str
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Return (modification time in ns, size) of each file that was there, by name."""
+        parts = (part.rsplit(":", 2) for part in self.signature.split(" ") if part.count(":") == 2)
+        return {name: (int(modified), int(size)) for name, modified, size in parts}
 
 
 def runs_of_sweep(sweep: SweepDirectory) -> list[FoundRun]:

@@ -53,7 +53,12 @@ class Report:
 
 
 def write_report(
-    path: Path, *, criteria_file: Path | None = None, baseline: str | None = None, now: datetime | None = None
+    path: Path,
+    *,
+    criteria_file: Path | None = None,
+    baseline: str | None = None,
+    verify: bool = False,
+    now: datetime | None = None,
 ) -> Report:
     """Analyse a sweep, write everything below its `report/`, and append the conclusion to its history.
 
@@ -63,6 +68,8 @@ def write_report(
         The sweep's folder.
     criteria_file, baseline
         Instead of the plan's; the report calls itself exploratory then.
+    verify
+        Whether every file of a finished run is checked by its digest.
     now
         When the report is made; None: now.
 
@@ -71,7 +78,7 @@ def write_report(
     ConfigError
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
-    study = study_sweep(path, criteria_file=criteria_file, baseline=baseline)
+    study = study_sweep(path, criteria_file=criteria_file, baseline=baseline, verify=verify)
     sweep = SweepDirectory(path)
     sweep.report.mkdir(parents=True, exist_ok=True)
     moment = now or datetime.now(UTC)

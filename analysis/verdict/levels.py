@@ -100,7 +100,7 @@ def paper_checks(
             not exploratory,
             "everything is as it was declared before the runs"
             if not exploratory
-            else f"this is not what was declared before the runs ({reasons} above)",
+            else f"this is not what was declared before the runs ({reasons})",
         ),
     )
 

@@ -88,7 +88,9 @@ class Study:
         return self.verdict.primary is not None and self.verdict.primary.p_value is not None
 
 
-def study_sweep(path: Path, *, criteria_file: Path | None = None, baseline: str | None = None) -> Study:
+def study_sweep(
+    path: Path, *, criteria_file: Path | None = None, baseline: str | None = None, verify: bool = False
+) -> Study:
     """Collect a sweep and compute everything that is reported of it.
 
     Parameters
@@ -99,13 +101,15 @@ def study_sweep(path: Path, *, criteria_file: Path | None = None, baseline: str 
         Criteria to use instead of the plan's.
     baseline
         Arm to compare with instead of the plan's.
+    verify
+        Whether every file of a finished run is checked by its digest.
 
     Raises
     ------
     ConfigError
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
-    collected = collect(path)
+    collected = collect(path, verify=verify)
     criteria, raw, differ = criteria_for(collected, criteria_file)
     grid = grid_of(collected, criteria, baseline)
     results = results_digest(grid.cells, collected.runs)

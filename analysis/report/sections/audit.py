@@ -129,7 +129,8 @@ def _pairing(study: Study) -> list[Block]:
     refused = list(
         dict.fromkeys(
             (
-                f"{comparison.arm[0]} and {comparison.against[0]}, loss {comparison.group}, seed {pair.seed}: {pair.reason}"
+                f"{comparison.arm[0]} and {comparison.against[0]}, loss {comparison.group}, seed {pair.seed}: "
+                f"{pair.reason}"
             )
             for comparison in (*study.arms, *study.contrasts)
             for pair in comparison.pairs.unpaired

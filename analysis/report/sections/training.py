@@ -238,7 +238,8 @@ def _agreement(study: Study) -> list[Block]:
     table = Table(
         ("", f"{against} solves", f"{against} does not"),
         ((f"{arm} solves", str(both), str(only_arm)), (f"{arm} does not", str(only_other), str(neither))),
-        f"Answers to the same examples, {count(agreement.num_seeds, 'seed')} × {count(agreement.num_examples, 'example')}.",
+        f"Answers to the same examples, {count(agreement.num_seeds, 'seed')} × "
+        f"{count(agreement.num_examples, 'example')}.",
         frozenset({f"{against} solves", f"{against} does not"}),
     )
     return [Heading(3, "Exact match, example by example"), table, Paragraph(sentences)]

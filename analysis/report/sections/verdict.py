@@ -5,6 +5,7 @@ from __future__ import annotations
 from analysis.report.render.document import Banner, Block, Bullets, Heading, Paragraph, Table, Tone
 from analysis.report.sections.tables import Draw, p_cell
 from analysis.report.sections.wording import (
+    WORDS,
     headline,
     level_reasons,
     levels_sentence,
@@ -13,6 +14,7 @@ from analysis.report.sections.wording import (
     primary_sentence,
     verdict_word,
 )
+from analysis.stats.equivalence import Label
 from analysis.verdict.controls import control_notes, control_warnings
 from analysis.verdict.levels import step_words
 from analysis.verdict.provenance import pairs_made_differently
@@ -44,7 +46,9 @@ def section(study: Study, draw: Draw) -> list[Block]:
 def _banner(study: Study) -> Banner:
     """The word, the numbers behind it, and how far the levels are reached."""
     verdict, criteria = study.verdict, study.criteria
-    tone: Tone = "reached" if verdict.reached("ideal") else "lead" if verdict.reached("minimum") else "missed"
+    # The colour is that of the word; how far the levels are reached says the table.
+    worse = verdict_word(verdict) == WORDS[Label.WORSE]
+    tone: Tone = "reached" if verdict_word(verdict).startswith("Better") else "missed" if worse else "lead"
     if verdict.primary is None:
         word, _, rest = headline(verdict, criteria).partition(": ")
         return Banner(word, rest[:1].upper() + rest[1:], tone)

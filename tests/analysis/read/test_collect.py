@@ -309,3 +309,28 @@ def test_a_plan_without_any_run_is_collected(tmp_path):
     assert len(collected.problems) == 10
     assert collected.table("metrics").empty
     assert collect(tmp_path / "tiny").num_read == 0
+
+
+def test_a_change_costs_what_it_is_and_gives_the_tables_of_a_fresh_collect(small, tmp_path):
+    collect(small.path)
+    whole = (small.report / "data" / "metrics.parquet").stat().st_mtime_ns
+    plan = small.plan()
+    for number, planned in enumerate((plan.runs[3], plan.runs[7], plan.runs[3])):
+        file = small.run(planned).metrics_file
+        file.write_text(
+            file.read_text() + f'{{"step": {60 + number}, "task_loss": 1.5, "total_loss": 1.5, "extra": 2}}\n'
+        )
+        again = collect(small.path)
+        assert again.num_read == 1
+        if number == 0:  # one of fifteen: the table is left as it is
+            assert (small.report / "data" / "metrics.parquet").stat().st_mtime_ns == whole
+        shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+        shutil.copytree(small.path, tmp_path / "fresh", ignore=shutil.ignore_patterns("report"))
+        fresh = collect(tmp_path / "fresh")
+        for level in ("metrics", "evaluations", "outcomes"):
+            ours, theirs = (each.table(level).astype({"run": str}) for each in (again, fresh))
+            pd.testing.assert_frame_equal(ours[sorted(ours)], theirs[sorted(theirs)])
+        columns = sorted(set(again.runs) - {"signature"})
+        pd.testing.assert_frame_equal(again.runs[columns], fresh.runs[columns], check_dtype=False)
+        assert again.table("metrics", ["step", "extra"]).equals(fresh.table("metrics", ["step", "extra"]))
+    assert collect(small.path).num_read == 0
