@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from kv_align.data.correspondence import Correspondence
 from kv_align.data.encode import Encoded
@@ -37,12 +38,15 @@ class Tokens:
         [B, T], 0 at each sequence's first real token, and 0 at padding.
     segments
         [B, T], values of `Segment`.
+    known_predicting
+        [N], what `predicting` gives, where that is known already.
     """
 
     ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]
     positions: Int[Tensor, "b t"]
     segments: Int[Tensor, "b t"]
+    known_predicting: Int[Tensor, " n"] | None = None
 
     @property
     def scored(self) -> Bool[Tensor, "b t"]:
@@ -57,13 +61,34 @@ class Tokens:
         """What a causal model is called with."""
         return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
 
+    @property
+    def predicting(self) -> Int[Tensor, " n"]:
+        """Places, among all tokens of the batch in a row, of those that predict a scored one: of the tokens before them."""
+        if self.known_predicting is not None:
+            return self.known_predicting
+        return F.pad(self.scored[:, 1:], (0, 1)).flatten().nonzero().squeeze(1)
+
+    @property
+    def predicted(self) -> Int[Tensor, " n"]:
+        """The scored tokens, in the order of `predicting`."""
+        return self.ids.flatten()[self.predicting + 1]
+
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device (asynchronously where the memory is pinned)."""
-        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """Return the same sequences with each tensor changed alike."""
-        return Tokens(*(change(tensor) for tensor in (self.ids, self.mask, self.positions, self.segments)))
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Tokens:
+        """Return the same sequences in another memory."""
+        # To look for them there would be to wait for it.
+        return Tokens(*(move(tensor) for tensor in (*self._tensors, self.predicting)))
+
+    def rows(self, rows: slice) -> Tokens:
+        """Return some of the sequences, padded as they are here."""
+        return Tokens(*(tensor[rows] for tensor in self._tensors))
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.mask, self.positions, self.segments
 
 
 @dataclass(frozen=True)
@@ -74,8 +99,6 @@ class Batch:
     ----------
     student, teacher
         The same texts as each of the two reads them.
-    scored
-        [B, S], True where a student token is one that the cross-entropy and perplexity score.
     aligned
         [B, S], True where a student token has a target: it is no padding, the teacher has its segment too, and its text
         was not cut off what the teacher read.
@@ -89,37 +112,40 @@ class Batch:
 
     student: Tokens
     teacher: Tokens
-    scored: Bool[Tensor, "b s"]
     aligned: Bool[Tensor, "b s"]
     correspondence: Correspondence
     indices: tuple[int, ...]
     read_by_teacher: tuple[int, ...] = ()
 
+    @property
+    def scored(self) -> Bool[Tensor, "b s"]:
+        """True where a student token is one that the cross-entropy and perplexity score."""
+        return self.student.scored
+
     def to(self, device: torch.device) -> Batch:
         """Copy to a device (asynchronously where the memory is pinned)."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Put into page-locked memory; the data loader calls it by this name."""
-        return self._changed(Tensor.pin_memory)
+        return self._moved(Tensor.pin_memory)
 
     def rows(self, rows: slice) -> Batch:
         """Return some of the examples, padded as they are here."""
-        return replace(
-            self._changed(lambda tensor: tensor[rows]),
-            indices=self.indices[rows],
-            read_by_teacher=self.read_by_teacher[rows],
-        )
+        changed = self._changed(lambda tokens: tokens.rows(rows), lambda tensor: tensor[rows])
+        return replace(changed, indices=self.indices[rows], read_by_teacher=self.read_by_teacher[rows])
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        student = self.student.changed(change)
-        teacher = student if self.teacher is self.student else self.teacher.changed(change)
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        return self._changed(lambda tokens: tokens.moved(move), move)
+
+    def _changed(self, change_tokens: Callable[[Tokens], Tokens], change: Callable[[Tensor], Tensor]) -> Batch:
+        student = change_tokens(self.student)
+        teacher = student if self.teacher is self.student else change_tokens(self.teacher)
         places = self.correspondence.places
         return replace(
             self,
             student=student,
             teacher=teacher,
-            scored=change(self.scored),
             aligned=change(self.aligned),
             correspondence=Correspondence(
                 student.segments,
@@ -192,7 +218,6 @@ class Collator:
             teacher = student
         else:
             teacher = pad([self._teacher[i] for i in read_by_teacher], self._teacher_pad_id)
-        scored = student.scored
         same_time = torch.equal(student.segments, teacher.segments)
         aligned = student.mask & _teacher_has_segment(student, teacher)
         places = None
@@ -203,7 +228,7 @@ class Collator:
             same_time = same_time and bool((places.isnan() | (places == ranks)).all())
         correspondence = Correspondence(student.segments, teacher.segments, same_time, places)
         others = tuple(read_by_teacher) if self._shuffle_teacher else ()
-        return Batch(student, teacher, scored, aligned, correspondence, tuple(indices), others)
+        return Batch(student, teacher, aligned, correspondence, tuple(indices), others)
 
     def _match(self, indices: list[int], student: Tokens) -> tuple[Float[Tensor, "b s"], Bool[Tensor, "b s"]]:
         places = torch.full(student.ids.shape, torch.nan)

@@ -21,7 +21,6 @@ from kv_align.data.prepared import PreparedSplit
 from kv_align.evaluation.answers import gold_answer, written_answer
 from kv_align.evaluation.exact_match import asked, generate_answers
 from kv_align.evaluation.probe import ProbeResult, ridge_r2, tokens_by_layer
-from kv_align.losses.functional import token_losses
 from kv_align.models.capture.recorder import record_states
 from kv_align.models.evaluating import evaluating
 from kv_align.models.load import LanguageModel
@@ -124,7 +123,7 @@ class Evaluator:
                 quality.add(result.comparison)
                 for name, loss in result.losses.items():
                     totals[name] = totals.get(name, 0.0) + loss.item()
-                outcomes += _per_example(result.comparison.logits, here, self._validation)
+                outcomes += _per_example(result.token_losses, here, self._validation)
                 scored += int(here.scored.sum())
         loss = sum(row["loss_nats"] for row in outcomes) / max(1, scored)
         return Validation(loss, {k: v for k, v in totals.items() if k != "task_loss"}, quality.result(), outcomes)
@@ -223,8 +222,9 @@ class Evaluator:
                 leave_if_asked(together=True)
 
 
-def _per_example(logits: Tensor, batch: Batch, split: PreparedSplit) -> list[dict[str, Any]]:
-    losses = token_losses(logits, batch.student.ids, batch.scored).sum(dim=1).tolist()
+def _per_example(token_losses: Tensor, batch: Batch, split: PreparedSplit) -> list[dict[str, Any]]:
+    texts, length = batch.student.ids.shape
+    losses = token_losses.new_zeros(texts).index_add(0, batch.student.predicting // length, token_losses).tolist()
     tokens = batch.scored[:, 1:].sum(dim=1).tolist()
     return [
         {"id": split.examples[place].id, "loss_nats": loss, "tokens": count}

@@ -1,6 +1,7 @@
 """What every loss has in common.
 
-A loss gives its *components* (masked sums); of their means come its *terms*, which are weighted in the total, each by a
+A loss gives its *components* (masked sums of what it compares token by token, and losses of predictions, row by row, which
+are summed by whoever makes the logits); of their means come its *terms*, which are weighted in the total, each by a
 schedule. It says by `signals` what it asks of the teacher, so that the step computes that and nothing else.
 """
 
@@ -20,6 +21,7 @@ from kv_align.config.options import Decay
 from kv_align.config.signals import SIGNALS, Signals
 from kv_align.losses.comparison import Comparison
 from kv_align.losses.functional import Masked
+from kv_align.losses.predictions.linear_head import RowLoss
 from kv_align.models.capture.prepare import Geometry
 
 
@@ -117,6 +119,10 @@ class Loss(ABC):
     @abstractmethod
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """Masked sums by name (`key_loss`, ...)."""
+
+    def row_losses(self, comparison: Comparison) -> dict[str, RowLoss]:
+        """Losses of the student's predictions of the scored tokens, by name (`logit_loss`); by default there are none."""
+        return {}
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms by name (`kv_loss`, ...) from the means of the components; by default the components of the same names."""

@@ -1,6 +1,6 @@
 """What a loss is given to look at: the student's predictions, and for each signal what it compares.
 
-Axes: B batch, L student layers, T student tokens, V vocabulary.
+Axes: B batch, L student layers, T student tokens.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kv_align.losses.top_k import TopPredictions
+from kv_align.losses.predictions.linear_head import Predictions
+from kv_align.losses.predictions.top_k import TopPredictions
 from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.states import States
 
@@ -84,14 +85,14 @@ class HiddenComparison:
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """Signal `logits`: the teacher's, whole; the student's are in every `Comparison`."""
+    """Signal `logits`: the teacher's predictions of the scored tokens; the student's are in every `Comparison`."""
 
-    teacher: Float[Tensor, "b t vt"]
+    teacher: Predictions
 
 
 @dataclass(frozen=True)
 class TopLogitComparison:
-    """Signal `TopLogits`: the teacher's likeliest tokens, as it asks for them."""
+    """Signal `TopLogits`: the teacher's likeliest tokens at the places that predict a scored one, as it asks for them."""
 
     teacher: TopPredictions
 
@@ -102,17 +103,15 @@ class Comparison:
 
     Attributes
     ----------
-    logits, ids, scored
-        The student's logits, its tokens, and which of them the cross-entropy scores.
+    predictions
+        The student's, of the tokens that the cross-entropy scores.
     aligned
         True at student tokens that have a target.
     parts
         What the loss's signals compare, one for each kind.
     """
 
-    logits: Float[Tensor, "b t v"]
-    ids: Int[Tensor, "b t"]
-    scored: Bool[Tensor, "b t"]
+    predictions: Predictions
     aligned: Bool[Tensor, "b t"]
     parts: tuple[object, ...] = ()
 

@@ -6,8 +6,10 @@ from kv_align.config.options import Decay, NonNegativeFloat, NonNegativeInt, Pos
 from kv_align.config.signals import LOGITS, Signals, TopLogits
 from kv_align.losses.base import Loss, Pairing, Schedule
 from kv_align.losses.comparison import Comparison, LogitComparison, TopLogitComparison
-from kv_align.losses.functional import Masked, logit_divergence
-from kv_align.losses.top_k import top_divergence
+from kv_align.losses.functional import Masked
+from kv_align.losses.predictions.linear_head import RowLoss
+from kv_align.losses.predictions.next_token import Divergence
+from kv_align.losses.predictions.top_k import TopDivergence
 
 
 class LogitDistillation(Loss):
@@ -61,10 +63,11 @@ class LogitDistillation(Loss):
         return (self._top or LOGITS,)
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
+        """Nothing beside the predictions."""
+        return {}
+
+    def row_losses(self, comparison: Comparison) -> dict[str, RowLoss]:
         """`logit_loss`."""
-        student, scored = comparison.logits, comparison.scored
         if self._top is not None:
-            teacher = comparison.of(TopLogitComparison).teacher
-            return {"logit_loss": top_divergence(student, teacher, scored, self._top)}
-        teacher_logits = comparison.of(LogitComparison).teacher
-        return {"logit_loss": logit_divergence(student, teacher_logits, scored, self._temperature)}
+            return {"logit_loss": TopDivergence(comparison.of(TopLogitComparison).teacher, self._top)}
+        return {"logit_loss": Divergence(comparison.of(LogitComparison).teacher, self._temperature)}

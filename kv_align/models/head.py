@@ -1,7 +1,7 @@
 """How a model makes logits of its last hidden states, found out by trying: `find_head` compares them with its own.
 
 With the head in hand, logits are made where they are needed, some rows at a time
-(`kv_align.losses.linear_head`), and a model's forward pass ends before the largest tensor of a step.
+(`kv_align.losses.predictions.linear_head`), and a model's forward pass ends before the largest tensor of a step.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -14,7 +15,7 @@ from kv_align.training.step import Distiller
 
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms and elastic factors no decay."""
-    groups = []
+    groups: list[dict[str, Any]] = []
     for module, rate in ((distiller.student, trainer.lr), (distiller.trainable_projection, trainer.aligner_lr)):
         if module is None or rate is None:  # nothing is aligned, or the aligner is frozen
             continue
@@ -26,7 +27,13 @@ def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
             {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
             {"params": vectors, "lr": rate, "weight_decay": 0.0},
         ]
-    return AdamW([group for group in groups if group["params"]])
+    filled = [group for group in groups if group["params"]]
+    devices = {each.device.type for group in filled for each in group["params"]}
+    return AdamW(filled, fused=devices <= _FUSED)
+
+
+# Where PyTorch updates all parameters in one kernel: a dozen for each of them elsewhere, and three times the time on a CPU.
+_FUSED = {"cpu", "cuda"}
 
 
 def make_schedule(optimizer: Optimizer, trainer: TrainerConfig, num_steps: int) -> LRScheduler:

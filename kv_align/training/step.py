@@ -28,9 +28,11 @@ from kv_align.losses.comparison import (
     StateComparison,
     TopLogitComparison,
 )
-from kv_align.losses.functional import causal_cross_entropy
-from kv_align.models.capture.recorder import Layer, Recorder, record
+from kv_align.losses.predictions.linear_head import predictions_of, row_losses
+from kv_align.losses.predictions.next_token import CrossEntropy
+from kv_align.models.capture.recorder import Recorder, record
 from kv_align.models.capture.states import States
+from kv_align.models.head import find_head
 from kv_align.teacher.teacher import TeacherStates, above
 
 
@@ -59,6 +61,8 @@ class StepResult:
         The weighted terms that compare states: what is left of `total` without the cross-entropy and terms on predictions.
     losses
         All parts and terms by name, unweighted and detached; shares as well.
+    token_losses
+        Cross-entropy in nats of each scored token, in the order of `Tokens.predicting`.
     comparison
         What was compared, for diagnostics.
     """
@@ -66,6 +70,7 @@ class StepResult:
     total: Float[Tensor, ""]
     alignment: Float[Tensor, ""]
     losses: dict[str, Tensor]
+    token_losses: Float[Tensor, " n"]
     comparison: Comparison
 
 
@@ -110,7 +115,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student, self.aligner, self.loss = student, aligner, loss
         self.layer_time_map, self.projection = layer_time_map, loss.projection
-        self._rotated = rotated
+        self._rotated, self._head = rotated, find_head(student)
         self.state_terms = frozenset(
             term for part in loss.parts if any(signal.concerns for signal in part.requests) for term in part.schedules
         )
@@ -146,35 +151,42 @@ class Distiller(nn.Module):
             Whether what is compared through the aligner moves the student and the aligner at this step.
         """
         comparison = self.compare(batch, teacher, phase)
-        task = causal_cross_entropy(comparison.logits, comparison.ids, comparison.scored)
+        scored, aligned = max(1, counts.scored), max(1, counts.aligned)
         components = {
-            name: component.total / max(1, getattr(counts, part.counted))
+            name: component.total / (scored if part.counted == "scored" else aligned)
             for part in self.loss.parts
             for name, component in part.components(comparison).items()
         }
+        of_rows = {name: loss for part in self.loss.parts for name, loss in part.row_losses(comparison).items()}
+        task = CrossEntropy(batch.student.predicted)
+        token_losses, *others = row_losses(comparison.predictions, [task, *of_rows.values()])
+        components |= {name: each.sum() / scored for name, each in zip(of_rows, others, strict=True)}
         terms = self.loss.terms(components)
-        task_loss = task.total / max(1, counts.scored)
-        nothing, states = torch.zeros_like(task_loss), self.state_terms
-        alignment = sum((weights[name] * term for name, term in terms.items() if name in states), start=nothing)
-        others = sum((weights[name] * term for name, term in terms.items() if name not in states), start=nothing)
-        total = task_loss + alignment + others
+        task_loss = token_losses.sum() / scored
+        nothing, of_states = torch.zeros_like(task_loss), self.state_terms
+        alignment = sum((weights[name] * term for name, term in terms.items() if name in of_states), start=nothing)
+        beside = sum((weights[name] * term for name, term in terms.items() if name not in of_states), start=nothing)
+        total = task_loss + alignment + beside
         losses = {"task_loss": task_loss, **components, **terms, "total_loss": total}
-        return StepResult(total, alignment, {name: loss.detach() for name, loss in losses.items()}, comparison)
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return StepResult(total, alignment, detached, token_losses.detach(), comparison)
 
     def compare(self, batch: Batch, teacher: TeacherStates, phase: Phase) -> Comparison:
         """Run the student, and lay beside it what the loss's signals compare."""
         tokens, parts = batch.student, list[object]()
         wants_hidden = {"output_hidden_states": True} if "hidden" in teacher else {}
         with record() as recorder:
-            output = self.student(**tokens.inputs, use_cache=False, **wants_hidden)
+            run = self.student if self._head is None else self.student.base_model
+            output = run(**tokens.inputs, use_cache=False, **wants_hidden)
         if self.aligner is not None:
             parts += self._projected(recorder, self._target(self.aligner, batch, teacher, phase), phase)
         parts += self._unprojected(recorder, output.hidden_states, batch, teacher, phase)
-        if "logits" in teacher:
-            parts.append(LogitComparison(teacher["logits"]))
+        predicting = tokens.predicting
+        if teacher.predictions is not None:
+            parts.append(LogitComparison(teacher.predictions.at(predicting)))
         if "top_indices" in teacher:
-            parts.append(TopLogitComparison(teacher.top))
-        return Comparison(output.logits, tokens.ids, batch.scored, batch.aligned, tuple(parts))
+            parts.append(TopLogitComparison(teacher.top.at(predicting)))
+        return Comparison(predictions_of(output, self._head).at(predicting), batch.aligned, tuple(parts))
 
     def _target(self, aligner: Aligner, batch: Batch, teacher: TeacherStates, phase: Phase) -> States:
         """The teacher's states in the student's shape, as they came or through the aligner."""
@@ -191,7 +203,7 @@ class Distiller(nn.Module):
         if target.q is not None:
             q, k = recorder.queries(rotated=True), recorder.keys(rotated=True)
             pair = (target.q, target.k)
-            target_q, target_k = pair if self._rotated else (_rotate(pair[0], layers), _rotate(pair[1], layers))
+            target_q, target_k = pair if self._rotated else (recorder.rotated(each) for each in pair)
             if not phase.student_learns:
                 q, k = q.detach(), k.detach()
             forms = tuple(layer.form for layer in layers if layer.form is not None)
@@ -227,13 +239,3 @@ class Distiller(nn.Module):
             student = recorder.states(rotated=self._rotated, queries=source.q is not None)
             compared.append(SourceComparison(student, source))
         return compared
-
-
-def _rotate(states: Float[Tensor, "b l h t d"], layers: list[Layer]) -> Float[Tensor, "b l h t d"]:
-    """Apply each student layer's rotary embedding to projected states."""
-    # Unbound at once: of a layer taken out alone, the gradient would be a tensor of all layers' size, for each of them.
-    rotated = [
-        each if layer.rotation is None else layer.rotation.rotate(each)
-        for each, layer in zip(states.unbind(dim=1), layers, strict=True)
-    ]
-    return torch.stack(rotated, dim=1)

@@ -65,6 +65,5 @@ def make_texts(vocabulary_size: int, count: int, length: int) -> list[Encoded]:
 def make_batch(texts: list[Encoded], places: list[int], device: torch.device) -> Batch:
     """The texts at these places, without padding, read alike by student and teacher."""
     tokens = pad([texts[place] for place in places], 0)
-    scored = tokens.mask & (tokens.positions > 0)
     correspondence = Correspondence(tokens.segments, tokens.segments, same_time=True)
-    return Batch(tokens, tokens, scored, tokens.mask, correspondence, tuple(places)).to(device)
+    return Batch(tokens, tokens, tokens.mask, correspondence, tuple(places)).to(device)

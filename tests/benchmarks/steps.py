@@ -5,9 +5,10 @@ All work on the same two models, and each is a whole step: forward, backward and
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,12 @@ from transformers import PreTrainedModel
 from kv_align.align.layer_map.fixed import proportional
 from kv_align.align.schedule import Phase
 from kv_align.config.compose import compose_config
+from kv_align.config.signals import LOGITS
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
 from kv_align.experiment.build import make_aligner, make_loss
 from kv_align.losses.base import Pairing
-from kv_align.models.capture.prepare import prepare, record
+from kv_align.models.capture.prepare import prepare
 from kv_align.teacher.cache import CachedTeacher
 from kv_align.teacher.entries import StateEntry
 from kv_align.teacher.teacher import Teacher
@@ -66,12 +68,15 @@ class Arm:
         loss = make_loss(config.loss, models.pairing)
         queries = any("q" in signal.fields for signal in loss.requests)
         aligner = make_aligner(config, *models.geometries, queries=queries)
-        self.teacher: Teacher | CachedTeacher = Teacher(models.teacher, models.layers, rotated=False)
+        teacher = Teacher(models.teacher, models.layers, rotated=False)
+        self.teacher: Teacher | CachedTeacher = teacher
         ones = torch.ones(models.geometries[1].num_layers)
         distiller = Distiller(models.student, aligner, loss, rotated=False, key_variance=ones, value_variance=ones)
         self._distiller, self._autocast = distiller.to(models.device), models.autocast
         self._signals, self._weights = loss.requests, loss.weights(0, 1)
-        self._optimizer = torch.optim.AdamW(distiller.parameters(), lr=_RATE)
+        self._optimizer = make_adamw(distiller.parameters())
+        if LOGITS in loss.requests:
+            assert teacher.head is not None  # it is looked for once, not in a step
 
     def read_from_cache(self, texts: list[Encoded], folder: Path) -> None:
         """Write the teacher's states of these texts, and read them from now on."""
@@ -82,25 +87,61 @@ class Arm:
         self.teacher.fill(range(len(texts)))
 
     def step(self, batch: Batch) -> None:
+        # All tokens count; the loop counts before a batch is on its device.
+        counts = Counts(batch.student.predicting.numel(), batch.student.ids.numel())
         with self._autocast():
             states = self.teacher.read(batch, self._signals)
-            result = self._distiller(batch, states, Counts.of([batch]), self._weights, Phase(True, True))
+            result = self._distiller(batch, states, counts, self._weights, Phase(True, True))
         _update(result.total, self._optimizer)
 
 
-class Floor:
-    """The teacher's forward, ended as soon as the last state needed is there, and a cross-entropy step of the student."""
+class PlainFloor:
+    """Plain transformers, nothing of ours: a cross-entropy step by the model's own loss, the library's attention.
 
-    def __init__(self, models: Models, plain: Arm) -> None:
-        self._models, self._plain = models, plain
+    Parameters
+    ----------
+    models
+        The pair.
+    taught
+        Whether the teacher's layers, up to the last one that is read, run before it.
+    """
+
+    def __init__(self, models: Models, *, taught: bool) -> None:
+        self._models, self._body = models, None
+        if taught:
+            self._body = copy.copy(models.teacher.base_model)
+            self._body._modules = dict(self._body._modules)
+            self._body.layers = self._body.layers[: max(models.layers) + 1]
+        self._optimizer = make_adamw(models.student.parameters())
 
     def step(self, batch: Batch) -> None:
-        tokens = batch.teacher
-        with torch.no_grad(), self._models.autocast(), record([max(self._models.layers)], stop_after_last=True):
-            self._models.teacher.base_model(
-                input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions, use_cache=False
-            )
-        self._plain.step(batch)
+        tokens = batch.student
+        inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask, "use_cache": False}
+        with _library_attention(self._models.teacher, self._models.student):
+            with self._models.autocast():
+                if self._body is not None:
+                    with torch.no_grad():
+                        self._body(**inputs)
+                loss = self._models.student(**inputs, labels=tokens.ids).loss
+            _update(loss, self._optimizer)
+
+
+@contextmanager
+def _library_attention(*models: PreTrainedModel) -> Iterator[None]:
+    """Context in which prepared models call the library's attention, not the recording one."""
+    own = [model.config._attn_implementation for model in models]
+    for model in models:
+        model.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        for model, name in zip(models, own, strict=True):
+            model.config._attn_implementation = name
+
+
+def make_adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimizer of every step, ours and others'."""
+    return torch.optim.AdamW(parameters, lr=_RATE, fused=True)
 
 
 class MlpsAlone:
@@ -157,7 +198,7 @@ class Literal:
         }
         self._maps = [makes[aligner]() for _ in range(2)]
         parameters = [each for one in self._maps for each in one.to(models.device).parameters()]
-        self._optimizer = torch.optim.AdamW([*models.student.parameters(), *parameters], lr=_RATE)
+        self._optimizer = make_adamw([*models.student.parameters(), *parameters])
         self._models = models
 
     def step(self, batch: Batch) -> None:
@@ -194,7 +235,7 @@ class TrlLogits:
             teacher_model=models.teacher, beta=0.0, generalized_jsd_loss=GKDTrainer.generalized_jsd_loss
         )
         self._loss, self._models = GKDTrainer.compute_loss, models
-        self._optimizer = torch.optim.AdamW(models.student.parameters(), lr=_RATE)
+        self._optimizer = make_adamw(models.student.parameters())
 
     def step(self, batch: Batch) -> None:
         tokens = batch.student

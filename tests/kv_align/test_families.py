@@ -238,7 +238,7 @@ def test_bfloat16(family):
 def test_a_teacher_reads_no_further_than_it_must_and_the_same(family):
     model, mask = ready(family), RIGHT.bool()
     tokens = Tokens(IDS, mask, (RIGHT.cumsum(1) - 1).clamp(min=0), RIGHT)
-    batch = Batch(tokens, tokens, mask, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
+    batch = Batch(tokens, tokens, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
     states = Teacher(model, [0, 1], rotated=False).read(batch, (KEYS_VALUES_QUERIES,))
     whole = recorded(model, RIGHT)
     torch.testing.assert_close(states["k"], whole.keys(rotated=False)[:, :2], atol=1e-5, rtol=1e-5)

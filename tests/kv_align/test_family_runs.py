@@ -65,8 +65,8 @@ def test_a_student_taught_by_itself_has_nothing_to_learn_and_by_another_has(name
     for model in (student, teacher, other):
         prepare(model, "student")
     mask = MASK.bool()
-    tokens = Tokens(IDS, mask, (MASK.cumsum(1) - 1).clamp(min=0), MASK)
-    batch = Batch(tokens, tokens, mask, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
+    tokens = Tokens(IDS, mask, (MASK.cumsum(1) - 1).clamp(min=0), 2 * MASK)
+    batch = Batch(tokens, tokens, mask, Correspondence(tokens.segments, tokens.segments, True), (0, 1))
     distiller = Distiller(
         student, AsItIs(), OBJECTIVE, rotated=False, key_variance=torch.ones(3), value_variance=torch.ones(3)
     )

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kv_align.losses import linear_head
-from kv_align.losses.linear_head import Budget, Predictions, RowLoss, row_losses
-from kv_align.losses.next_token import CrossEntropy, Divergence
+from kv_align.losses.predictions import linear_head
+from kv_align.losses.predictions.linear_head import Budget, Predictions, RowLoss, row_losses
+from kv_align.losses.predictions.next_token import CrossEntropy, Divergence
 from kv_align.models.head import Bend, Head, find_head
 from tests.benchmarks.measure import peak_bytes
 from tests.families import FAMILIES

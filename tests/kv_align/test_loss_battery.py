@@ -22,7 +22,7 @@ from kv_align.config.config import Config
 from kv_align.config.schema import Choice
 from kv_align.config.signals import TopLogits, composed_of, learns_projection, signals_of
 from kv_align.config.targets import config_directory
-from kv_align.data.batch import Batch, Tokens
+from kv_align.data.batch import Batch
 from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.build import make_loss
 from kv_align.losses.base import Loss, Pairing
@@ -36,13 +36,15 @@ from kv_align.losses.comparison import (
     StateComparison,
     TopLogitComparison,
 )
-from kv_align.losses.top_k import top_predictions
+from kv_align.losses.functional import Masked
+from kv_align.losses.predictions.linear_head import Predictions, row_losses
 from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.capture.states import States
 from kv_align.teacher.teacher import TeacherStates
 from kv_align.training.step import Counts, Distiller
 from tests import readme
+from tests.next_tokens import scored_tokens, top_predictions
 from tests.tiny import make_llama
 
 TEACHER, STUDENT = Geometry(4, 8, 4, 16, 16), Geometry(3, 8, 4, 8, 8)
@@ -100,8 +102,8 @@ def plain_kv_cosine(comparison: Comparison) -> dict[str, Tensor]:
 
 def plain_logits(comparison: Comparison) -> dict[str, Tensor]:
     teacher, total = comparison.of(LogitComparison).teacher, torch.zeros(())
-    for text, token in comparison.scored.nonzero().tolist():
-        ours, theirs = (each[text, token - 1].softmax(-1) for each in (comparison.logits, teacher))
+    for student_row, teacher_row in zip(comparison.predictions.states, teacher.states, strict=True):
+        ours, theirs = student_row.softmax(-1), teacher_row.softmax(-1)
         total = total + (theirs * (theirs / ours).log()).sum()
     return {"logit_loss": total}
 
@@ -162,8 +164,9 @@ ALIGNED = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 
 SCORED = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
 
 
-def everything(loss: Loss) -> Comparison:
+def everything(loss: Loss, scored: Tensor = SCORED, aligned: Tensor = ALIGNED) -> Comparison:
     """All that a loss may ask to compare, drawn; texts of six, four and two tokens."""
+    predicting = scored_tokens(scored).predicting
     student, target, source = states_of(STUDENT, 1), states_of(STUDENT, 11), states_of(TEACHER, 21)
     teacher_logits = 2 * draw(TEXTS, LENGTH, VOCABULARY, seed=31)
     variances = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([1.0, 1.5, 3.0])
@@ -175,13 +178,23 @@ def everything(loss: Loss) -> Comparison:
         ),
         SourceComparison(student, source),
         HiddenComparison(draw(TEXTS, 3, LENGTH, WIDTHS[1], seed=51), draw(TEXTS, 3, LENGTH, WIDTHS[0], seed=52)),
-        LogitComparison(teacher_logits),
+        LogitComparison(Predictions(teacher_logits.flatten(0, 1)).at(predicting)),
     ]
     top = next((signal for signal in loss.requests if isinstance(signal, TopLogits)), None)
     if top is not None:
-        parts.append(TopLogitComparison(top_predictions(teacher_logits, top)))
-    ids = torch.randint(0, VOCABULARY, (TEXTS, LENGTH), generator=torch.Generator().manual_seed(60))
-    return Comparison(draw(TEXTS, LENGTH, VOCABULARY, seed=61), ids, SCORED, ALIGNED, tuple(parts))
+        parts.append(TopLogitComparison(top_predictions(teacher_logits, top).at(predicting)))
+    logits = draw(TEXTS, LENGTH, VOCABULARY, seed=61)
+    return Comparison(Predictions(logits.flatten(0, 1)).at(predicting), aligned, tuple(parts))
+
+
+def components_of(part: Loss, comparison: Comparison) -> dict[str, Masked]:
+    """Its components and its losses of predictions, each as a sum over what it counts."""
+    rows = {
+        name: Masked(row_losses(comparison.predictions, [loss]).sum(), torch.tensor(len(comparison.predictions.states)))
+        for each in part.parts
+        for name, loss in each.row_losses(comparison).items()
+    }
+    return part.components(comparison) | rows
 
 
 def changed(value: Any, change: Callable[[Tensor, bool], Tensor], *, student: bool = False) -> Any:
@@ -193,7 +206,7 @@ def changed(value: Any, change: Callable[[Tensor, bool], Tensor], *, student: bo
         return type(value)(*inner) if hasattr(value, "_fields") else tuple(inner)
     if not hasattr(value, "__dataclass_fields__") or isinstance(value, AttentionSpec):
         return value
-    of_student = {each.name: student or each.name.startswith(("student", "logits")) for each in fields(value)}
+    of_student = {each.name: student or each.name.startswith(("student", "predictions")) for each in fields(value)}
     return replace(
         value, **{name: changed(getattr(value, name), change, student=of) for name, of in of_student.items()}
     )
@@ -214,7 +227,7 @@ def leaves_of(comparison: Comparison) -> tuple[Comparison, list[Tensor]]:
 
 def total_of(loss: Loss, comparison: Comparison) -> Tensor:
     """The weighted sum of all terms, each component as a plain sum."""
-    sums = {name: each.total for name, each in loss.components(comparison).items()}
+    sums = {name: each.total for name, each in components_of(loss, comparison).items()}
     weights, terms = loss.weights(1, 4), loss.terms(sums)
     return sum((weights[name] * term for name, term in terms.items()), start=torch.zeros(()))
 
@@ -236,7 +249,7 @@ def test_what_its_class_says_is_what_it_does(entry):
     assert [each.name for each in signals_of(choice)] == [each.name for each in loss.requests]
     assert [each.concerns for each in signals_of(choice)] == [each.concerns for each in loss.requests]
     assert learns_projection(config) == (loss.projection is not None)
-    components = loss.components(everything(loss))
+    components = components_of(loss, everything(loss))
     terms = loss.terms({name: each.total for name, each in components.items()})
     assert set(loss.weights(0, 1)) == set(terms) == set(loss.schedules)
     # Every component is in a term, and a term has no other name than its loss's.
@@ -255,9 +268,9 @@ def test_components_are_sums_over_the_tokens_that_it_counts(entry):
     comparison = everything(loss)
     for part in loss.parts:
         counted = SCORED if part.counted == "scored" else ALIGNED
-        whole = part.components(comparison)
+        whole = components_of(part, comparison)
         by_text = [
-            part.components(changed(replace(comparison, scored=SCORED & only, aligned=ALIGNED & only), lambda t, _: t))
+            components_of(part, everything(loss, SCORED & only, ALIGNED & only))
             for only in torch.eye(TEXTS, dtype=torch.bool)[:, :, None]
         ]
         for name, each in whole.items():
@@ -292,7 +305,7 @@ def test_it_is_its_plain_reference_and_so_is_its_gradient(entry):
     loss = loss_of(entry)
     ours, our_leaves = leaves_of(everything(loss))
     theirs, their_leaves = leaves_of(everything(loss))
-    found = {name: each.total for name, each in loss.components(ours).items()}
+    found = {name: each.total for name, each in components_of(loss, ours).items()}
     expected = entry.reference(theirs)
     assert set(found) == set(expected)
     for name, sum_of in expected.items():
@@ -313,6 +326,8 @@ def test_what_stands_at_padding_changes_nothing(entry, junk):
     # A token predicts the next one: the last of a text predicts nothing that is scored.
 
     def spoil(tensor: Tensor, student: bool) -> Tensor:
+        if tensor.dim() == 2:  # predictions are those of scored tokens alone
+            return tensor
         places = real[:, :, None] if tensor.dim() == 3 else real[:, None, :, None] if tensor.dim() == 4 else None
         return torch.where(real[:, None, None, :, None] if places is None else places, tensor, junk)
 
@@ -327,8 +342,8 @@ def test_what_stands_at_padding_changes_nothing(entry, junk):
 def test_a_batch_without_any_token_that_counts_gives_0_attached_to_the_graph(entry):
     loss = loss_of(entry)
     nothing = torch.zeros_like(ALIGNED)
-    given, leaves = leaves_of(replace(everything(loss), scored=nothing, aligned=nothing))
-    for each in loss.components(given).values():
+    given, leaves = leaves_of(everything(loss, nothing, nothing))
+    for each in components_of(loss, given).values():
         assert (each.total.item(), each.tokens.item()) == (0, 0)
         assert each.total.requires_grad
         for gradient in torch.autograd.grad(each.total, leaves, allow_unused=True, retain_graph=True):
@@ -342,9 +357,9 @@ def test_half_precision_is_summed_in_single(entry):
     half = changed(exact, lambda tensor, _: tensor.bfloat16())
     if loss.projection is not None:
         loss.projection.bfloat16()
-    for name, each in loss.components(half).items():
+    for name, each in components_of(loss, half).items():
         assert each.total.dtype == torch.float32
-        expected = loss_of(entry).components(exact)[name].total
+        expected = components_of(loss_of(entry), exact)[name].total
         assert each.total.item() == pytest.approx(expected.item(), rel=0.05, abs=0.02)
 
 
@@ -358,10 +373,10 @@ def test_the_step_divides_each_part_of_a_sum_by_its_own_count():
     distiller = Distiller(make_llama(), None, loss, rotated=False, key_variance=ones, value_variance=ones)
     distiller.compare = lambda *given: comparison  # type: ignore[method-assign]
     counts, weights = Counts(scored=16, aligned=48), {"kv_loss": 0.25, "logit_loss": 2.0}
-    tokens = Tokens(comparison.ids, ALIGNED, comparison.ids, comparison.ids)
-    batch = Batch(tokens, tokens, SCORED, ALIGNED, Correspondence(comparison.ids, comparison.ids, True), (0, 1, 2))
+    tokens = scored_tokens(SCORED)
+    batch = Batch(tokens, tokens, ALIGNED, Correspondence(tokens.segments, tokens.segments, True), (0, 1, 2))
     result = distiller(batch, TeacherStates(), counts, weights, Phase(True, True))
-    sums = {name: each.total for name, each in loss.components(comparison).items()}
+    sums = {name: each.total for name, each in components_of(loss, comparison).items()}
     kv, logit = (sums["key_loss"] + sums["value_loss"]) / 48, sums["logit_loss"] / 16
     assert result.losses["kv_loss"].item() == pytest.approx(kv.item(), rel=1e-6)
     assert result.losses["logit_loss"].item() == pytest.approx(logit.item(), rel=1e-6)

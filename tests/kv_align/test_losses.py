@@ -15,14 +15,11 @@ from torch import Tensor
 
 from kv_align.losses.attention_divergence import attention_divergence
 from kv_align.losses.base import Schedule
-from kv_align.losses.functional import (
-    Masked,
-    causal_cross_entropy,
-    cosine_distance,
-    logit_divergence,
-    scaled_mse,
-)
+from kv_align.losses.functional import Masked, cosine_distance, scaled_mse
+from kv_align.losses.predictions import linear_head
+from kv_align.losses.predictions.linear_head import Budget
 from kv_align.models.capture.attention import AttentionSpec
+from tests.next_tokens import causal_cross_entropy, logit_divergence
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
@@ -153,6 +150,7 @@ def attention_of_settings(loss: Callable[..., Masked | Tensor], forms: tuple[Att
 
 IDS = torch.tensor([[1, 0, 5, 2, 3], [6, 6, 1, 0, 0]])
 SCORED = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]).bool()
+TEACHER = draw(2, 5, 7, seed=2)
 LOSSES = {
     "mse": (
         lambda s, t, mask: scaled_mse(s, t, mask, VARIANCE),
@@ -174,9 +172,9 @@ LOSSES = {
         lambda: [draw(2, 5, 7, seed=1, requires_grad=True)],
     ),
     "logits": (
-        lambda s, t, mask: logit_divergence(s, t, mask, 1.7),
-        lambda s, t, mask: logit_loop(s, t, mask, 1.7),
-        lambda: [draw(2, 5, 9, seed=1, requires_grad=True), draw(2, 5, 7, seed=2, requires_grad=True)],
+        lambda s, mask: logit_divergence(s, TEACHER.to(s), mask, 1.7),
+        lambda s, mask: logit_loop(s, TEACHER, mask, 1.7),
+        lambda: [draw(2, 5, 9, seed=1, requires_grad=True)],
     ),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -257,6 +255,8 @@ def test_texts_add_up(name):
     whole = fast(*parts, mask)
     if name == "cross-entropy":
         pieces = [causal_cross_entropy(parts[0][[row]], IDS[[row]], mask[[row]]) for row in (0, 1)]
+    elif name == "logits":
+        pieces = [logit_divergence(parts[0][[row]], TEACHER[[row]], mask[[row]], 1.7) for row in (0, 1)]
     else:
         pieces = [fast(*(part[[row]] for part in parts), mask[[row]]) for row in (0, 1)]
     assert sum(piece.total for piece in pieces).item() == pytest.approx(whole.total.item(), rel=1e-5)
@@ -338,7 +338,7 @@ def test_attention_in_chunks_is_attention(forms, chunk):
 
 @pytest.mark.parametrize("at_once", [1, 14, 10**6])
 def test_cross_entropy_some_rows_at_a_time_is_the_cross_entropy(at_once, monkeypatch):
-    monkeypatch.setattr("kv_align.losses.functional.AT_ONCE", at_once)
+    monkeypatch.setitem(linear_head.BUDGETS, "cpu", Budget(at_once, 0))
     fast, loop, make = LOSSES["cross-entropy"]
     expected, expected_gradients = value_and_gradients(loop, make(), SCORED)
     found, gradients = value_and_gradients(fast, [part.detach().float().requires_grad_() for part in make()], SCORED)

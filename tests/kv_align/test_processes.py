@@ -113,7 +113,7 @@ def test_rows_of_all_processes_are_the_batch() -> None:
     mask = torch.arange(12).reshape(4, 3) % 5 == 0
     student, teacher = tokens(0), tokens(100)
     correspondence = Correspondence(student.segments, teacher.segments, same_time=False, places=mask.float())
-    batch = Batch(student, teacher, mask, ~mask, correspondence, (7, 8, 9, 10), (10, 7, 8, 9))
+    batch = Batch(student, teacher, ~mask, correspondence, (7, 8, 9, 10), (10, 7, 8, 9))
 
     class Place:
         def __init__(self, rank: int) -> None:

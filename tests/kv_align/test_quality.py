@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_align.losses.comparison import Comparison, StateComparison
+from kv_align.losses.predictions.linear_head import Predictions
 from kv_align.models.capture.states import States
 from kv_align.training.agreement import (
     Agreement,
@@ -29,11 +30,8 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 def comparison(student: States | None, target: States | None, aligned: torch.Tensor) -> Comparison:
-    texts, tokens = aligned.shape
     compared = () if student is None or target is None else (StateComparison(student, target, ONES, ONES),)
-    return Comparison(
-        torch.zeros(texts, tokens, 3), torch.zeros(texts, tokens, dtype=torch.long), aligned, aligned, compared
-    )
+    return Comparison(Predictions(torch.zeros(aligned.numel(), 3)), aligned, compared)
 
 
 def make_states(texts: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> States:
@@ -44,7 +42,8 @@ def make_states(texts: int, seed: int, scale: float = 1.0, shift: float = 0.0) -
 
 
 def step_result(alignment: torch.Tensor) -> StepResult:
-    return StepResult(alignment, alignment, {}, comparison(None, None, torch.ones(1, 1, dtype=torch.bool)))
+    nothing = comparison(None, None, torch.ones(1, 1, dtype=torch.bool))
+    return StepResult(alignment, alignment, {}, torch.zeros(0), nothing)
 
 
 def valid_vectors(states: torch.Tensor, aligned: torch.Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ from kv_align.losses.base import Pairing
 from kv_align.losses.comparison import Comparison, HiddenComparison, SourceComparison
 from kv_align.losses.functional import Masked
 from kv_align.losses.hidden import Hidden
+from kv_align.losses.predictions.linear_head import Predictions
 from kv_align.losses.relations import Relations
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.capture.states import States
@@ -42,7 +43,7 @@ def states_of(shape: Geometry, seed: int, layers: int = 3, tokens: int = 5) -> S
 
 
 def comparison(part: object, mask: Tensor = MASK) -> Comparison:
-    return Comparison(draw(2, 5, 9), torch.zeros(2, 5, dtype=torch.long), mask, mask, (part,))
+    return Comparison(Predictions(draw(10, 9)), mask, (part,))
 
 
 # Relations
@@ -98,7 +99,7 @@ def test_relations_by_hand():
     theirs = torch.tensor([[1.0, 0, 0, 0], [2, 0, 0, 0]])[None, None, None]  # token 1: dots 2 and 4
     states = [States(each, each, each) for each in (ours, theirs)]
     whole = torch.ones(1, 2, dtype=torch.bool)
-    given = Comparison(draw(1, 2, 3), torch.zeros(1, 2, dtype=torch.long), whole, whole, (SourceComparison(*states),))
+    given = Comparison(Predictions(draw(2, 3)), whole, (SourceComparison(*states),))
     student, teacher = (torch.tensor(each).softmax(0) for each in ([0.0, 2.0], [1.0, 2.0]))
     # Token 0 is related to itself alone: nothing to differ in.
     expected = (teacher * (teacher / student).log()).sum().item()

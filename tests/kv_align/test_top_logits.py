@@ -13,12 +13,15 @@ from kv_align.config.identity import content_hash
 from kv_align.config.signals import TopLogits
 from kv_align.experiment.experiment import run as do_run
 from kv_align.losses.base import Pairing
-from kv_align.losses.functional import Masked, logit_divergence
+from kv_align.losses.functional import Masked
 from kv_align.losses.logit_kd import LogitDistillation
-from kv_align.losses.top_k import TopPredictions, top_divergence, top_predictions
+from kv_align.losses.predictions import linear_head
+from kv_align.losses.predictions.linear_head import Budget
+from kv_align.losses.predictions.top_k import TopPredictions
 from kv_align.models.capture.prepare import Geometry
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
+from tests.next_tokens import logit_divergence, top_divergence, top_predictions
 from tests.short_runs import short_config
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -181,7 +184,7 @@ def test_some_rows_at_a_time_are_all_of_them(at_once: int, monkeypatch: pytest.M
         return loss.item(), torch.autograd.grad(3 * loss, asked)[0]
 
     whole = value_and_gradient()
-    monkeypatch.setattr("kv_align.losses.top_k.AT_ONCE", at_once)
+    monkeypatch.setitem(linear_head.BUDGETS, "cpu", Budget(at_once, 0))
     found = value_and_gradient()
     assert found[0] == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(found[1], whole[1], atol=1e-6, rtol=1e-5)

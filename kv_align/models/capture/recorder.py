@@ -134,7 +134,7 @@ class Recorder:
 
     def keys(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Keys of all recorded layers, in the order of their numbers."""
-        return _stacked([layer.k if rotated else layer.k_unrotated for layer in self.ordered()])
+        return self._stacked([layer.k for layer in self.ordered()], rotated=rotated)
 
     def values(self) -> Float[Tensor, "b l h t d"]:
         """Values of all recorded layers."""
@@ -142,12 +142,37 @@ class Recorder:
 
     def queries(self, *, rotated: bool) -> Float[Tensor, "b l h t d"]:
         """Queries of all recorded layers; more heads than keys under grouped queries."""
-        layers = [(layer.q if rotated else layer.q_unrotated) for layer in self.ordered()]
-        return _stacked([q for q in layers if q is not None])
+        return self._stacked([layer.q for layer in self.ordered() if layer.q is not None], rotated=rotated)
 
     def states(self, *, rotated: bool, queries: bool) -> States:
         """Keys, values and (where they are wanted) queries of all recorded layers."""
         return States(self.keys(rotated=rotated), self.values(), self.queries(rotated=rotated) if queries else None)
+
+    def rotated(self, states: Float[Tensor, "b l h t d"]) -> Float[Tensor, "b l h t d"]:
+        """Apply the rotary embedding of each recorded layer to other states; at once where all layers have the same."""
+        rotation = self._rotation_of_all()
+        if rotation is not None:
+            return rotation.rotate(states.flatten(1, 2)).view(states.shape)
+        # Unbound at once: of a layer taken out alone, the gradient would be a tensor of all layers' size, for each of them.
+        layers = zip(states.unbind(dim=1), self.ordered(), strict=True)
+        return torch.stack(
+            [each if layer.rotation is None else layer.rotation.rotate(each) for each, layer in layers], dim=1
+        )
+
+    def _stacked(self, states: list[Tensor], *, rotated: bool) -> Float[Tensor, "b l h t d"]:
+        rotation = None if rotated else self._rotation_of_all()
+        if rotation is not None:
+            together = _stacked(states)
+            return rotation.unrotate(together.flatten(1, 2)).view(together.shape)
+        if rotated:
+            return _stacked(states)
+        layers = zip(states, self.ordered(), strict=True)
+        return _stacked([each if layer.rotation is None else layer.rotation.unrotate(each) for each, layer in layers])
+
+    def _rotation_of_all(self) -> Rotation | None:
+        """What all layers were handed, where that is one and the same."""
+        first, *others = (layer.rotation for layer in self.ordered())
+        return first if isinstance(first, Rotation) and all(first.is_same(each) for each in others) else None
 
     def ordered(self) -> list[Layer]:
         """The recorded layers in the order of their numbers."""

@@ -33,6 +33,12 @@ class Rotation:
     sin: Tensor
     order: Int[Tensor, " d"] | None = None
 
+    def is_same(self, other: object) -> bool:
+        """Whether it is of the very same tensors; what is in them is not looked at."""
+        return isinstance(other, Rotation) and (
+            self.cos is other.cos and self.sin is other.sin and self.order is other.order
+        )
+
     def rotate(self, states: Float[Tensor, "b h t d"]) -> Float[Tensor, "b h t d"]:
         """Rotate states of one layer."""
         return self._apply(states, self.cos, self.sin)

@@ -136,7 +136,7 @@ class ShardedReach:
         before = [parameter.grad for parameter in self._all]
         for parameter in self._all:
             parameter.grad = None
-        alignment = result.alignment * self._number + 0.0 * result.comparison.logits.sum()
+        alignment = result.alignment * self._number + 0.0 * result.comparison.predictions.states.sum()
         alignment.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         for place, parameter in enumerate(self._student):
             earlier, gradient = self._sums[place], parameter.grad

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
 from kv_align.models.head import Bend, Head
 
@@ -63,6 +64,10 @@ class Predictions:
     states: Float[Tensor, "n w"]
     head: Head | None = None
 
+    def at(self, places: Int[Tensor, " m"]) -> Predictions:
+        """Return those at some of the places."""
+        return Predictions(self.states.index_select(0, places), self.head)
+
     @property
     def vocabulary(self) -> int:
         """How many tokens there are logits of."""
@@ -85,12 +90,25 @@ class Predictions:
         """Return what gives the logits of some rows, at least in float32, without gradient; wherever it is called later."""
         if self.head is None:
             return lambda rows: _wide(self.states[rows])
+        # An accelerator's autocast ends before the backward pass, which makes these logits again.
         bend, linear = self.head.bend, self.head.linear
         if self.can_be_kept:
             products = F.linear(self.states, linear.weight, linear.bias)
             return lambda rows: bend.logits(_wide(products[rows]))
         made = _products([_cast(each, self.precision) for each in (self.states, linear.weight, linear.bias)])
         return lambda rows: bend.logits(_wide(made(rows)))
+
+
+def predictions_of(output: ModelOutput, head: Head | None) -> Predictions:
+    """Return what a model's output predicts at all its tokens in a row: of its base model's output, by the head."""
+    return Predictions(output["logits" if head is None else "last_hidden_state"].flatten(0, 1), head)
+
+
+def slices(predictions: Predictions) -> list[slice]:
+    """Cut rows into as many at a time as the budget has room for."""
+    count = predictions.states.shape[0]
+    at_once = max(1, budget_of(predictions.states.device).at_once // predictions.vocabulary)
+    return [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
 
 
 class RowLoss(ABC):
@@ -118,16 +136,16 @@ def row_losses(predictions: Predictions, losses: Sequence[RowLoss]) -> Float[Ten
         All that is made of them: together they cost the logits once.
     """
     states, head = predictions.states, predictions.head
-    at_once = max(1, budget_of(states.device).at_once // predictions.vocabulary)
+    passed = (losses, slices(predictions))
     if head is None:
-        values = cast(Any, _OfProducts).apply(states, Bend(), losses, at_once)
+        values = cast(Any, _OfProducts).apply(states, Bend(), *passed)
     elif torch.is_grad_enabled() and predictions.can_be_kept:
         products = F.linear(states, head.linear.weight, head.linear.bias)
-        values = cast(Any, _OfProducts).apply(products, head.bend, losses, at_once)
+        values = cast(Any, _OfProducts).apply(products, head.bend, *passed)
     else:
         linear = head.linear
         values = cast(Any, _OfStates).apply(
-            states, linear.weight, linear.bias, predictions.precision, head.bend, losses, at_once
+            states, linear.weight, linear.bias, predictions.precision, head.bend, *passed
         )
     return cast(Tensor, values)
 
@@ -137,10 +155,10 @@ class _OfProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, products_NV: Tensor, bend: Bend, losses: Sequence[RowLoss], at_once: int
+        ctx: Any, products_NV: Tensor, bend: Bend, losses: Sequence[RowLoss], rows: list[slice]
     ) -> Float[Tensor, "k n"]:
         ctx.save_for_backward(products_NV)
-        ctx.losses = _LossesByRows(products_NV.shape[0], at_once, bend, losses)
+        ctx.losses = _LossesByRows(products_NV.shape[0], rows, bend, losses)
         values: Tensor = ctx.losses.values(products_NV.__getitem__, products_NV)
         return values
 
@@ -166,11 +184,11 @@ class _OfStates(torch.autograd.Function):
         precision: torch.dtype,
         bend: Bend,
         losses: Sequence[RowLoss],
-        at_once: int,
+        rows: list[slice],
     ) -> Float[Tensor, "k n"]:
         given = (states_NH, weight_VH, bias_V)
         ctx.dtypes = [None if each is None else each.dtype for each in given]
-        ctx.losses = _LossesByRows(states_NH.shape[0], at_once, bend, losses)
+        ctx.losses = _LossesByRows(states_NH.shape[0], rows, bend, losses)
         head = [_cast(each, precision) for each in given]
         ctx.save_for_backward(*head)
         values: Tensor = ctx.losses.values(_products(head), states_NH)
@@ -202,9 +220,8 @@ class _OfStates(torch.autograd.Function):
 class _LossesByRows:
     """Losses of some rows at a time, and their gradients by the head's products."""
 
-    def __init__(self, count: int, at_once: int, bend: Bend, losses: Sequence[RowLoss]) -> None:
-        self._slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-        self._count, self._bend, self._losses = count, bend, losses
+    def __init__(self, count: int, slices: list[slice], bend: Bend, losses: Sequence[RowLoss]) -> None:
+        self._count, self._slices, self._bend, self._losses = count, slices, bend, losses
 
     def values(self, products: Callable[[slice], Tensor], like: Tensor) -> Float[Tensor, "k n"]:
         values_KN = _wide(like.new_empty(len(self._losses), self._count))

@@ -1,4 +1,4 @@
-"""What the prediction of a token is measured by: row losses of `kv_align.losses.linear_head`.
+"""What the prediction of a token is measured by: row losses of `kv_align.losses.predictions.linear_head`.
 
 Axes: N rows, V vocabulary.
 """
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from kv_align.losses.linear_head import Predictions, RowLoss
+from kv_align.losses.predictions.linear_head import Predictions, RowLoss
 
 
 class CrossEntropy(RowLoss):

@@ -1,0 +1,1 @@
+"""Losses of next-token predictions, and how they are computed without all logits at once."""
