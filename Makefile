@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 DEMO ?= outputs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all debian slurm check smoke bench format clean
+.PHONY: help demo test test-all debian slurm check smoke bench bench-gpu bench-compare format clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -56,6 +56,12 @@ smoke: $(STAMP) ## both aligners, ten steps: shapes, and that everything is fini
 bench: $(STAMP) ## what a step and a sweep cost in time and memory, beside the floor and beside what others do
 	$(RUN)/python -c 'import trl' 2>/dev/null || $(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(RUN)/python -m tests.benchmarks.bench_step
+
+bench-gpu: $(STAMP) ## on one GPU, in eight minutes: steps of a large pair, small runs at once, filling a cache
+	$(RUN)/python -m tests.benchmarks.bench_gpu
+
+bench-compare: $(STAMP) ## numbers of two benchmarks side by side: A=one.json B=other.json
+	$(RUN)/python -m tests.benchmarks.compare $(A) $(B)
 
 format: $(STAMP) ## let ruff write the code as check wants it
 	$(RUN)/ruff check --fix .

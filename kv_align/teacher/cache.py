@@ -2,7 +2,7 @@
 
 Kept are the teacher's states of the layers that are read, or its logits at the tokens that predict a scored one: whole (a
 vocabulary of numbers for each, seldom worth its disk) or, with `loss.top_k`, of the likeliest tokens alone
-(`kv_align.losses.predictions.top_k`). The latter is all that this loss looks at: it is the same loss with and without a cache.
+(`kv_align.losses.predictions.top_k`). The latter is all that this loss looks at: with and without a cache it is the same.
 
 `teacher_cache_keeps=targets` keeps, for an aligner that never learns, what it makes of the states: steps then need no
 aligner, and read as much less as the student's states are smaller than the teacher's. It is a setting, and not what every

@@ -211,8 +211,12 @@ class Loop:
                 self._accelerator.backward(result.total * self._processes.number)
             for name, loss in result.losses.items():
                 shares[name] = shares[name] + loss if name in shares else loss
-        losses = dict(zip(shares, self._processes.sum(torch.stack(list(shares.values()))).tolist(), strict=True))
-        norms = self._clip(trainer.clip_norm)
+        sums = self._processes.sum(torch.stack(list(shares.values())))
+        norms_of = self._clip(trainer.clip_norm)
+        # All at once: it is the one place where a step waits for its device.
+        numbers = torch.cat((sums, torch.stack([norm.to(sums) for norm in norms_of.values()]))).tolist()
+        losses = dict(zip(shares, numbers, strict=False))
+        norms = dict(zip(norms_of, numbers[len(shares) :], strict=True))
         if not all(math.isfinite(value) for value in (losses["total_loss"], *norms.values())):
             self._optimizer.zero_grad(set_to_none=True)
             return losses, None
@@ -235,7 +239,7 @@ class Loop:
             self._watch(quality, reach.norm(), expected, row)
         return losses, row
 
-    def _clip(self, limit: float) -> dict[str, float]:
+    def _clip(self, limit: float) -> dict[str, Tensor]:
         """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
         norms = {"grad_norm": self._parallel.clip(self._distiller.student.parameters(), limit)}
         if self._distiller.trainable_projection is not None:

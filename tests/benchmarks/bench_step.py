@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from kv_align.data.batch import Batch
-from tests.benchmarks.measure import Work, interleaved_ms, peak_bytes, quartiles, ratios
+from tests.benchmarks.measure import Report, Work, interleaved_ms, peak_bytes, quartiles, ratios
+from tests.benchmarks.operators import LAYERS, LENGTH, ROWS, VOCABULARY, make_wide_models, measure_operators
 from tests.benchmarks.pairs import PAIRS, make_batch, make_model, make_texts
 from tests.benchmarks.steps import Arm, Literal, MlpsAlone, Models, PlainFloor, TrlLogits
 from tests.benchmarks.sweep import BATCH_SIZE, EPOCHS, RUNS, TEXTS, measure_sweep
 
+PARTS = ("operators", "vocabulary", "time", "memory", "sweep")
 WITH_GOALS = "small"
 NUM_BATCHES = 4
 MEMORY_LENGTHS = (256, 512, 1024)
@@ -92,7 +94,7 @@ def make_steps(models: Models) -> dict[str, Callable[[Batch], None]]:
     return steps
 
 
-def bench_time(pair: str, length: int, batch_size: int, repeats: int, device: torch.device, console: Console) -> None:
+def bench_time(pair: str, length: int, batch_size: int, repeats: int, device: torch.device, report: Report) -> None:
     models = _models(pair, device)
     texts = make_texts(PAIRS[pair].vocabulary_size, NUM_BATCHES * batch_size, length)
     batches = [make_batch(texts, list(range(at, at + batch_size)), device) for at in range(0, len(texts), batch_size)]
@@ -117,11 +119,12 @@ def bench_time(pair: str, length: int, batch_size: int, repeats: int, device: to
         one, other = (sum(statistics.median(costs_ms[name]) for name in names) for names in ([row.step], row.beside))
         counts = pair == WITH_GOALS and row.goal_at in (0, length)
         ratio = f"{median:.3f} ({low:.3f} - {high:.3f})"
+        report.numbers[f"{pair}, T {length}: {_name(row)}"] = median
         table.add_row(_name(row), f"{one:.1f}", f"{other:.1f}", ratio, *verdict(median, row.goal, counts))
-    console.print(table)
+    report.console.print(table)
 
 
-def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: torch.device, console: Console) -> None:
+def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: torch.device, report: Report) -> None:
     """Peaks of the steps above what is held between them, and how much of that is extra over the floor's peak."""
     extra: dict[str, dict[int, int]] = {}
     goal = pair == WITH_GOALS
@@ -136,7 +139,8 @@ def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: tor
             over = peak - peaks["floor"]
             extra.setdefault(name, {})[length] = over
             table.add_row(name, str(length), f"{peak / 1e6:.1f}", f"{over / 1e6:.1f}")
-    console.print(table)
+            report.numbers[f"{pair}, T {length}: peak MB of {name}"] = peak / 1e6
+    report.console.print(table)
     table = _table(f"{pair} pair: peak extra memory", "step / beside", "T", "ratio")
     for row in MEMORY_ROWS:
         for length in lengths:
@@ -151,10 +155,10 @@ def bench_memory(pair: str, lengths: Sequence[int], batch_size: int, device: tor
             growth = per_token[1] / per_token[0]
             title = f"{name}: a token from T {second} to {third} / from T {first} to {second}"
             table.add_row(title, str(third), f"{growth:.3f}", *verdict(growth, LINEAR, goal))
-    console.print(table)
+    report.console.print(table)
 
 
-def bench_sweep(pair: str, length: int, runs: int, console: Console) -> None:
+def bench_sweep(pair: str, length: int, runs: int, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure_sweep(PAIRS[pair], length, runs, Path(folder))
     costs = found.ratios()
@@ -162,15 +166,43 @@ def bench_sweep(pair: str, length: int, runs: int, console: Console) -> None:
     table = _table(
         f"{pair} pair, T {length}: a sweep of {RUNS} runs of structured, kv", "with / without cache", "ratio"
     )
+    report.numbers[f"{pair}, T {length}: sweep with / without cache"] = median
     spread = f"{median:.3f} ({min(costs):.3f} - {max(costs):.3f})"
     table.add_row("teacher_cache=DIR / off", spread, *verdict(median, 0.45, pair == WITH_GOALS))
-    console.print(table)
-    console.print(
+    report.console.print(table)
+    report.console.print(
         f"Whole runs in one process, of {EPOCHS * TEXTS // BATCH_SIZE} steps ({EPOCHS} epochs of {TEXTS} texts, batch "
         f"{BATCH_SIZE}), with model loading, evaluations and summary; {runs} of each kind were done, in turn: "
         f"{statistics.median(found.without_s):.1f} s without, {found.filling_s:.1f} s with filling, "
         f"{statistics.median(found.warm_s):.1f} s with the cache filled; the sweep is 1 filling run and {RUNS - 1} more."
     )
+
+
+def bench_operators(report: Report) -> None:
+    """Operators of a step at a large model's depth above plain transformers, and what would make a host wait."""
+    title = f"{LAYERS} layers, V {VOCABULARY:,}, T {LENGTH:,}: operators above plain transformers"
+    table = _table(title, "step", "above", "plain", "waits")
+    for row, found in zip(ROWS, measure_operators(make_wide_models()), strict=True):
+        met = "met" if found.above <= row.goal else "MISSED"
+        table.add_row(row.name, str(found.above), str(found.floor), str(found.waits), f"<= {row.goal:,}", met)
+        report.numbers[f"operators above plain transformers: {row.name}"] = found.above
+    report.console.print(table)
+
+
+def bench_vocabulary(report: Report, vocabulary: int = 65_536, length: int = 512) -> None:
+    """Peaks where logits are what costs: a tiny pair of a large vocabulary, beside plain transformers."""
+    table = _table(f"V {vocabulary:,}, T {length}: peak memory in MB", "step", "peak", "plain", "ratio")
+    models = make_wide_models(layers=2, vocabulary=vocabulary)
+    batch = make_batch(make_texts(vocabulary, 2, length), [0, 1], models.device)
+    for row in ROWS:
+        peaks = []
+        for step in (Arm(models, *row.choices).step, PlainFloor(models, taught=row.taught).step):
+            step(batch)
+            peaks.append(peak_bytes(partial(step, batch), models.device) / 1e6)
+        ratio = peaks[0] / peaks[1]
+        table.add_row(row.name, *(f"{peak:.0f}" for peak in peaks), f"{ratio:.3f}", *verdict(ratio, 1.0, True))
+        report.numbers[f"V {vocabulary:,}: peak memory / plain transformers: {row.name}"] = ratio
+    report.console.print(table)
 
 
 def _models(pair: str, device: torch.device) -> Models:
@@ -197,21 +229,27 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sweep-runs", type=int, default=3, help="measured with and without cache; 0: no sweep")
-    parser.add_argument("--only", nargs="+", choices=("time", "memory", "sweep"), default=["time", "memory", "sweep"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(width=None if os.isatty(1) else 120)
+    report = Report(Console(width=None if os.isatty(1) else 120))
+    if "operators" in arguments.only:
+        bench_operators(report)
+    if "vocabulary" in arguments.only:
+        bench_vocabulary(report)
     for pair in arguments.pairs:
         if "time" in arguments.only:
             for length in arguments.lengths:
-                bench_time(pair, length, arguments.batch_size, arguments.repeats, device, console)
+                bench_time(pair, length, arguments.batch_size, arguments.repeats, device, report)
         if "memory" in arguments.only:
-            bench_memory(pair, MEMORY_LENGTHS, arguments.batch_size, device, console)
+            bench_memory(pair, MEMORY_LENGTHS, arguments.batch_size, device, report)
         if "sweep" in arguments.only and arguments.sweep_runs:
-            bench_sweep(pair, arguments.lengths[0], arguments.sweep_runs, console)
+            bench_sweep(pair, arguments.lengths[0], arguments.sweep_runs, report)
     if device.type == "cpu":
-        console.print(f"load average at the end: {', '.join(f'{each:.1f}' for each in os.getloadavg())}")
+        report.console.print(f"load average at the end: {', '.join(f'{each:.1f}' for each in os.getloadavg())}")
+    report.write(arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,34 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[int], None]
 """A piece of work, given the number of the repeat."""
+
+
+class Report:
+    """Prints tables, and keeps their numbers by name for a comparison with those of another commit."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.numbers: dict[str, float] = {}
+
+    def write(self, file: Path) -> None:
+        """Write the numbers as JSON, with the commit that they are of."""
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"commit": commit.stdout.strip(), "torch": torch.__version__, "numbers": self.numbers}
+        file.write_text(json.dumps(content, indent=1))
+        self.console.print(f"numbers: {file}")
 
 
 def now_s(device: torch.device) -> float:

@@ -93,7 +93,7 @@ def as_on_a_gpu() -> Iterator[None]:
         del kernels["cpu"]
 
 
-def make_models(layers: int = LAYERS, vocabulary: int = VOCABULARY) -> Models:
+def make_wide_models(layers: int = LAYERS, vocabulary: int = VOCABULARY) -> Models:
     """A pair of a real one's depth and vocabulary."""
 
     def make(hidden: int, heads: int, key_heads: int) -> PreTrainedModel:
@@ -119,15 +119,22 @@ def counted(step: Callable[[Batch], None], batch: Batch) -> Operators:
     return operators
 
 
-def measure(
-    models: Models, length: int = LENGTH, batch_size: int = BATCH_SIZE
-) -> dict[str, tuple[int, int, Operators]]:
-    """Operators of each row above plain transformers, those of plain transformers, and all of the row."""
+@dataclass(frozen=True)
+class Found:
+    """Operators of a step above plain transformers', those of plain transformers, and how often a host would wait."""
+
+    above: int
+    floor: int
+    waits: int
+
+
+def measure_operators(models: Models, length: int = LENGTH, batch_size: int = BATCH_SIZE) -> list[Found]:
+    """Count each row's step."""
     vocabulary = models.student.config.vocab_size
     batch = make_batch(make_texts(vocabulary, batch_size, length), list(range(batch_size)), models.device)
-    floors = {taught: counted(PlainFloor(models, taught=taught).step, batch).count for taught in (False, True)}
-    found = {}
+    floors = {taught: counted(PlainFloor(models, taught=taught).step, batch) for taught in (False, True)}
+    found = []
     for row in ROWS:
-        operators = counted(Arm(models, *row.choices).step, batch)
-        found[row.name] = operators.count - floors[row.taught], floors[row.taught], operators
+        operators, floor = counted(Arm(models, *row.choices).step, batch), floors[row.taught]
+        found.append(Found(operators.count - floor.count, floor.count, operators.waits - floor.waits))
     return found

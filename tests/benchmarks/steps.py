@@ -73,7 +73,7 @@ class Arm:
         ones = torch.ones(models.geometries[1].num_layers)
         distiller = Distiller(models.student, aligner, loss, rotated=False, key_variance=ones, value_variance=ones)
         self._distiller, self._autocast = distiller.to(models.device), models.autocast
-        self._signals, self._weights = loss.requests, loss.weights(0, 1)
+        self.signals, self._weights = loss.requests, loss.weights(0, 1)
         self._optimizer = make_adamw(distiller.parameters())
         if LOGITS in loss.requests:
             assert teacher.head is not None  # it is looked for once, not in a step
@@ -82,15 +82,15 @@ class Arm:
         """Write the teacher's states of these texts, and read them from now on."""
         assert isinstance(self.teacher, Teacher)
         key: dict[str, object] = {"layers": self.teacher.layers}
-        kept = StateEntry(self.teacher, texts, 0, self._signals, self._autocast)
-        self.teacher = CachedTeacher([kept], self._signals, folder, key, torch.bfloat16)
+        kept = StateEntry(self.teacher, texts, 0, self.signals, self._autocast)
+        self.teacher = CachedTeacher([kept], self.signals, folder, key, torch.bfloat16)
         self.teacher.fill(range(len(texts)))
 
     def step(self, batch: Batch) -> None:
         # All tokens count; the loop counts before a batch is on its device.
         counts = Counts(batch.student.predicting.numel(), batch.student.ids.numel())
         with self._autocast():
-            states = self.teacher.read(batch, self._signals)
+            states = self.teacher.read(batch, self.signals)
             result = self._distiller(batch, states, counts, self._weights, Phase(True, True))
         _update(result.total, self._optimizer)
 

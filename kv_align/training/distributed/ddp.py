@@ -65,7 +65,7 @@ class Parallel(ABC):
         """Return what measures how far the alignment loss reaches into the student in one step."""
 
     @abstractmethod
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         """Scale the gradients of some parameters to a common norm of `limit` at most; returns the norm before that."""
 
 
@@ -103,6 +103,7 @@ class DDP(Parallel):
         """Return a measure that differentiates with respect to the student's parameters."""
         return AlignmentGradNorm(student)
 
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         """Scale gradients that are the same in all processes."""
-        return float(self.accelerator.clip_grad_norm_(parameters, limit))
+        norm: Tensor = self.accelerator.clip_grad_norm_(parameters, limit)
+        return norm

@@ -102,9 +102,9 @@ class FSDP(Parallel):
         """Return a measure on shards."""
         return ShardedReach(student, self._parameters, self.accelerator.num_processes)
 
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
         """Scale shards by the norm of the whole."""
-        return float(_whole(self.accelerator.clip_grad_norm_(parameters, limit)))
+        return _whole(self.accelerator.clip_grad_norm_(parameters, limit))
 
 
 class ShardedReach:
