@@ -76,7 +76,7 @@ def hub_tables(name: str, config: str | None, wanted: Iterable[str]) -> dict[str
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"data.hub_name={name} cannot be loaded ({message}); correct the name, or name files"
+            f"data.hub_name={name} cannot be loaded ({message}); correct the name, or give data.path"
         ) from error
     tables = {}
     for split, rows in loaded.items():

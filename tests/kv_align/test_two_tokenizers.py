@@ -300,10 +300,8 @@ def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_a
         AutoTokenizer.from_pretrained(EMBEDDED / "student").save_pretrained(tmp_path / name)
     rows = {}
     for name in ("padded", "plain"):
-        config = short_config(*pair(tmp_path / name), "experiment=logit_kd", f"loss.top_k={top_k}")
-        config = config.model_copy(
-            update={"model": config.model.model_copy(update={"student": str(tmp_path / "plain")})}
-        )
+        models = (*pair(tmp_path / name), f"model.student={tmp_path / 'plain'}")
+        config = short_config(*models, "experiment=logit_kd", f"loss.top_k={top_k}")
         assert do_run(config, tmp_path / f"run {name}") == "finished"
         rows[name] = [row["logit_loss"] for row in read_rows(RunDirectory(tmp_path / f"run {name}").metrics_file)]
     assert rows["padded"] == rows["plain"]
