@@ -46,7 +46,7 @@ def test_a_sweep_larger_than_an_array_is_split(slurm, sweep_on):
     sweep = sweep_on("seeds=9", held, "cluster.throttle=8", behaviour={})
     sweep.submit()
     assert [len(row["batches"]) for row in submissions(sweep)] == [25, 2]
-    assert [re.search(r"--array=(\S+)", text)[1] for text in scripts(sweep)] == ["0-24%4", "0-1%2"]
+    assert [re.search(r"--array=(\S+)", text)[1] for text in scripts(sweep)] == ["0-24%7", "0-1%1"]
     sweep.wait(lambda counts: counts == {"held": 27})
     assert "27 runs cancelled" in launch("cancel", str(sweep.path)).out
 
