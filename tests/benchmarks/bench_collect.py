@@ -1,9 +1,9 @@
 """How fast a large sweep is collected: python -m tests.benchmarks.bench_collect [RUNS] [FOLDER]
 
-Writes 2,000 runs of 500 logged steps and 4 metrics into a temporary folder (each with all the other files of a run too),
-then reads them cold, warm, and after one run changed, and by the loop that one would write first: OmegaConf.load of
-every configuration and pandas.read_json of every metrics file. Every reading is a process of its own, so that its memory
-is its own. Not part of the tests.
+Writes 2,000 runs of 500 logged steps and 4 metrics into a temporary folder (each with all the other files of a run and its
+compact record), then reads them cold, warm, and after one run changed, and by the loop that one would write first:
+OmegaConf.load of every configuration and pandas.read_json of every metrics file. Every reading is a process of its own, so
+that its memory is its own. Not part of the tests.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from kv_align.runs.digests import digest_of_json as digest
+from kv_align.runs.record import write_record
 from kv_align.runs.run_dir import RunDirectory, Status
 from kv_align.runs.sweep_dir import Plan, PlannedRun, SweepDirectory
 from tests.analysis.synthetic import CRITERIA, Recipe, config_of, write_outcomes
@@ -62,6 +63,7 @@ def write(folder: Path, num_runs: int) -> None:
             write_outcomes(directory, run, Recipe())
             outcomes = directory.outcomes_file.read_bytes()
         directory.outcomes_file.write_bytes(outcomes)
+        assert write_record(directory)
     arms = {arm: {"expected_percent": None, "control": False, "description": ""} for arm in ("baseline", "v4_0_2")}
     sweep.write_plan(Plan("benchmark", 0.0, "baseline", arms, CRITERIA, "", "", {}, tuple(planned)))
 
