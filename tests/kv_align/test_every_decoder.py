@@ -62,7 +62,8 @@ class Spy(TorchFunctionMode):
         self.names.append(func.__name__)
         if func.__name__ in self._PRODUCTS:
             self.operands += [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
-            self.results.append(result)
+        if func.__name__ in (*self._PRODUCTS, "mul", "__mul__") and isinstance(result, Tensor):
+            self.results.append(result)  # some give a sink its share behind the product
         return result
 
 
@@ -215,9 +216,12 @@ def refusal_faults(model_type: str, reason: str) -> list[str]:
     if "do not attend by softmax" in reason:
         return [] if "softmax" not in spy.names and "scaled_dot_product_attention" not in spy.names else ["it attends"]
     if "attends" in reason and "times" in reason:
-        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        layers = sum(hasattr(each, "k_proj") or hasattr(each, "qkv_proj") for each in model.modules())
         calls = sum(name in ("softmax", "scaled_dot_product_attention") for name in spy.names) / 2
-        return [] if calls > layers else [f"{calls} attentions in {layers} layers"]
+        return [] if calls > layers else [f"{calls} attentions of {layers} modules"]
+    if "that are not one for each token" in reason:
+        wider = [each for each in spy.results if each.dim() == 4 and each.shape[-2] == TOKENS < each.shape[-1]]
+        return [] if wider else ["it attends to a key of each token"]
     cache = getattr(held_by(model), "layers", [])
     shapes = [each.keys.shape for each in cache if getattr(each, "keys", None) is not None and each.keys.dim() == 4]
     layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
@@ -238,8 +242,11 @@ def refusal_faults(model_type: str, reason: str) -> list[str]:
 
 
 def held_by(model: PreTrainedModel) -> Any:
-    with torch.no_grad():
-        return getattr(model(input_ids=IDS, use_cache=True), "past_key_values", None)
+    try:
+        with torch.no_grad():
+            return getattr(model(input_ids=IDS, use_cache=True), "past_key_values", None)
+    except ValueError:  # a cache of states alone, with which the library itself cannot go on
+        return None
 
 
 def assert_right_or_refused(model_type: str) -> None:

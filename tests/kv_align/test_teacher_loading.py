@@ -45,9 +45,16 @@ EVERY_SECOND = {
     **dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu"),
     **{f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(6)},
 }
+OF_THREE = {name: device for name, device in EVERY_SECOND.items() if name[-1] not in "345"}
 IDS = torch.arange(1, 41).reshape(2, 20)
 TOKENS = Tokens(IDS, torch.ones_like(IDS, dtype=torch.bool), torch.arange(20).expand(2, -1), torch.ones_like(IDS))
-SHORTER = ("trainer.max_steps=3", "trainer.warmup_steps=1", "loss=kv+struct")
+SHORTER = (
+    "trainer.max_steps=2",
+    "trainer.warmup_steps=1",
+    "loss=kv+struct",
+    "evaluation.exact_match_examples=1",
+    "evaluation.max_new_tokens=1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +85,33 @@ def plain() -> LanguageModel:
     return teacher()
 
 
+def save(folder: Path, model: Any) -> str:
+    shutil.copytree(EMBEDDED / "teacher", folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 497, "bos_token_id": 1, "eos_token_id": 1}
+
+
 @pytest.fixture(scope="module")
-def plain_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A teacher whose widths bitsandbytes packs into 4 bits on every processor."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, **shape, num_key_value_heads=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return save(tmp_path_factory.mktemp("wide") / "teacher", model)
+
+
+@pytest.fixture(scope="module")
+def plain_run(wide: str, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     directory = RunDirectory(tmp_path_factory.mktemp("plain") / "run")
-    assert do_run(with_model(), directory.path) == "finished"
+    assert do_run(with_model(teacher=wide), directory.path) == "finished"
     return directory
 
 
@@ -110,22 +140,25 @@ def test_a_spread_teacher_gives_the_states_of_the_plain_one(plain: LanguageModel
 
 def test_where_it_is_changes_nothing_of_its_digest(plain: LanguageModel, spread: LanguageModel) -> None:
     assert weights_digest(spread.model) == weights_digest(plain.model)
-    assert weights_digest(spread.model) != weights_digest(teacher(teacher_dtype="bfloat16").model)
+
+
+def test_in_half_precision_its_digest_is_another_one_wherever_it_is(plain: LanguageModel) -> None:
     half = {"teacher_dtype": "bfloat16"}
-    ours, theirs = teacher(**half, teacher_device_map={"": "disk"}), teacher(**half)
-    assert weights_digest(ours.model) == weights_digest(theirs.model)
+    digest = weights_digest(teacher(**half, teacher_device_map={"": "disk"}).model)
+    assert digest == weights_digest(teacher(**half).model)
+    assert digest != weights_digest(plain.model)
 
 
-def test_a_run_with_a_spread_teacher_has_the_same_numbers(plain_run: RunDirectory, tmp_path: Path) -> None:
+def test_a_run_with_a_spread_teacher_has_the_same_numbers(plain_run: RunDirectory, wide: str, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    assert do_run(with_model(teacher_device_map=EVERY_SECOND), run.path) == "finished"
+    assert do_run(with_model(teacher=wide, teacher_device_map=OF_THREE), run.path) == "finished"
     assert results(run) == results(plain_run)
 
 
-def test_a_cache_is_filled_by_a_spread_teacher_and_read_by_a_plain_one(tmp_path: Path) -> None:
+def test_a_cache_is_filled_by_a_spread_teacher_and_read_by_a_plain_one(wide: str, tmp_path: Path) -> None:
     found, folders = {}, []
     for name, changes in (("spread", {"teacher_device_map": {"": "disk"}}), ("plain", {})):
-        config = with_model(**changes)
+        config = with_model(teacher=wide, **changes)
         cached = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_dtype": "float32"}
         assert do_run(config.model_copy(update=cached), tmp_path / name) == "finished"
         found[name] = results(RunDirectory(tmp_path / name))
@@ -143,14 +176,6 @@ def test_its_folder_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == []
 
 
-def save(folder: Path, model: Any) -> str:
-    shutil.copytree(EMBEDDED / "teacher", folder)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-SMALL: dict[str, Any] = {"vocab_size": 497, "bos_token_id": 1, "eos_token_id": 1}
 SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
     "sinks beside its layers": lambda: GptOssForCausalLM(
@@ -191,19 +216,6 @@ def test_a_teacher_on_one_device_is_the_plain_one(device_map: Any, plain: Langua
 
 
 # Quantised
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A teacher whose widths bitsandbytes packs into 4 bits on every processor."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(**SMALL, **shape, num_key_value_heads=2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(5)
-    return save(tmp_path_factory.mktemp("wide") / "teacher", model)
 
 
 @pytest.fixture(scope="module", params=["int8", "nf4"])
@@ -291,15 +303,12 @@ def test_widths_that_some_processors_misread_in_4_bits_are_refused_before_loadin
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_run_with_a_quantised_teacher_is_a_run(kind: str, wide: str, tmp_path: Path) -> None:
-    found = {}
-    for name, quantization in (("plain", None), ("quantised", kind)):
-        run = RunDirectory(tmp_path / name)
-        changes = {"teacher": wide, "teacher_quantization": quantization}
-        assert do_run(with_model(**changes), run.path) == "finished"
-        found[name] = read_rows(run.metrics_file)
-    assert found["quantised"][0]["task_loss"] == found["plain"][0]["task_loss"]
-    for row, other in zip(found["quantised"], found["plain"], strict=True):
+def test_a_run_with_a_quantised_teacher_is_a_run(kind: str, wide: str, plain_run: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert do_run(with_model(teacher=wide, teacher_quantization=kind), run.path) == "finished"
+    rows, expected = read_rows(run.metrics_file), read_rows(plain_run.metrics_file)
+    assert rows[0]["task_loss"] == expected[0]["task_loss"]
+    for row, other in zip(rows, expected, strict=True):
         assert row["kv_grad_norm"] > 0
         assert row["kv_loss"] != other["kv_loss"]
         assert row["kv_loss"] == pytest.approx(other["kv_loss"], rel=0.1)
@@ -319,13 +328,17 @@ def test_large_columns_under_int8_are_no_looking_ahead(tmp_path: Path) -> None:
 
 def test_the_device_map_is_not_part_of_a_runs_identity_and_a_quantisation_is() -> None:
     raw = short_config().model_dump(by_alias=True)
-    for key in ("teacher_device_map", "teacher_quantization"):
+
+    def hashed(**changes: Any) -> str:
+        return content_hash(validate(Config, raw | {"model": raw["model"] | changes}))
+
+    before = hashed()
+    assert hashed(teacher_device_map="auto") == before
+    assert hashed(teacher_device_map={"lm_head": "cpu", "model": "disk"}) == before
+    assert len({before, *(hashed(teacher_quantization=kind) for kind in ("int8", "nf4"))}) == 3
+    for key in ("teacher_device_map", "teacher_quantization"):  # as a configuration of before there were any
         del raw["model"][key]
-    before = content_hash(validate(Config, raw))
-    assert content_hash(short_config()) == before
-    assert content_hash(short_config("model.teacher_device_map=auto")) == before
-    assert content_hash(short_config("model.teacher_device_map={lm_head:cpu,model:disk}")) == before
-    assert len({before, *(content_hash(short_config(f"model.teacher_quantization={q}")) for q in ("int8", "nf4"))}) == 3
+    assert hashed() == before
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.cache_tap import RotaryInfo, Tap, listen
 from kv_align.models.capture.probe_attention import seen_form, tapped_forms
-from kv_align.models.capture.probe_rotary import FEW, Unsupported, close, first_line, hooks, read, turnings
+from kv_align.models.capture.probe_rotary import FEW, Unsupported, close, first_line, hooks, length, read, turnings
 from kv_align.models.capture.recorder import (
     AS_TOLD,
     EAGER,
@@ -127,6 +127,8 @@ def _prepare(model: PreTrainedModel, longest: int) -> Geometry:
     with tapped():
         few, many = read(model), read(model, tokens=longest)
         layers = few.ordered()
+        if any(layer.k.shape[2] != length(model, longest) for layer in many.layers.values()):
+            raise Unsupported("its layers attend to keys and values that are not one for each token")
         if len({(layer.k.shape, layer.v.shape) for layer in layers}) != 1:
             raise Unsupported("its layers' keys differ in shape")
         _check_causality(model, few, FEW)

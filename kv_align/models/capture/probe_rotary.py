@@ -56,7 +56,7 @@ def read(
         Every module that attends is put there, in order.
     """
     config = model.config.get_text_config(decoder=True)
-    count = min(tokens, positions_of(config) or tokens)
+    count = length(model, tokens)
     device = device_of(model)
     ids = torch.arange(1, count + 1, device=device)
     ids[-1] += last
@@ -69,6 +69,11 @@ def read(
             use_cache=cache is not None,
         )
     return recorder
+
+
+def length(model: PreTrainedModel, tokens: int) -> int:
+    """Return how many tokens a model is given where so many are asked for: as many as it has positions for."""
+    return min(tokens, positions_of(model.config.get_text_config(decoder=True)) or tokens)
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
