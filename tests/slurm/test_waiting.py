@@ -42,6 +42,7 @@ def test_a_job_that_an_administrator_holds_is_shown_as_held_and_queued_anew(slur
     assert sweep.state("v4_0_2").reason == (
         "held in Slurm by an administrator: ask for its release, or resume queues it anew (JobHeldAdmin)"
     )
+    assert sweep.state("none").state == "pending", "the others of its array are not held"
     told = launch("resume", str(sweep.path), "v4_0_2")
     assert "queueing 1 runs" in told.out
     assert slurm.out("squeue", "-h", "-j", held).strip() == "", "the former job is gone"

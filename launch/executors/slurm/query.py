@@ -128,7 +128,9 @@ def job_states(
     unclear |= requeued | waiting
     if not unclear:
         return known
-    live = dict(_read(ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear), timeout_s=timeout_s)))
+    # One line for each element (-r): in that of several Slurm writes the reasons of all of them.
+    command = ("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", _bases(unclear))
+    live = dict(_read(ask(*command, timeout_s=timeout_s)))
     for job in unclear:
         if job in requeued and job in live:
             if live[job].phase in ("held", "blocked"):
