@@ -39,12 +39,13 @@ RULES: list[tuple[str, int]] = [
 ]
 LATENT = {"num_key_value_heads": 4, "head_dim": 8, "v_head_dim": 8, "num_experts_per_tok": 2}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+DOUBLE = {"attention_hidden_size": 64, "attention_head_dim": 16, "num_key_value_heads": 4}
 OWN: dict[str, dict[str, Any]] = {
     "bamba": MAMBA | {"attn_layer_indices": [0, 1, 2, 3]},
     "granitemoehybrid": MAMBA | {"layer_types": ["full_attention", "linear_attention"] * 2},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
-    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": ["mamba", "hybrid"] * 2},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4},
+    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "layers_block_type": ["mamba", "hybrid"] * 2} | DOUBLE,
+    "zamba2": DOUBLE | {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4},
     "xmod": {"default_language": "en_XX"},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},

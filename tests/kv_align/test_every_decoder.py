@@ -226,11 +226,9 @@ def refusal_faults(model_type: str, reason: str) -> list[str]:
     shapes = [each.keys.shape for each in cache if getattr(each, "keys", None) is not None and each.keys.dim() == 4]
     layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
     if found := re.search(r"only (\d+) of its (\d+) layers show keys", reason):
-        return (
-            []
-            if (len(shapes), layers) == tuple(map(int, found.groups()))
-            else [f"its cache holds keys of {len(shapes)}"]
-        )
+        kinds = [str(kind) for kind in getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []]
+        counts = {len(shapes), sum(kind.endswith("_attention") and kind != "linear_attention" for kind in kinds)}
+        return [] if int(found[1]) in counts and int(found[2]) == layers else [f"{counts} of {layers} attend"]
     if found := re.search(r"made of (\d+) x (\d+) that its cache holds", reason):
         sizes = {(shape[1], shape[3]) for each in cache for shape in (each.keys.shape, each.values.shape)}
         return [] if tuple(map(int, found.groups())) in sizes else [f"its cache holds {sizes}"]
