@@ -68,6 +68,7 @@ def test_it_is_shown_resumed_and_reported(sweep: SweepDirectory, capsys: pytest.
         told["validation_loss"], rel=1e-3
     )
     assert len(provenance_of(interrupted)["attempts"]) == 2
+    assert provenance_of(interrupted)["criteria_sha256"] == plan_of(sweep).criteria_hash
     capsys.readouterr()
     assert analyse(["report", str(sweep.path)]) == 0, capsys.readouterr().err
     assert "perplexity than baseline" in capsys.readouterr().out

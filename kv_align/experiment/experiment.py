@@ -29,10 +29,17 @@ from kv_align.training.distributed.processes import is_first, own_directory
 LOGGER = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path) -> State:
+def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
     """Do a run in a directory, or go on with it, and return its end state.
 
     A finished run of the same configuration is left as it is and its summary is shown.
+
+    Parameters
+    ----------
+    config, path
+        What to do, and where.
+    criteria_hash
+        Of the criteria that were frozen with the run's plan, for its provenance; None for a run of no plan.
 
     Raises
     ------
@@ -59,7 +66,7 @@ def run(config: Config, path: Path) -> State:
             config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=0
         )
         try:
-            built = build(config, directory, whole.checkpoints)
+            built = build(config, directory, whole.checkpoints, criteria_hash)
             if built.processes.number > 1:
                 preemption.agree = built.processes.any
             preemption.leave_if_asked()
@@ -100,7 +107,7 @@ def _warn_of_other_code(directory: RunDirectory) -> None:
         LOGGER.warning("it was made with another %s than now: its numbers are of that", ", ".join(differs))
 
 
-def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
+def build(config: Config, directory: RunDirectory, checkpoints: Path, criteria_hash: str | None = None) -> Assembly:
     """Build a run, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
     built = Assembly(config, directory, checkpoints)
     for split in (built.train, built.validation):
@@ -112,7 +119,7 @@ def build(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembl
                 len(split.examples) + split.dropped,
                 split.dropped,
             )
-    new = starting_point(config, built)
+    new = starting_point(config, built) | ({} if criteria_hash is None else {"criteria_sha256": criteria_hash})
     old = read_json(directory.provenance_file)
     if old is not None:
         for what in ("data_order_sha256", "texts_sha256", "initial_weights_sha256", "teacher_sha256"):

@@ -81,7 +81,7 @@ def execute(
         for name in runs:
             if not is_wanted(journal, name, uid) or is_held(plan, journal, name, broken):
                 continue
-            codes.append(_Attempt(sweep, journal, planned[name], uid).execute(to_log, node_problem))
+            codes.append(_Attempt(sweep, journal, planned[name], uid, plan.criteria_hash).execute(to_log, node_problem))
             if codes[-1] in (EXIT_CODES["interrupted"], DISK_FULL):
                 return codes[-1]
             if cause_of(codes[-1], sweep.run(planned[name]).status()) in ("code_error", "bad_input"):
@@ -97,8 +97,11 @@ def execute(
 class _Attempt:
     """One attempt at one run, in this process."""
 
-    def __init__(self, sweep: SweepDirectory, journal: Journal, planned: PlannedRun, uid: str) -> None:
+    def __init__(
+        self, sweep: SweepDirectory, journal: Journal, planned: PlannedRun, uid: str, criteria_hash: str
+    ) -> None:
         self.sweep, self.journal, self.planned, self.uid = sweep, journal, planned, uid
+        self.criteria_hash = criteria_hash
         self.directory, self.rank = sweep.run(planned), int(os.environ.get("RANK", "0"))
 
     def execute(self, to_log: bool, node_problem: NodeProblem | None) -> int:
@@ -141,7 +144,7 @@ class _Attempt:
         problem = node_problem(self.journal, self.planned) if node_problem is not None else ""
         if problem:
             return self._note(NODE_FAILURE, problem)
-        state = _train(self.directory, self.planned)
+        state = _train(self.directory, self.planned, self.criteria_hash)
         if state == "finished" and first:
             # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
             shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
@@ -161,12 +164,12 @@ def _interrupted(why: str) -> int:
     return EXIT_CODES["interrupted"]
 
 
-def _train(directory: RunDirectory, planned: PlannedRun) -> State:
+def _train(directory: RunDirectory, planned: PlannedRun, criteria_hash: str) -> State:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
     config = validate(Config, planned.config)
     from kv_align.experiment.experiment import run
 
-    return run(config, directory.path)
+    return run(config, directory.path, criteria_hash)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
