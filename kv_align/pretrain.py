@@ -95,7 +95,7 @@ def fit(
     with progress_bar(label, shape.steps) as advance:
         for step in range(shape.steps):
             tokens = pad([encoded[i] for i in order[step]], pad_id).to(model.device)
-            logits = model(input_ids=tokens.ids, attention_mask=tokens.mask, position_ids=tokens.positions).logits
+            logits = model(**tokens.inputs).logits
             labels = tokens.ids.masked_fill(~tokens.mask, -100)
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             optimizer.zero_grad()

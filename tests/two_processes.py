@@ -58,7 +58,7 @@ if __name__ == "__main__":
     for name, overrides in json.loads(sys.argv[2]).items():
         path = Path(sys.argv[1]) / name
         expected = ["finished"]
-        if name == DISTURBED:
+        if Path(name).name == DISTURBED:
             expected = ["interrupted", "finished"]
             if os.environ["RANK"] == "1":
                 threading.Thread(target=_disturb, args=(RunDirectory(path), 2), daemon=True).start()

@@ -193,9 +193,11 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 def _refuse_null_groups(overrides: Sequence[str]) -> None:
     """Hydra itself ends in a bare ValueError."""
     for override in _parse(overrides):
-        choices = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
-        if choices and not override.is_delete() and override.value() is None:
-            group = override.key_or_group
+        if override.is_delete() or override.value() is not None:
+            continue  # Hydra looks at its whole search path for a group's choices
+        group = override.key_or_group
+        choices = GlobalHydra.instance().config_loader().get_group_options(group)
+        if choices:
             raise ConfigError(
                 f"{group}=null is not allowed: {group} must be one of {', '.join(choices)}; choose one of these."
             )

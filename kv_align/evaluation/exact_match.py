@@ -17,6 +17,7 @@ from kv_align.data.batch import pad
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
 from kv_align.evaluation.answers import gold_answer
+from kv_align.models.evaluating import evaluating
 from kv_align.models.padding import pads_left
 
 
@@ -97,14 +98,12 @@ def generate_answers(
 @contextmanager
 def _set_to(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Evaluate with these settings as the model's own: `generate` fills in from those what it is given no value for."""
-    was_training, own = model.training, model.generation_config
-    model.eval()
-    model.generation_config = settings
+    own, model.generation_config = model.generation_config, settings
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         model.generation_config = own
-        model.train(was_training)
 
 
 def _batches(order: list[int], lengths: list[int], size: int, *, mixed: bool) -> Iterator[list[int]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kv_align.models.devices import device_of
+from kv_align.models.evaluating import evaluating
 
 # What a configuration may call a factor of the logits, and the power that it comes in.
 _SCALES = {"logit_scale": 1, "logits_scaling": -1, "lm_head_multiplier": 1}
@@ -79,12 +80,10 @@ def find_head(model: PreTrainedModel) -> Head | None:
     linear = model.get_output_embeddings()
     if type(linear) is not nn.Linear or "forward" in vars(linear) or model.base_model is model:
         return None
-    was_training = model.training
-    model.eval()
     inputs = {"input_ids": torch.tensor([[1, 2]], device=device_of(model)), "use_cache": False}
-    expected = model(**inputs).logits
-    output = model.base_model(**inputs)
-    model.train(was_training)
+    with evaluating(model):
+        expected = model(**inputs).logits
+        output = model.base_model(**inputs)
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != linear.in_features or not expected.any():
         return None

@@ -1,7 +1,9 @@
 """Whole runs of a few steps: every arm runs, arms differ in nothing but what they say, and every end is true."""
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,48 @@ def provenance(run: RunDirectory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
-    """Every arm with both losses, and every control: three steps each, one seed."""
-    folder = tmp_path_factory.mktemp("matrix")
-    cells = [(arm, (f"experiment={arm}", f"loss={loss}")) for arm in ARMS for loss in ("kv", "kv+struct")]
-    cells += [(control, (f"experiment={control}",)) for control in CONTROLS]
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunDirectory]:
+    """Does a run once for all tests that look at it; they leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+
+    @cache
+    def run(*overrides: str) -> RunDirectory:
+        return finish(folder / str(len(list(folder.iterdir()))), *overrides)
+
+    return run
+
+
+Cell = tuple[str, tuple[str, ...]]
+# Every arm, each loss with a flat and with a structured one, and every control; the other losses of the arms are `OTHERS`.
+LOSSES = ("kv", "kv+struct", "kv+logit", "kv+struct+logit")
+CELLS: list[Cell] = [
+    *(
+        (arm, (f"loss={loss}",))
+        for arm, loss in zip(ARMS, ("kv", "kv+struct+logit", "kv", "kv+struct", "kv+logit"), strict=True)
+    ),
+    ("baseline", ("loss=kv+struct",)),
+    *((control, ()) for control in CONTROLS),
+]
+OTHERS: list[Cell] = [cell for arm in ARMS for loss in LOSSES if (cell := (arm, (f"loss={loss}",))) not in CELLS]
+
+
+def finished_cells(folder: Path, cells: list[Cell]) -> dict[str, RunDirectory]:
+    """Three steps each, one seed."""
     runs = {}
     for arm, overrides in cells:
-        name = " ".join([arm, *overrides[1:]])
-        runs[name] = finish(folder / name, *overrides, "trainer.max_steps=3", "trainer.warmup_steps=1", "seed=2")
+        name = " ".join([arm, *overrides])
+        steps = ("trainer.max_steps=3", "trainer.warmup_steps=1", "seed=2")
+        runs[name] = finish(folder / name, f"experiment={arm}", *overrides, *steps)
     return runs
 
 
-def test_every_cell_ends_with_sound_artefacts(matrix: dict[str, RunDirectory]) -> None:
-    assert len(matrix) == 16
-    for name, run in matrix.items():
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+    return finished_cells(tmp_path_factory.mktemp("matrix"), CELLS)
+
+
+def check_cells(runs: dict[str, RunDirectory]) -> None:
+    for name, run in runs.items():
         assert run.is_complete(), name
         summary = json.loads(run.summary_file.read_text())
         assert summary["steps"] == 3
@@ -73,6 +102,22 @@ def test_a_finished_run_leaves_a_record_that_is_bound_to_its_files(matrix: dict[
             assert (size, sha256) == ((run.path / file).stat().st_size, file_digest(run.path / file)), (name, file)
         assert record.summary == read_json(run.summary_file)
         assert record.metrics.num_rows == len(list(read_rows(run.metrics_file)))
+
+
+def test_every_cell_ends_with_sound_artefacts(matrix: dict[str, RunDirectory]) -> None:
+    assert len(matrix) == 12
+    check_cells(matrix)
+
+
+@pytest.mark.slow
+def test_every_arm_ends_with_every_loss(matrix: dict[str, RunDirectory], tmp_path: Path) -> None:
+    others = finished_cells(tmp_path, OTHERS)
+    assert len(others) == 14
+    check_cells(others)
+    found = [provenance(run) for run in (*matrix.values(), *others.values())]
+    for what in ("initial_weights_sha256", "data_order_sha256", "teacher_sha256"):
+        assert len({each[what] for each in found}) == 1, what
+    assert all(row["kv_grad_norm"] > 0 for run in others.values() for row in read_rows(run.metrics_file))
 
 
 def test_all_arms_of_a_seed_start_from_the_same_student_and_see_the_same_data(matrix: dict[str, RunDirectory]) -> None:
@@ -167,9 +212,9 @@ def test_with_a_weight_of_zero_an_arm_is_cross_entropy_alone(tmp_path: Path) -> 
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), arm
 
 
-def test_a_frozen_aligner_does_not_move_and_a_joint_one_does(tmp_path: Path) -> None:
+def test_a_frozen_aligner_does_not_move_and_a_joint_one_does(finished: Callable[..., RunDirectory]) -> None:
     for fit, moves in (("frozen", False), ("joint", True)):
-        run = finish(tmp_path / fit, f"align.fit={fit}", "trainer.max_steps=3")
+        run = finished(f"align.fit={fit}", "trainer.max_steps=3")
         start = provenance(run)["initial_aligner_sha256"]
         end = torch.nn.Module()
         for name, value in load_file(run.aligner / "aligner.safetensors").items():
@@ -196,9 +241,9 @@ def test_the_student_is_taught_only_in_its_own_phase(tmp_path: Path, fit: str) -
     assert moved == [not each for each in student]
 
 
-def test_micro_batches_change_rounding_alone(tmp_path: Path) -> None:
-    whole = results(finish(tmp_path / "whole", "loss=kv+struct"))
-    parts = results(finish(tmp_path / "parts", "loss=kv+struct", "trainer.micro_batch_size=1"))
+def test_micro_batches_change_rounding_alone(finished: Callable[..., RunDirectory]) -> None:
+    whole = results(finished("loss=kv+struct"))
+    parts = results(finished("loss=kv+struct", "trainer.micro_batch_size=1"))
     for one, other in zip(whole["metrics"], parts["metrics"], strict=True):
         for name in ("total_loss", "key_loss", "attention_loss", "grad_norm", "kv_grad_norm", "cosine_key"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name
@@ -219,11 +264,11 @@ def test_a_run_that_is_not_finite_ends_as_diverged_with_its_data(tmp_path: Path)
     assert not run.is_complete()
 
 
-def test_a_directory_with_another_run_is_left_alone(tmp_path: Path) -> None:
-    run = finish(tmp_path, "experiment=none", "trainer.max_steps=3")
+def test_a_directory_with_another_run_is_left_alone(finished: Callable[..., RunDirectory]) -> None:
+    run = finished("experiment=none", "trainer.max_steps=3")
     before = run.summary_file.read_bytes(), run.config_file.read_bytes()
     with pytest.raises(ConfigError, match="holds another run"):
-        do_run(short_config("experiment=none", "trainer.max_steps=3", "seed=9"), tmp_path)
+        do_run(short_config("experiment=none", "trainer.max_steps=3", "seed=9"), run.path)
     assert (run.summary_file.read_bytes(), run.config_file.read_bytes()) == before
 
 
@@ -236,17 +281,17 @@ def test_a_student_that_sees_less_reasoning_is_aligned_through_the_time_warp(tmp
     assert table["tokens"].min() >= 3  # the answer is always scored
 
 
-def test_gradient_checkpointing_keeps_the_numbers(tmp_path: Path) -> None:
-    plain = results(finish(tmp_path / "plain", "loss=kv+struct"))
-    saved = results(finish(tmp_path / "saved", "loss=kv+struct", "model.gradient_checkpointing=true"))
+def test_gradient_checkpointing_keeps_the_numbers(finished: Callable[..., RunDirectory]) -> None:
+    plain = results(finished("loss=kv+struct"))
+    saved = results(finished("loss=kv+struct", "model.gradient_checkpointing=true"))
     for one, other in zip(plain["metrics"], saved["metrics"], strict=True):
         assert one["kv_grad_norm"] == pytest.approx(other["kv_grad_norm"], rel=1e-4)
         assert one["total_loss"] == pytest.approx(other["total_loss"], rel=1e-5)
 
 
-def test_bf16_trains_the_same_arms(tmp_path: Path) -> None:
-    run = finish(tmp_path, "loss=kv+struct", "trainer.mixed_precision=bf16")
-    exact = finish(tmp_path / "exact", "loss=kv+struct")
+def test_bf16_trains_the_same_arms(finished: Callable[..., RunDirectory]) -> None:
+    run = finished("loss=kv+struct", "trainer.mixed_precision=bf16")
+    exact = finished("loss=kv+struct")
     for one, other in zip(read_rows(run.metrics_file), read_rows(exact.metrics_file), strict=True):
         assert one["task_loss"] == pytest.approx(other["task_loss"], rel=0.02)
         assert one["kv_grad_norm"] > 0
@@ -254,9 +299,9 @@ def test_bf16_trains_the_same_arms(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-def test_a_pretrained_start_is_the_embedded_students(tmp_path: Path) -> None:
-    scratch = finish(tmp_path / "scratch", "trainer.max_steps=3")
-    pretrained = finish(tmp_path / "pretrained", "trainer.max_steps=3", "model.student_start=pretrained")
+def test_a_pretrained_start_is_the_embedded_students(finished: Callable[..., RunDirectory]) -> None:
+    scratch = finished("align.fit=joint", "trainer.max_steps=3")
+    pretrained = finished("trainer.max_steps=3", "model.student_start=pretrained")
     untrained = [read_rows(run.evaluations_file)[0]["validation_perplexity"] for run in (scratch, pretrained)]
     assert untrained[0] > 400
     assert untrained[1] < 0.5 * untrained[0]
@@ -272,18 +317,21 @@ def test_a_tracker_gets_the_numbers_of_the_metrics_file(tmp_path: Path) -> None:
     assert tracked == pytest.approx({row["step"]: row["total_loss"] for row in read_rows(run.metrics_file)}, rel=1e-6)
 
 
-def test_a_kill_during_the_last_evaluation_does_not_repeat_its_row(tmp_path: Path) -> None:
-    run = finish(tmp_path, "experiment=none", "trainer.max_steps=3")
-    before = results(run)
+def test_a_kill_during_the_last_evaluation_does_not_repeat_its_row(
+    finished: Callable[..., RunDirectory], tmp_path: Path
+) -> None:
+    whole = finished("experiment=none", "trainer.max_steps=3")
+    before, run = results(whole), RunDirectory(tmp_path / "run")
+    shutil.copytree(whole.path, run.path)
     run.summary_file.unlink()  # as if killed between the last evaluation's row and the summary
-    assert do_run(short_config("experiment=none", "trainer.max_steps=3"), tmp_path) == "finished"
+    assert do_run(short_config("experiment=none", "trainer.max_steps=3"), run.path) == "finished"
     assert results(run) == before
     assert [row["step"] for row in read_rows(run.evaluations_file)] == [0, 3]
 
 
-def test_a_bf16_teacher_teaches_a_float32_student(tmp_path: Path) -> None:
-    half = finish(tmp_path / "half", "loss=kv+struct", "model.teacher_dtype=bfloat16")
-    exact = finish(tmp_path / "exact", "loss=kv+struct")
+def test_a_bf16_teacher_teaches_a_float32_student(finished: Callable[..., RunDirectory]) -> None:
+    half = finished("loss=kv+struct", "model.teacher_dtype=bfloat16")
+    exact = finished("loss=kv+struct")
     for one, other in zip(read_rows(half.metrics_file), read_rows(exact.metrics_file), strict=True):
         assert one["task_loss"] == pytest.approx(other["task_loss"], rel=5e-3)
         assert one["kv_loss"] == pytest.approx(other["kv_loss"], rel=5e-2)

@@ -2,10 +2,10 @@
 
 import errno
 import functools
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from kv_align.config.signals import (
     KEYS_VALUES,
     KEYS_VALUES_QUERIES,
     LOGITS,
+    RELATIONS,
     TOKEN_LOSSES,
     Signal,
     Signals,
@@ -35,8 +36,9 @@ from kv_align.data.batch import Batch
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit, prepare_split
 from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.build import make_distiller, make_source
 from kv_align.experiment.experiment import run as do_run
-from kv_align.models.load import LanguageModel, load_teacher
+from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher import shards
@@ -215,9 +217,29 @@ def test_what_another_loss_has_kept_is_shared(reader: LanguageModel, tmp_path: P
     assert {name: after[name] for name in before} == before
 
 
+def test_what_is_kept_alike_is_in_one_folder_and_all_of_it_is_read_at_once(
+    reader: LanguageModel, tmp_path: Path
+) -> None:
+    split, signals = split_of(reader), (KEYS_VALUES, RELATIONS, HIDDEN_STATES, TOP)
+    assert kept_alike(signals) == [(KEYS_VALUES, RELATIONS, HIDDEN_STATES), (TOP,)]
+    cached, teacher = cache(reader, split, tmp_path, signals=signals)
+    cached.fill(range(8))
+    assert teacher.read_texts == 2 * (8 + MEASURED)
+    assert len(cached.folders) == 2
+    alone, idle = cache(reader, split, tmp_path, signals=(KEYS_VALUES,))
+    alone.fill(range(8))
+    assert (folder_of(alone), idle.read_texts) == (cached.folders[0], 0)
+    batch = split.collate(sorted(range(8), key=lambda example: len(split.teacher[example].ids)))
+    ours, theirs = cached.read(batch, signals), Teacher.read(teacher, batch, signals)
+    assert set(ours.tensors) == set(theirs.tensors) == {"k", "v", "q", "hidden", *TOP.fields}
+    valid = batch.teacher.mask[:, None, None, :, None]
+    for name in ("k", "v", "q"):
+        assert torch.equal(ours[name], theirs[name].masked_fill(~valid, 0)), name
+
+
 def test_other_content_is_another_folder(reader: LanguageModel, tmp_path: Path) -> None:
     split = split_of(reader)
-    other_texts = PreparedSplit(split.examples[1:], split.student[1:], split.teacher[1:], split.collate, 0, 0)
+    other_texts = replace(split, examples=split.examples[1:], student=split.student[1:], teacher=split.teacher[1:])
     folders = {
         folder_of(cache(reader, split, tmp_path)[0]),
         folder_of(cache(reader, other_texts, tmp_path)[0]),
@@ -293,29 +315,26 @@ def test_what_is_damaged_is_computed_again(
     assert torch.equal(found["k"], expected["k"])
 
 
-FILLER = """
-import sys
-from pathlib import Path
-from kv_align.teacher import shards
-shards.SHARD = 8
-from tests.kv_align.test_teacher_cache import EXAMPLES, cache, split_of
-from kv_align.config.compose import compose_config
-from kv_align.models.load import load_teacher
-import torch
-reader = load_teacher(compose_config([])[0].model, torch.device("cpu"))
-cached, teacher = cache(reader, split_of(reader), Path(sys.argv[1]))
-cached.fill(range(EXAMPLES))
-print(teacher.read_texts)
-"""
+def fill(reader: LanguageModel, folder: Path, told: Any) -> None:
+    """In a process of its own: fill all, and tell how many texts it read for that."""
+    cached, teacher = cache(reader, split_of(reader), folder)
+    cached.fill(range(EXAMPLES))
+    told.put(teacher.read_texts)
 
 
 def test_processes_that_fill_it_at_once_share_the_work(reader: LanguageModel, tmp_path: Path) -> None:
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", FILLER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    read = [int(job.communicate(timeout=300)[0]) for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0]
+    # Forked, so that neither imports or loads anything: both are at the first shard at once.
+    forked = multiprocessing.get_context("fork")
+    told = forked.SimpleQueue()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of threads, which do nothing here
+        jobs = [forked.Process(target=fill, args=(reader, tmp_path, told)) for _ in range(2)]
+        for job in jobs:
+            job.start()
+    for job in jobs:
+        job.join(timeout=120)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    read = [told.get() for _ in jobs]
     assert sum(read) - EXAMPLES in (MEASURED, 2 * MEASURED)  # the second may come when all is there
     late, idle = cache(reader, split_of(reader), tmp_path)
     late.fill(range(EXAMPLES))
@@ -376,19 +395,30 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_written(
     assert not list(folder_of(cached).glob("*.safetensors"))
 
 
-# Runs
+# Runs, as short as may be: what is read from the cache has no size
+
+BRIEF = (
+    "trainer.max_steps=2",
+    "trainer.warmup_steps=1",
+    "evaluation.interval=2",
+    "evaluation.exact_match_examples=0",
+    "evaluation.validation_examples=4",
+    "evaluation.probe_examples=4",
+    "evaluation.calibration_examples=4",
+    "data.train_examples=8",
+)
 
 
 def assembled(folder: Path, *overrides: str) -> Assembly:
-    built = Assembly(short_config(*overrides), RunDirectory(folder), folder)
+    built = Assembly(short_config(*BRIEF, *overrides), RunDirectory(folder), folder)
     built.loop.resume()
     return built
 
 
 def rows_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """The first three optimizer steps of a run, with their diagnostics."""
+    """The optimizer steps of a brief run, with their diagnostics."""
     loop, rows = assembled(folder, *overrides).loop, []
-    for _, micro_batches in zip(range(3), loop.batches(0), strict=False):
+    for micro_batches in loop.batches(0):
         row = loop.step(micro_batches, logged=True)[1]
         assert row is not None
         loop.progress.step += 1
@@ -401,7 +431,8 @@ def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]], to
     for ours, theirs in zip(found, expected, strict=True):
         assert list(ours) == list(theirs)
         for column, value in theirs.items():
-            assert ours[column] == pytest.approx(value, rel=tolerance, abs=tolerance), column
+            expected_value = None if value is None else pytest.approx(value, rel=tolerance, abs=tolerance)
+            assert ours[column] == expected_value, column
 
 
 FROZEN = ("loss=kv+struct", "align.fit=frozen")
@@ -410,6 +441,7 @@ RUNS = {
     "logits": ("loss=logit_kd",),
     "top": ("loss=logit_kd", "loss.top_k=6", "loss.temperature=2.0"),
     "hidden": ("loss=hidden",),
+    "summed": ("loss=kv+struct+logit", "loss.parts.logit.top_k=6"),
     "targets": (*FROZEN, "teacher_cache_keeps=targets"),
     "targets of a flat map": ("aligner=flat", "align.fit=frozen", "keys=rotated", "teacher_cache_keeps=targets"),
     "targets through the time warp": (
@@ -441,14 +473,14 @@ def test_a_whole_run_with_it_ends_where_one_without_does(tmp_path: Path) -> None
     ends = {}
     for kind, choices in overrides.items():
         run = RunDirectory(tmp_path / kind)
-        assert do_run(short_config("loss=kv+struct", *choices), run.path) == "finished"
+        assert do_run(short_config(*BRIEF, "loss=kv+struct", *choices), run.path) == "finished"
         rows = read_rows(run.metrics_file) + read_rows(run.evaluations_file)
         ends[kind] = [without_timing(row) for row in rows]
     assert_alike(ends["cached"], ends["off"], 1e-3)
 
 
 WITHOUT_A_TEACHER = {
-    **{kind: RUNS[kind] for kind in ("states", "logits", "top", "hidden", "targets")},
+    **{kind: RUNS[kind] for kind in ("states", "logits", "top", "hidden", "summed", "targets")},
     "an informed start": ("loss=kv+struct", "init=procrustes", "layer_map=cka", "model.student_start=pretrained"),
     "relations": ("loss=relations", "aligner=none"),
     "paired anew": ("data.shuffle_teacher=true",),
@@ -465,7 +497,7 @@ def test_a_run_that_finds_it_filled_never_runs_the_teacher(
     for number in range(2):
         run = RunDirectory(tmp_path / str(number))
         forwards.clear()
-        assert do_run(short_config(*overrides), run.path) == "finished"
+        assert do_run(short_config(*BRIEF, *overrides), run.path) == "finished"
         found.append(results(run))
     assert forwards == []
     assert found[0] == found[1]
@@ -540,7 +572,7 @@ def test_with_kept_targets_a_step_runs_neither_teacher_nor_aligner(
     assert calls == {"teacher": 0, "aligner": 1}
 
 
-def test_targets_of_another_aligner_layer_map_or_reading_are_other_files(tmp_path: Path) -> None:
+def test_targets_of_another_aligner_layer_map_or_reading_are_other_files(reader: LanguageModel, tmp_path: Path) -> None:
     base = (*FROZEN, "teacher_cache_keeps=targets", f"teacher_cache={tmp_path / 'cache'}")
     others = [
         ("seed=1",),
@@ -556,12 +588,22 @@ def test_targets_of_another_aligner_layer_map_or_reading_are_other_files(tmp_pat
         ("teacher_cache_keeps=states",),
     ]
     folders = []
+    student = load_student(short_config().model, 0, torch.device("cpu"))
+    splits = {}
     # The loss's weights and rates change nothing of it.
-    for number, other in enumerate([(), ("loss.lambda_kv=0.25", "trainer.lr=1e-4"), *others]):
-        path = tmp_path / str(number)
-        teacher = Assembly(short_config(*base, *other), RunDirectory(path), path).loop._teacher
-        assert isinstance(teacher, CachedTeacher)
-        folders.append(folder_of(teacher))
+    for other in [(), ("loss.lambda_kv=0.25", "trainer.lr=1e-4"), *others]:
+        config = short_config(*BRIEF, *base, *other)
+        rationale = config.data.rationale
+        if rationale not in splits:
+            splits[rationale] = prepare_split(make_source(config), "train", config.data, student, reader, shuffle=False)
+        train = splits[rationale]
+        distiller, teacher, layers = make_distiller(
+            config, reader, student, train, nullcontext, lambda teacher, signals: teacher
+        )
+        kept = TeacherCache(config, reader, nullcontext)
+        cached = kept.training(teacher, train, distiller.loss.requests, distiller.aligner, layers)
+        assert isinstance(cached, CachedTeacher)
+        folders.append(folder_of(cached))
     assert folders[0] == folders[1]
     assert len(set(folders)) == 1 + len(others)
 
@@ -596,7 +638,7 @@ def test_it_is_measured_by_the_files_of_the_other_arms(tmp_path: Path, monkeypat
     for name, choices in {"kv": (cached,), "ce": ("loss=ce", cached), "alone": ("loss=ce",)}.items():
         forwards.clear()
         run = RunDirectory(tmp_path / name)
-        assert do_run(short_config(*choices), run.path) == "finished"
+        assert do_run(short_config(*BRIEF, *choices), run.path) == "finished"
         ends[name] = read_rows(run.evaluations_file)
         assert (forwards == []) == (name == "ce")
     assert_alike(ends["ce"], ends["alone"], 1e-5)
