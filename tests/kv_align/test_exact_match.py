@@ -6,12 +6,15 @@ import shutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kv_align.config.model_card import EMBEDDED
 from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import Example
 from kv_align.evaluation.exact_match import generate_answers, greedy_settings
+from kv_align.models.padding import pads_left
+from tests.every_decoder import shrunk
 from tests.tiny import make_llama
 
 
@@ -175,3 +178,24 @@ def test_the_models_mode_is_left_as_it_was(tokenizer, prompts, training):
     with pytest.raises(KeyboardInterrupt):
         generate_answers(model, tokenizer, prompts[:2], batch_size=2, max_new_tokens=2, progress=leave)
     assert model.training == training
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "pads"), [("llama", True), ("bloom", True), ("gpt2", True), ("bart", False), ("roberta", False)]
+)
+def test_a_model_that_counts_positions_from_the_padding_on_answers_as_alone(family, pads, tokenizer, prompts):
+    kind = CONFIG_MAPPING[family]
+    shape = shrunk(kind(), {}) | {"vocab_size": len(tokenizer), "is_decoder": True}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    assert pads_left(model) is pads
+    several = sorted(prompts[:6], key=lambda each: len(each.prompt))
+    assert len({len(each.prompt) for each in several}) > 1
+    answers = generate_answers(model, tokenizer, several, batch_size=4, max_new_tokens=5)
+    singly = [generate_answers(model, tokenizer, [each], batch_size=1, max_new_tokens=5) for each in several]
+    assert answers == [answer for (answer,) in singly]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, DynamicCache, T5Config
+from transformers import AutoConfig, AutoTokenizer, DynamicCache, NanoChatConfig, NanoChatForCausalLM, T5Config
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from kv_align.align.aligner import Aligner
@@ -23,7 +23,7 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher.teacher import Teacher
 from kv_align.training.step import Counts, Distiller
-from tests.families import FAMILIES
+from tests.families import FAMILIES, SHAPE
 from tests.short_runs import short_config
 
 IDS = torch.tensor([[5, 9, 60, 3, 3, 17, 41, 8, 33, 12, 7], [4, 62, 44, 18, 7, 7, 29, 50, 11, 6, 21]])
@@ -140,6 +140,36 @@ def test_a_loss_on_attention_that_it_does_not_know_is_refused(saved, tmp_path):
         do_run(config, tmp_path / "run")
     assert str(caught.value).endswith("; use loss=kv or another model.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def turned_for_good(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A NanoChat beside the others: it normalises its keys behind their rotation, which then cannot be undone."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "student")
+    folder = tmp_path_factory.mktemp("nanochat")
+    torch.manual_seed(0)
+    NanoChatForCausalLM(NanoChatConfig(**SHAPE | {"vocab_size": len(tokenizer)})).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return saved | {"nanochat": folder}
+
+
+@pytest.mark.parametrize(
+    ("pair", "role"),
+    [(("nanochat", "gemma2"), "teacher"), (("gemma2", "nanochat"), "student")],
+    ids=["teacher", "student"],
+)
+def test_keys_that_cannot_be_turned_back_are_refused_with_unrotated_keys_alone(turned_for_good, tmp_path, pair, role):
+    with pytest.raises(ConfigError) as refused:
+        do_run(short_config(*overrides(turned_for_good, *pair, "kv"), "keys=unrotated"), tmp_path / "refused")
+    assert str(refused.value) == (
+        f"keys=unrotated is not allowed with model.{role}={turned_for_good['nanochat']} (NanoChatForCausalLM): its rotary "
+        "embedding cannot be undone: it does more than turn pairs of numbers; use keys=rotated or another model."
+    )
+    changes = ("keys=rotated",) if role == "student" else ("aligner=none",)
+    loss = "kv+struct" if role == "student" else "logit_kd"
+    run = RunDirectory(tmp_path / "run")
+    assert do_run(short_config(*overrides(turned_for_good, *pair, loss), *changes), run.path) == "finished"
+    assert len(read_rows(run.metrics_file)) == 3
 
 
 def pair_config(teacher: str, student: str, *, student_start: str = "pretrained") -> ModelConfig:
