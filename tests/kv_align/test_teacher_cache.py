@@ -84,21 +84,21 @@ class Counted(Teacher):
 
     read_texts = 0
 
-    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+    def _run(self, tokens, signals):  # type: ignore[no-untyped-def]
         self.read_texts += len(tokens.ids)
-        return super().read_tokens(tokens, signal)
+        return super()._run(tokens, signals)
 
 
 def counted_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts the teacher reads in each of its forward passes from now on."""
     forwards: list[int] = []
-    read = Teacher.read_tokens
+    run = Teacher._run
 
-    def read_tokens(self, tokens, signal):  # type: ignore[no-untyped-def]
+    def counted(self, tokens, signals):  # type: ignore[no-untyped-def]
         forwards.append(len(tokens.ids))
-        return read(self, tokens, signal)
+        return run(self, tokens, signals)
 
-    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    monkeypatch.setattr(Teacher, "_run", counted)
     return forwards
 
 
@@ -143,7 +143,7 @@ def test_it_is_what_the_teacher_gives(
             batch = split.collate(places)
             kept = kept_tokens(batch, signal)
             assert kept.any(dim=1).all()
-            ours, theirs = cached.read(batch, (signal,)), Teacher.read(teacher, batch, (signal,))
+            ours, theirs = cached.read(batch, (signal,)), teacher.read_tokens(batch.teacher, (signal,))
             assert set(ours.tensors) == set(theirs.tensors) == set(signal.fields)
             for name in signal.fields:
                 found, expected = ours[name], theirs[name]
@@ -166,7 +166,7 @@ def test_in_float32_and_in_the_same_batch_it_is_what_the_teacher_gives_bit_for_b
     cached.fill(range(8))
     # A shard is read in one batch here, its texts by their length.
     batch = split.collate(sorted(range(8), key=lambda example: len(split.teacher[example].ids)))
-    ours, theirs = cached.read(batch, (signal,)), Teacher.read(teacher, batch, (signal,))
+    ours, theirs = cached.read(batch, (signal,)), teacher.read_tokens(batch.teacher, (signal,))
     assert set(ours.tensors) == set(theirs.tensors) == set(signal.fields)
     for name in signal.fields:
         found, expected = ours[name], theirs[name]
@@ -548,17 +548,17 @@ def test_with_kept_targets_a_step_runs_neither_teacher_nor_aligner(
     overrides = (*FROZEN, "teacher_cache_keeps=targets", f"teacher_cache={tmp_path / 'cache'}")
     first = rows_of(tmp_path / "first", *overrides)
     calls = {"teacher": 0, "aligner": 0}
-    read, forward = Teacher.read_tokens, Aligner.forward
+    run, forward = Teacher._run, Aligner.forward
 
-    def read_tokens(self, *given):  # type: ignore[no-untyped-def]
+    def counted(self, *given):  # type: ignore[no-untyped-def]
         calls["teacher"] += 1
-        return read(self, *given)
+        return run(self, *given)
 
     def align(self, *given):  # type: ignore[no-untyped-def]
         calls["aligner"] += 1
         return forward(self, *given)
 
-    monkeypatch.setattr(Teacher, "read_tokens", read_tokens)
+    monkeypatch.setattr(Teacher, "_run", counted)
     monkeypatch.setattr(Aligner, "forward", align)
     with_files = assembled(tmp_path / "again", *overrides)
     calls |= {"teacher": 0, "aligner": 0}

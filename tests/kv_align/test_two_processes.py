@@ -47,7 +47,7 @@ RUNS = {
 REPLICATED = ("structured", "flat", "alternating", "adapted", "untaught", "summed")
 SHARDED = ("structured", "flat", "alternating", "adapted", "checkpointed", "frozen", "projected")
 FSDP = "trainer.parallel=fsdp"
-BF16 = ("loss=kv+struct", "trainer.mixed_precision=bf16", *BRIEF)
+BF16 = ("loss=kv+struct", "trainer.mixed_precision=bf16")  # of few examples, half precision turns the probe too far
 SELDOM_SAVED = "trainer.checkpoint_interval=100"
 
 
