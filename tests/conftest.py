@@ -11,19 +11,14 @@ os.environ["KV_ALIGN_DATA_CACHE"] = "off"
 
 from jaxtyping import install_import_hook
 
+ROOT = Path(__file__).parents[1]
+# Whatever annotates shapes has them checked.
 TENSOR_MODULES = [
-    "align",
-    "data.batch",
-    "data.correspondence",
-    "evaluation.probe",
-    "losses",
-    "models.capture.attention",
-    "models.capture.prepare",
-    "models.capture.states",
-    "training.agreement",
-    "training.step",
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in sorted((ROOT / "kv_align").rglob("*.py"))
+    if "from jaxtyping import" in file.read_text(encoding="utf-8")
 ]
-install_import_hook([f"kv_align.{name}" for name in TENSOR_MODULES], "beartype.beartype")
+install_import_hook(TENSOR_MODULES, "beartype.beartype")
 
 import pytest
 import torch

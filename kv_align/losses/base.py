@@ -126,6 +126,11 @@ class Loss(ABC):
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms by name (`kv_loss`, ...) from the means of the components; by default the components of the same names."""
+        if missing := self.schedules.keys() - means.keys():
+            raise LookupError(
+                f"{type(self).__name__} has the terms {', '.join(self.schedules)} in its schedules and the components "
+                f"{', '.join(means)}: give {', '.join(sorted(missing))} in components, or write a method terms"
+            )
         return {term: means[term] for term in self.schedules}
 
     def weights(self, step: int, num_steps: int) -> dict[str, float]:

@@ -125,7 +125,9 @@ class Comparison:
         """
         found = self.find(kind)
         if found is None:
-            raise LookupError(f"there is no {kind.__name__}: the loss names no signal that gives it")
+            raise LookupError(
+                f"there is no {kind.__name__}: the loss names no signal that gives it (kv_align/config/signals.py)"
+            )
         return found
 
     def find(self, kind: type[Kind]) -> Kind | None:

@@ -37,13 +37,13 @@ class Bend:
     scale: float = 1.0
     cap: float | None = None
 
-    def logits(self, products: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+    def logits(self, products: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
         """Make logits of products; the products themselves where that is all they are."""
         if self.scale != 1.0:
             products = products * self.scale
         return products if self.cap is None else (products / self.cap).tanh_().mul_(self.cap)
 
-    def pull_back(self, gradient: Float[Tensor, "n v"], logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+    def pull_back(self, gradient: Float[Tensor, "*n v"], logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
         """Make a gradient by products of one by logits, in its place."""
         if self.cap is not None:
             gradient.mul_(1 - (logits / self.cap).square_())

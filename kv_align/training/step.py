@@ -33,6 +33,7 @@ from kv_align.losses.predictions.next_token import CrossEntropy
 from kv_align.models.capture.recorder import Recorder, record
 from kv_align.models.capture.states import States
 from kv_align.models.head import find_head
+from kv_align.runs.errors import ConfigError
 from kv_align.teacher.teacher import TeacherStates, above
 
 
@@ -198,6 +199,12 @@ class Distiller(nn.Module):
     def _projected(self, recorder: Recorder, target: States, phase: Phase) -> list[object]:
         """Compare the student's states with the projected teacher's and, where there are queries, their attention."""
         student = recorder.states(rotated=self._rotated, queries=target.q is not None)
+        for name, own in student.tensors().items():
+            if own.shape != target.tensors()[name].shape:  # broadcasting would compare them all the same
+                raise ConfigError(
+                    f"the aligner gives {name} of the shape {list(target.tensors()[name].shape)} where the student's have "
+                    f"{list(own.shape)} (batch, layers, heads, tokens, width): correct what its map returns."
+                )
         layers = recorder.ordered()
         attention = []
         if target.q is not None:

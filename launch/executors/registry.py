@@ -37,8 +37,12 @@ def executor_class(kind: object) -> type[Executor[Any]]:
     """
     if kind not in kinds():
         raise invalid_value("cluster.kind", kind, f"one of {', '.join(kinds())}")
-    found: type[Executor[Any]] = importlib.import_module(f"launch.executors.{kind}").EXECUTOR
-    return found
+    executor: type[Executor[Any]] | None = getattr(
+        importlib.import_module(f"launch.executors.{kind}"), "EXECUTOR", None
+    )
+    if executor is None:
+        raise ConfigError(f"launch/executors/{kind} names no EXECUTOR: set it to that module's subclass of Executor.")
+    return executor
 
 
 def make_executor(sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> Executor[Any]:

@@ -15,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
+from kv_align.align.structured import StructuredMap
 from kv_align.config.compose import compose_config, compose_raw
 from kv_align.config.config import PretrainConfig
 from kv_align.config.schema import validate
@@ -385,3 +386,15 @@ def test_the_recipe_reads_real_text_too() -> None:
         **{"validation_examples": 512, "train_examples": None},
     }
     assert validate(PretrainConfig, compose_raw([], config_name="pretrain")).data.options["train_examples"] == 40000
+
+
+def test_a_map_that_gives_other_shapes_than_the_students_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broadcasting would compare one head with all of the student's, and train to the end."""
+    forward = StructuredMap.forward
+    monkeypatch.setattr(StructuredMap, "forward", lambda self, states: forward(self, states)[:, :, :1])
+    with pytest.raises(
+        ConfigError, match=r"^the aligner gives k of the shape \[\d+, 3, 1, \d+, 16\] where the student's"
+    ):
+        do_run(short_config(), tmp_path / "run")

@@ -49,6 +49,7 @@ class AsItIs(Aligner):
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
+        self.placement = None
 
     def forward(self, states, correspondence):
         return states

@@ -1,7 +1,7 @@
 """One battery that every loss passes, whatever it compares: a YAML in `conf/loss` is in it, and one entry for each variant.
 
-A loss of your own is one more entry of `ENTRIES`: its choice, what is changed of its options, and, if there is one, a plain
-reference of its components.
+A loss in `conf/loss` needs nothing more; other options of it are one entry of `VARIANTS`, and a plain reference of its
+components one of `REFERENCES`.
 
 Axes: B batch, L student layers, H heads, T tokens, D head width, V vocabulary.
 """

@@ -218,7 +218,7 @@ def test_more_tokens_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         short_config("loss=logit_kd", "loss.top_k=498")
     assert str(caught.value) == (
-        "loss.top_k=498 is not allowed: set loss.top_k to at most 497, the tokens that the two models have, or null."
+        "loss.top_k=498 is not allowed: set loss.top_k to at most 497, the tokens of the two models, or null."
     )
     assert short_config("loss=logit_kd", "loss.top_k=497").loss.options["top_k"] == 497
 

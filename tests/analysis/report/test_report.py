@@ -58,7 +58,9 @@ def test_the_report_of_a_fixed_sweep_is_the_golden_one(golden):
     text = golden.markdown.read_text(encoding="utf-8")
     if os.environ.get("KV_ALIGN_WRITE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8"), (
+        "meant? then once with KV_ALIGN_WRITE_GOLDEN=1, and read the diff"
+    )
 
 
 def test_the_sections_come_in_the_order_of_the_specification(golden):

@@ -1,6 +1,7 @@
 """A kind of cluster is one module and one YAML file."""
 
 import launch.executors
+from launch.executors.registry import kinds
 from tests.launch.sweeps import CONF
 from tests.launch.sweeps import launch as run_launch
 
@@ -61,6 +62,4 @@ def test_a_new_kind_is_one_module_and_one_yaml_file(tmp_path, monkeypatch):
     assert "3 cancelled" not in run_launch("status", str(sweep)).err
     (conf / "cluster" / "mine.yaml").write_text("kind: pbs\n")
     told = run_launch("submit", *words)
-    assert told.err == (
-        "launch: cluster.kind=pbs is not allowed: set cluster.kind to one of debug, echo, local, slurm.\n"
-    )
+    assert told.err == (f"launch: cluster.kind=pbs is not allowed: set cluster.kind to one of {', '.join(kinds())}.\n")
