@@ -50,7 +50,7 @@ def asked_in(
 @pytest.mark.parametrize(
     ("owner", "name", "number", "step"),
     [
-        (prepared, "encode", signal.SIGTERM, 0),
+        (prepared, "tokenised", signal.SIGTERM, 0),
         (Calibrator, "key_value_variance", signal.SIGUSR2, 0),
         (Evaluator, "validate", signal.SIGINT, 0),
         (Evaluator, "probe", signal.SIGTERM, 0),
