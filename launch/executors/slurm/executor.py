@@ -24,6 +24,7 @@ from launch.journal.holds import held_runs
 from launch.journal.ledger import UNDER_WAY_S, JobRef, Submission
 
 _JUST_NOW_S = 30.0  # sacct knows a job a moment after sbatch returned
+_COMES_BACK_S = 10.0  # so long a job that ends may take to come back from a requeue
 _CANCEL_ASKS_S = 10.0  # one who cancels is not kept waiting by a Slurm that is slow to answer
 
 
@@ -166,8 +167,33 @@ class SlurmExecutor(Executor[SlurmCluster]):
         self._refuse_failure(scancel(whole) or scancel(shared, "--signal=USR2"))
 
     def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
-        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
-        self._refuse_failure(scancel(self._jobs_of(self._left(jobs))[0]))
+        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself.
+
+        All jobs that these runs ever had are looked at, not only the last: it may have been refused, or an earlier one may
+        come back from a requeue that nobody saw. What is just ending may end only to come back, so that is waited for.
+        """
+        deadline = time.monotonic() + _COMES_BACK_S
+        for submission in self.journal.ledger().submissions.values():
+            refs = {
+                name: JobRef(submission, index)
+                for index, batch in enumerate(submission.batches)
+                for name in batch
+                if name in jobs and submission.job is not None
+            }
+            while refs:
+                self._refuse_failure(scancel(self._jobs_of(self._left(refs))[0]))
+                refs = self._ending(refs)
+                if not refs or time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
+
+    def _ending(self, jobs: Mapping[str, JobRef]) -> dict[str, JobRef]:
+        """Return what is ending now; where Slurm does not answer, nothing that could be waited for."""
+        try:
+            states = self.states(jobs, timeout_s=_CANCEL_ASKS_S)
+        except SchedulerUnavailable:
+            return {}
+        return {name: ref for name, ref in jobs.items() if name in states and states[name].reason == ENDING}
 
     def _left(self, jobs: Mapping[str, JobRef]) -> dict[str, JobRef]:
         """Leave out what has ended, and what is ending: a second scancel would take the time for its checkpoint from it."""
