@@ -273,7 +273,8 @@ def _free_port() -> int:
 
 
 def _free_ports_in_a_row(count: int) -> int:
-    for start in range(27821, 32000, count):
+    # Anywhere in the range: two clusters that start at the same moment would find the same ones free.
+    for start in sorted(range(27821, 32000, count), key=lambda start: secrets.randbits(32)):
         try:
             for port in range(start, start + count):
                 with socket.socket() as probe:
