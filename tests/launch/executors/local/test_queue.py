@@ -1,8 +1,8 @@
 """The queue on this machine, with real processes that are really killed; the stand-in does the runs."""
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess
