@@ -30,7 +30,7 @@ from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import DataSource, Example
 from kv_align.evaluation.answers import AnswerKind, gold_answer, written_answer
 from kv_align.evaluation.exact_match import generate_answers
-from kv_align.experiment.build import make
+from kv_align.experiment.choices import make
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar

@@ -31,7 +31,7 @@ from kv_align.config.cli import bad_input_exits
 from kv_align.config.compose import arm_name, compose_config
 from kv_align.config.config import Config
 from kv_align.data.batch import Batch
-from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.assembly import Assembly, assemble
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
@@ -95,7 +95,7 @@ def profile(config: Config, num_steps: int) -> bool:
     """
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        built = Assembly(config, RunDirectory(Path(folder)), Path(folder))
+        built = assemble(config, RunDirectory(Path(folder)), Path(folder))
         batch = next(built.loop.batches(0))[0].to(built.accelerator.device)
         console.print(_parameters(config, built))
         console.print(_stages(built, batch).table)
@@ -106,21 +106,21 @@ def _parameters(config: Config, built: Assembly) -> Table:
     table = Table(title=f"{arm_name(config)}, {config.loss.name}", title_justify="left")
     for column in ("", "parameters", "layers", "heads", "head width"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
-    for name, reader in (("teacher", built.teacher_reader), ("student", built.student_reader)):
+    for name, reader in (("teacher", built.teacher_model), ("student", built.student_model)):
         shape = reader.geometry
         heads = f"{shape.num_query_heads} query, {shape.num_key_value_heads} KV"
         width = (
             f"{shape.key_width}" if shape.key_width == shape.value_width else f"{shape.key_width}, {shape.value_width}"
         )
         table.add_row(name, f"{reader.model.num_parameters():,}", str(shape.num_layers), heads, width)
-    if built.aligner is not None:
-        table.add_row("aligner", f"{count_parameters(built.aligner):,}", f"from {built.layers}")
+    if built.distiller.aligner is not None:
+        table.add_row("aligner", f"{count_parameters(built.distiller.aligner):,}", f"from {built.layers}")
     return table
 
 
 def _stages(built: Assembly, batch: Batch) -> Stages:
     stages = Stages(built.accelerator.device)
-    distiller, loss = built.distiller.train(), built.loss
+    distiller, loss = built.distiller.train(), built.distiller.loss
     both = Phase(student_learns=True, aligner_learns=True)
     autocast = built.accelerator.autocast
     tokens = batch.student
@@ -136,8 +136,8 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
     stages.run("batch", lambda: batch, lambda b: {"student ids": b.student.ids, "teacher ids": b.teacher.ids})
     states = stages.run("teacher", teacher, lambda given: given.tensors)
     stages.run("student", student, lambda output: {"logits": output.logits})
-    if built.aligner is not None and states.target is None:
-        aligner = built.aligner
+    if built.distiller.aligner is not None and states.target is None:
+        aligner = built.distiller.aligner
 
         def align() -> Any:
             with autocast():
@@ -175,7 +175,7 @@ def _steps(config: Config, built: Assembly, num_steps: int, console: Console) ->
     console.print(
         f"{num_steps} steps: all finite: {'yes' if finite else 'NO'}; median {statistics.median(times_s):.3f} s"
     )
-    for name in ("total_loss", "task_loss", *built.loss.schedules):
+    for name in ("total_loss", "task_loss", *built.distiller.loss.schedules):
         console.print(f"  {name}: {rows[0][name]:.4f} -> {rows[-1][name]:.4f}")
     if "kv_grad_norm" not in rows[0]:  # no states are compared
         return finite

@@ -1,35 +1,37 @@
-"""All objects of a run, made from its configuration, and a record of what they start from."""
+"""All objects of a run, made from its configuration in the order in which they depend on each other."""
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
-from kv_align.align.aligner import count_parameters
 from kv_align.config.config import Config
-from kv_align.config.extras import extras_versions
-from kv_align.config.identity import content_hash, continued_run
 from kv_align.config.signals import Signals, signals_of
-from kv_align.data.example import Example
-from kv_align.data.loader import data_order, total_steps
+from kv_align.data.loader import total_steps
 from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
-from kv_align.experiment.build import make_adapter, make_distiller, make_source
-from kv_align.experiment.limits import check_limits
-from kv_align.models.load import check_queries, check_unrotated, load_student, load_teacher, weights_digest
-from kv_align.runs.errors import ConfigError, invalid_value
-from kv_align.runs.provenance import attempt_provenance
+from kv_align.experiment.choices import make_adapter, make_source
+from kv_align.experiment.distiller import make_distiller
+from kv_align.experiment.limits import check_lengths, check_limits
+from kv_align.models.load import (
+    LanguageModel,
+    check_queries,
+    check_unrotated,
+    load_student,
+    load_teacher,
+    weights_digest,
+)
+from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.seeds import derive_seed
 from kv_align.teacher.cache import TeacherCache
@@ -38,129 +40,67 @@ from kv_align.training.distributed.ddp import DDP, Parallel
 from kv_align.training.distributed.fsdp import FSDP
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.loop import Loop
+from kv_align.training.step import Distiller
 
 LOGGER = logging.getLogger(__name__)
 
 
-class Assembly:
-    """The objects of a run, in the order in which they depend on each other.
+@dataclass(frozen=True)
+class Splits:
+    """The texts of a run, tokenised for both models."""
 
-    Parameters
+    train: PreparedSplit
+    validation: PreparedSplit
+    test: PreparedSplit
+
+    def by_name(self) -> dict[str, PreparedSplit]:
+        """Return them by the names that configurations and provenance use."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The objects of a run.
+
+    Attributes
     ----------
-    config, directory, checkpoints
-        What to do, and where.
+    parallel, processes
+        How the processes of the run hold their parameters, and how they agree.
+    teacher_model, student_model
+        The pair, each with its tokenizer and shapes; the student's is the one that is evaluated.
+    splits
+        The texts.
+    num_steps
+        Optimizer steps from start to end.
+    distiller, teacher, layers
+        What learns, as it is evaluated; what teaches it; the teacher layer of each student layer (empty where no states
+        are compared).
+    validation_teacher
+        Whom to ask for what the teacher gives of the validation texts.
+    evaluator, loop
+        What measures it, and what trains it.
+    initial_digests
+        SHA-256 of the weights of `student` and `aligner` (empty where there is none) before the first step.
     """
 
-    def __init__(self, config: Config, directory: RunDirectory, checkpoints: Path) -> None:
-        tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
-        # Its state is global; runs of one process (a multirun) may differ in it.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        # One process has nothing to share out.
-        kind = FSDP if several and config.trainer.parallel == "fsdp" else DDP
-        self.parallel: Parallel = kind(
-            # Left to itself, it takes several processes without a GPU for as many runs of one.
-            cpu=several and not torch.accelerator.is_available(),
-            mixed_precision=config.trainer.mixed_precision,
-            log_with=tracker,
-            project_config=ProjectConfiguration(project_dir=str(directory.path)),
-            kwargs_handlers=[
-                # Where the aligner sits a step out, its parameters have no gradient to wait for.
-                DistributedDataParallelKwargs(
-                    find_unused_parameters=config.align is not None and config.align.fit != "joint"
-                ),
-                InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # longer than any evaluation
-            ],
-        )
-        self.accelerator = self.parallel.accelerator
-        if several:
-            atexit.register(_leave_group)
-        self.processes = Processes(self.accelerator, config.trainer)
-        if tracker is not None:
-            self.accelerator.init_trackers("kv-align", init_kwargs={})
-        device = self.accelerator.device
-        torch.manual_seed(derive_seed(config.seed, "dropout"))
+    parallel: Parallel
+    processes: Processes
+    teacher_model: LanguageModel
+    student_model: LanguageModel
+    splits: Splits
+    num_steps: int
+    distiller: Distiller
+    teacher: Teacher
+    layers: list[int]
+    validation_teacher: StateSource
+    evaluator: Evaluator
+    loop: Loop
+    initial_digests: dict[str, str]
 
-        longest = config.data.max_length
-        self.teacher_reader = load_teacher(config.model, device, self.processes.number, longest=longest)
-        self.student_reader = load_student(config.model, config.seed, device, make_adapter(config), longest=longest)
-        readers = (self.student_reader, self.teacher_reader)
-        signals = signals_of(config.loss)
-        with_queries = [signal for signal in signals if "q" in signal.fields]
-        if with_queries:
-            pair = (self.teacher_reader, self.student_reader)
-            attention = any(signal.through_aligner for signal in with_queries)
-            check_queries(config.model, config.loss.name, *pair, attention=attention)
-        if config.keys is not None and not config.keys.rotated:
-            check_unrotated(config.model, self.teacher_reader, self.student_reader)
-        source, data = make_source(config), config.data
-        self.train = prepare_split(source, "train", data, *readers, shuffle=data.shuffle_teacher)
-        self.validation = prepare_split(source, "validation", data, *readers, shuffle=False)
-        self.test = prepare_split(source, "test", data, *readers, shuffle=False)
-        check_limits(config, *readers, {"train": self.train, "validation": self.validation, "test": self.test})
-        self.num_steps = total_steps(config, len(self.train.examples))
-        _check_lengths(config, self.num_steps, len(self.validation.examples))
-
-        tokenizers = (self.teacher_reader.tokenizer, self.student_reader.tokenizer)
-        if any(signal.predicting for signal in signals) and not same_tokenizer(*tokenizers):
-            raise ConfigError(
-                f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
-                f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
-            )
-        cache = TeacherCache(config, self.teacher_reader, self.accelerator.autocast)
-        distiller, self.teacher, self.layers = make_distiller(
-            config,
-            self.teacher_reader,
-            self.student_reader,
-            self.train,
-            self.accelerator.autocast,
-            kept=lambda teacher, wanted: cache.states(teacher, self.train, wanted, rounded=True),
-        )
-        distiller = distiller.to(device)
-        self.initial_digests = {
-            "student": weights_digest(distiller.student),
-            "aligner": "" if distiller.aligner is None else weights_digest(distiller.aligner),
-        }
-        self.distiller, adapter = self.parallel.for_evaluation(distiller, self.student_reader.adapter)
-        self.aligner, self.loss = self.distiller.aligner, self.distiller.loss
-        self.student_reader = replace(self.student_reader, model=self.distiller.student, adapter=adapter)
-
-        def on_validation(teacher: Teacher, wanted: Signals) -> StateSource:
-            return cache.states(teacher, self.validation, wanted, rounded=False)
-
-        self.validation_teacher = on_validation(self.teacher, self.loss.requests)
-        self.evaluator = Evaluator(
-            config.evaluation,
-            self.validation,
-            self.test,
-            self.student_reader,
-            self.teacher_reader,
-            autocast=self.accelerator.autocast,
-            kept=on_validation,
-        )
-        self.loop = Loop(
-            config,
-            directory,
-            checkpoints,
-            self.parallel,
-            self.processes,
-            distiller,
-            cache.training(self.teacher, self.train, self.loss.requests, distiller.aligner, self.layers),
-            self.train,
-            self.num_steps,
-            lambda step: self.evaluate(config, step),
-        )
-
-    def evaluate(self, config: Config, step: int) -> dict[str, Any]:
-        """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
-        with self.parallel.full_weights():
-            row = self.evaluator.validate(self.distiller, self.validation_teacher).row() | self.evaluator.probe().row()
-            at_intervals = config.evaluation.exact_match_at_intervals
-            if at_intervals:
-                answers = self.evaluator.exact_match("validation", at_intervals)
-                row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
-        LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
-        return row
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device, precision and trackers."""
+        return self.parallel.accelerator
 
     def part(self) -> None:
         """Close the trackers and end together: a launcher may end all processes when the first has gone.
@@ -172,68 +112,164 @@ class Assembly:
             tracker.finish()
 
 
+def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
+    """Make the objects of a run; nothing is trained and nothing is written.
+
+    Parameters
+    ----------
+    config, directory, checkpoints
+        What to do, and where.
+
+    Raises
+    ------
+    ConfigError
+        If models, tokenizers or texts show that the configuration cannot be done.
+    """
+    parallel = _parallel(config, directory)
+    accelerator = parallel.accelerator
+    processes = Processes(accelerator, config.trainer)
+    torch.manual_seed(derive_seed(config.seed, "dropout"))
+    teacher_model, student_model = _pair(config, accelerator.device, processes)
+    splits = _splits(config, teacher_model, student_model)
+    num_steps = total_steps(config, len(splits.train.examples))
+    check_lengths(config, num_steps, len(splits.validation.examples))
+
+    cache = TeacherCache(config, teacher_model, accelerator.autocast)
+    distiller, teacher, layers = make_distiller(
+        config,
+        teacher_model,
+        student_model,
+        splits.train,
+        accelerator.autocast,
+        kept=lambda teacher, wanted: cache.states(teacher, splits.train, wanted, rounded=True),
+    )
+    distiller = distiller.to(accelerator.device)
+    initial_digests = {
+        "student": weights_digest(distiller.student),
+        "aligner": "" if distiller.aligner is None else weights_digest(distiller.aligner),
+    }
+    evaluated, adapter = parallel.for_evaluation(distiller, student_model.adapter)
+    student_model = replace(student_model, model=evaluated.student, adapter=adapter)
+
+    def on_validation(teacher: Teacher, wanted: Signals) -> StateSource:
+        return cache.states(teacher, splits.validation, wanted, rounded=False)
+
+    validation_teacher = on_validation(teacher, evaluated.loss.requests)
+    evaluator = Evaluator(
+        config.evaluation,
+        splits.validation,
+        splits.test,
+        student_model,
+        teacher_model,
+        autocast=accelerator.autocast,
+        kept=on_validation,
+    )
+
+    def evaluate(step: int) -> dict[str, Any]:
+        with parallel.full_weights():
+            return _evaluation(config, evaluator, evaluated, validation_teacher, step)
+
+    loop = Loop(
+        config,
+        directory,
+        checkpoints,
+        parallel,
+        processes,
+        distiller,
+        cache.training(teacher, splits.train, evaluated.loss.requests, distiller.aligner, layers),
+        splits.train,
+        num_steps,
+        evaluate,
+    )
+    return Assembly(
+        parallel,
+        processes,
+        teacher_model,
+        student_model,
+        splits,
+        num_steps,
+        evaluated,
+        teacher,
+        layers,
+        validation_teacher,
+        evaluator,
+        loop,
+        initial_digests,
+    )
+
+
+def _parallel(config: Config, directory: RunDirectory) -> Parallel:
+    tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
+    # Its state is global; runs of one process (a multirun) may differ in it.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # One process has nothing to share out.
+    kind = FSDP if several and config.trainer.parallel == "fsdp" else DDP
+    parallel = kind(
+        # Left to itself, it takes several processes without a GPU for as many runs of one.
+        cpu=several and not torch.accelerator.is_available(),
+        mixed_precision=config.trainer.mixed_precision,
+        log_with=tracker,
+        project_config=ProjectConfiguration(project_dir=str(directory.path)),
+        kwargs_handlers=[
+            # Where the aligner sits a step out, its parameters have no gradient to wait for.
+            DistributedDataParallelKwargs(
+                find_unused_parameters=config.align is not None and config.align.fit != "joint"
+            ),
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # longer than any evaluation
+        ],
+    )
+    if several:
+        atexit.register(_leave_group)
+    if tracker is not None:
+        parallel.accelerator.init_trackers("kv-align", init_kwargs={})
+    return parallel
+
+
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
-    """Refuse what can be known to be wrong only when the data has been read."""
-    limits = [("trainer.warmup_steps", config.trainer.warmup_steps)]
-    if config.align is not None and config.align.fit_steps is not None:
-        limits.append(("align.fit_steps", config.align.fit_steps))
-    for key, value in limits:
-        if value >= num_steps:
-            raise invalid_value(key, value, f"a number below {num_steps}, the steps of this run")
-    if num_validation < 2:
-        raise invalid_value(
-            "data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves"
+def _pair(config: Config, device: torch.device, processes: Processes) -> tuple[LanguageModel, LanguageModel]:
+    """Load teacher and student, and refuse a pair of which the loss cannot get what it asks for."""
+    longest = config.data.max_length
+    teacher = load_teacher(config.model, device, processes.number, longest=longest)
+    student = load_student(config.model, config.seed, device, make_adapter(config), longest=longest)
+    signals = signals_of(config.loss)
+    with_queries = [signal for signal in signals if "q" in signal.fields]
+    if with_queries:
+        attention = any(signal.through_aligner for signal in with_queries)
+        check_queries(config.model, config.loss.name, teacher, student, attention=attention)
+    if config.keys is not None and not config.keys.rotated:
+        check_unrotated(config.model, teacher, student)
+    if any(signal.predicting for signal in signals) and not same_tokenizer(teacher.tokenizer, student.tokenizer):
+        raise ConfigError(
+            f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its vocabulary is "
+            f"another than that of model.student={config.model.student}; use a pair with one tokenizer, or another loss."
         )
+    return teacher, student
 
 
-def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
-    """Return what `provenance.json` says of a run: seeds, hashes, sizes, and this attempt."""
-    projection = built.distiller.trainable_projection
-    splits = {"train": built.train, "validation": built.validation, "test": built.test}
-    return {
-        "content_hash": content_hash(config),
-        "seed": config.seed,
-        "seeds": {purpose: derive_seed(config.seed, purpose) for purpose in ("student start", "data order", "dropout")},
-        "data_order_sha256": data_order(config, len(built.train.examples)).digest(built.num_steps, built.train.ids),
-        "initial_weights_sha256": built.initial_digests["student"],
-        "initial_aligner_sha256": built.initial_digests["aligner"],
-        "texts_sha256": {name: texts_digest(split.examples) for name, split in splits.items()},
-        "teacher_sha256": weights_digest(built.teacher_reader.model),
-        "inputs": config.inputs,
-        "continues": continued_run(config),
-        "layer_map": built.layers,
-        "key_variance": built.distiller.key_variance.tolist(),
-        "value_variance": built.distiller.value_variance.tolist(),
-        "parameters": {
-            "teacher": built.teacher_reader.model.num_parameters(),  # also of one whose weights are packed
-            "student": count_parameters(built.student_reader.model),
-            "student_trainable": built.student_reader.model.num_parameters(only_trainable=True),
-            # Or what the loss learns itself: whatever learns beside the student.
-            "aligner": 0 if projection is None else count_parameters(projection),
-        },
-        "examples": {name: _split_facts(split) for name, split in splits.items()},
-        "device": str(built.accelerator.device),
-        "processes": built.processes.number,
-        "attempts": [
-            attempt_provenance() | {"torch_threads": torch.get_num_threads(), "extras": extras_versions(config)}
-        ],
-    }
+def _splits(config: Config, teacher: LanguageModel, student: LanguageModel) -> Splits:
+    source, data = make_source(config), config.data
+    splits = Splits(
+        train=prepare_split(source, "train", data, student, teacher, shuffle=data.shuffle_teacher),
+        validation=prepare_split(source, "validation", data, student, teacher, shuffle=False),
+        test=prepare_split(source, "test", data, student, teacher, shuffle=False),
+    )
+    check_limits(config, student, teacher, splits.by_name())
+    return splits
 
 
-def texts_digest(examples: Sequence[Example]) -> str:
-    """SHA-256 (hex) over the texts of a split, with their ids, segments and answers: what was read, from wherever it came."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(
-            repr((example.id, example.question, example.steps, example.answer, example.turns)).encode() + b"\n"
-        )
-    return digest.hexdigest()
-
-
-def _split_facts(split: PreparedSplit) -> dict[str, int]:
-    return {"used": len(split.examples), "cut": split.cut, "left_out": split.dropped}
+def _evaluation(
+    config: Config, evaluator: Evaluator, distiller: Distiller, teacher: StateSource, step: int
+) -> dict[str, Any]:
+    """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
+    row = evaluator.validate(distiller, teacher).row() | evaluator.probe().row()
+    at_intervals = config.evaluation.exact_match_at_intervals
+    if at_intervals:
+        answers = evaluator.exact_match("validation", at_intervals)
+        row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
+    LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
+    return row

@@ -34,14 +34,16 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
     _write_outcomes(directory, config, validation, answers)
-    if built.student_reader.adapter is not None:
-        built.student_reader.adapter.save(directory.student_adapter)
-        built.student_reader.adapter.merge()  # the last use of the student in training's form
-    built.student_reader.model.save_pretrained(directory.student)
-    built.student_reader.tokenizer.save_pretrained(directory.student)
-    if built.aligner is not None:
+    if built.student_model.adapter is not None:
+        built.student_model.adapter.save(directory.student_adapter)
+        built.student_model.adapter.merge()  # the last use of the student in training's form
+    built.student_model.model.save_pretrained(directory.student)
+    built.student_model.tokenizer.save_pretrained(directory.student)
+    if built.distiller.aligner is not None:
         directory.aligner.mkdir(exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in built.aligner.state_dict().items()}
+        state = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in built.distiller.aligner.state_dict().items()
+        }
         save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
     for folder in (directory.student, directory.student_adapter, directory.aligner):
         give_usual_mode(*folder.glob("*.safetensors"))

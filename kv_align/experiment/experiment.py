@@ -14,15 +14,15 @@ from kv_align.config.compose import arm_name
 from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, going_on
 from kv_align.config.inputs import check_inputs
-from kv_align.experiment.assembly import Assembly, starting_point
 from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
+from kv_align.experiment.start import start
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
 from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.record import write_record
-from kv_align.runs.run_dir import RunDirectory, State, read_json, write_json
+from kv_align.runs.run_dir import RunDirectory, State, read_json
 from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
 
@@ -66,7 +66,7 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
             config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=0
         )
         try:
-            built = build(config, directory, whole.checkpoints, criteria_hash)
+            built = start(config, directory, whole.checkpoints, criteria_hash)
             if built.processes.number > 1:
                 preemption.agree = built.processes.any
             preemption.leave_if_asked()
@@ -105,31 +105,3 @@ def _warn_of_other_code(directory: RunDirectory) -> None:
     differs = [what for what in ("git_commit", "git_diff", "packages") if attempts and attempts[-1][what] != now[what]]
     if differs:
         LOGGER.warning("it was made with another %s than now: its numbers are of that", ", ".join(differs))
-
-
-def build(config: Config, directory: RunDirectory, checkpoints: Path, criteria_hash: str | None = None) -> Assembly:
-    """Build a run, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
-    built = Assembly(config, directory, checkpoints)
-    for split in (built.train, built.validation):
-        if split.cut or split.dropped:
-            LOGGER.info(
-                "data.max_length=%d: %d of %d texts cut, %d left out",
-                config.data.max_length,
-                split.cut,
-                len(split.examples) + split.dropped,
-                split.dropped,
-            )
-    new = starting_point(config, built) | ({} if criteria_hash is None else {"criteria_sha256": criteria_hash})
-    old = read_json(directory.provenance_file)
-    if old is not None:
-        for what in ("data_order_sha256", "texts_sha256", "initial_weights_sha256", "teacher_sha256"):
-            if what in old and old[what] != new[what]:  # version 0.1.0 did not record the texts
-                raise ConfigError(
-                    f"{directory.path} cannot go on: its {what} is no longer what it started from, so code, data or a "
-                    "model has changed since; restore that, or choose another run_name."
-                )
-        new["attempts"] = [*old["attempts"], *new["attempts"]]
-    write_json(directory.provenance_file, new)
-    built.loop.resume()
-    built.evaluator.prepare()
-    return built

@@ -132,3 +132,17 @@ def _check_round_trip(config: Config, student: LanguageModel, splits: dict[str, 
                 f"model.student={config.model.student} is not allowed: its tokenizer reads the answer {answer!r} and writes "
                 f"{text[-60:]!r}, which is another; use one whose decoder gives back what it read."
             )
+
+
+def check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
+    """Refuse what can be known to be wrong only when the data has been read."""
+    limits = [("trainer.warmup_steps", config.trainer.warmup_steps)]
+    if config.align is not None and config.align.fit_steps is not None:
+        limits.append(("align.fit_steps", config.align.fit_steps))
+    for key, value in limits:
+        if value >= num_steps:
+            raise invalid_value(key, value, f"a number below {num_steps}, the steps of this run")
+    if num_validation < 2:
+        raise invalid_value(
+            "data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves"
+        )

@@ -25,7 +25,7 @@ from kv_align.config.compose import compose_config
 from kv_align.config.signals import LOGITS
 from kv_align.data.batch import Batch
 from kv_align.data.encode import Encoded
-from kv_align.experiment.build import make_aligner, make_loss
+from kv_align.experiment.choices import make_aligner, make_loss
 from kv_align.losses.base import Pairing
 from kv_align.models.capture.prepare import prepare
 from kv_align.teacher.cache import CachedTeacher

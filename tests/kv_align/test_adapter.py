@@ -21,7 +21,7 @@ from kv_align.config.config import Config
 from kv_align.config.identity import content_hash
 from kv_align.config.model_card import EMBEDDED
 from kv_align.config.schema import validate
-from kv_align.experiment.build import make_adapter
+from kv_align.experiment.choices import make_adapter
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import prepare, record
 from kv_align.models.load import LanguageModel, load_student, weights_digest

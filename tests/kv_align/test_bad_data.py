@@ -14,7 +14,7 @@ import pytest
 from kv_align.config.compose import compose_raw
 from kv_align.config.resolve import resolve
 from kv_align.data.prepared import prepare_split
-from kv_align.experiment.build import make_source
+from kv_align.experiment.choices import make_source
 from kv_align.experiment.limits import check_limits
 from kv_align.models.capture.prepare import prepare
 from kv_align.models.load import LanguageModel

@@ -10,8 +10,9 @@ from kv_align.align.time_warp import SegmentWarp, resample
 from kv_align.config.config import Config
 from kv_align.config.signals import Signals
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.experiment.build import make_distiller, make_source
 from kv_align.experiment.calibration import Calibrator
+from kv_align.experiment.choices import make_source
+from kv_align.experiment.distiller import make_distiller
 from kv_align.models.capture.prepare import record
 from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.teacher.teacher import Teacher

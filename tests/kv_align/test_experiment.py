@@ -21,7 +21,7 @@ from kv_align.config.config import PretrainConfig
 from kv_align.config.schema import validate
 from kv_align.data.example import Segment
 from kv_align.data.prepared import prepare_split
-from kv_align.experiment.build import make_aligner, make_source
+from kv_align.experiment.choices import make_aligner, make_source
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.load import load_teacher, weights_digest

@@ -16,7 +16,7 @@ from kv_align.align.layer_time_map import LayerMixture, LayerTimeMap
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.compose import compose_config
 from kv_align.data.correspondence import Correspondence
-from kv_align.experiment.build import choose_layers
+from kv_align.experiment.choices import choose_layers
 from kv_align.models.capture.prepare import Geometry
 from kv_align.runs.errors import ConfigError
 from tests.kv_align.test_align_battery import ARMS, arm_id, draw, make_aligner, same_segments, teacher_states

@@ -24,7 +24,7 @@ from kv_align.config.signals import TopLogits, composed_of, learns_projection, s
 from kv_align.config.targets import config_directory
 from kv_align.data.batch import Batch
 from kv_align.data.correspondence import Correspondence
-from kv_align.experiment.build import make_loss
+from kv_align.experiment.choices import make_loss
 from kv_align.losses.base import Loss, Pairing
 from kv_align.losses.combined import Combined
 from kv_align.losses.comparison import (

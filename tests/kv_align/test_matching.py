@@ -11,7 +11,7 @@ from kv_align.align.head_map import MapInit, MapShape
 from kv_align.align.init.fixed import uniform
 from kv_align.align.structured import StructuredMap, structured_parameters
 from kv_align.config.compose import compose_config
-from kv_align.experiment.build import make_aligner
+from kv_align.experiment.choices import make_aligner
 from kv_align.models.capture.prepare import Geometry
 
 # Layers, query heads, KV heads, key width, value width of teacher and student.
@@ -84,7 +84,7 @@ def test_the_built_aligners_have_these_numbers_and_both_are_logged(
     widths, layers = matched_widths(shapes), PAIRS[pair][1].num_layers
     structured = built(pair, loss, "aligner=structured")
     assert structured == layers * sum(structured_parameters(shape) for shape in shapes.values())
-    with caplog.at_level(logging.INFO, logger="kv_align.experiment.build"):
+    with caplog.at_level(logging.INFO, logger="kv_align.experiment.choices"):
         matched = built(pair, loss, "aligner=flat", "aligner.match_parameters=structured")
     assert matched == layers * sum(flat_parameters(shapes[kind], widths[kind]) for kind in shapes)
     assert caplog.messages == [f"aligner=flat: {matched} parameters, matched to {structured}"]

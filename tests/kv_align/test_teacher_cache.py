@@ -35,8 +35,9 @@ from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch
 from kv_align.data.example import Segment
 from kv_align.data.prepared import PreparedSplit, prepare_split
-from kv_align.experiment.assembly import Assembly
-from kv_align.experiment.build import make_distiller, make_source
+from kv_align.experiment.assembly import Assembly, assemble
+from kv_align.experiment.choices import make_source
+from kv_align.experiment.distiller import make_distiller
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.load import LanguageModel, load_student, load_teacher
 from kv_align.runs.errors import ConfigError
@@ -410,7 +411,7 @@ BRIEF = (
 
 
 def assembled(folder: Path, *overrides: str) -> Assembly:
-    built = Assembly(short_config(*BRIEF, *overrides), RunDirectory(folder), folder)
+    built = assemble(short_config(*BRIEF, *overrides), RunDirectory(folder), folder)
     built.loop.resume()
     return built
 
@@ -504,11 +505,11 @@ def test_a_run_that_finds_it_filled_never_runs_the_teacher(
 
 
 def test_what_is_evaluated_is_not_rounded(tmp_path: Path) -> None:
-    built = Assembly(short_config(f"teacher_cache={tmp_path / 'cache'}"), RunDirectory(tmp_path), tmp_path)
+    built = assemble(short_config(f"teacher_cache={tmp_path / 'cache'}"), RunDirectory(tmp_path), tmp_path)
     rounded = {}
     for kind, split, source in (
-        ("train", built.train, built.loop._teacher),
-        ("validation", built.validation, built.validation_teacher),
+        ("train", built.splits.train, built.loop._teacher),
+        ("validation", built.splits.validation, built.validation_teacher),
     ):
         # A shard is read in one batch here, its texts by their length.
         by_length = sorted(range(8), key=lambda example: len(split.teacher[example].ids))
@@ -522,7 +523,7 @@ def test_in_bfloat16_starts_are_fitted_to_what_training_reads_with_and_without_i
     overrides = ("trainer.mixed_precision=bf16", "init=procrustes", "model.student_start=pretrained")
     cached = (f"teacher_cache={tmp_path / 'cache'}", "teacher_cache_dtype=float32")
     off, on = (
-        Assembly(short_config(*overrides, *each), RunDirectory(tmp_path), tmp_path).loop._distiller
+        assemble(short_config(*overrides, *each), RunDirectory(tmp_path), tmp_path).loop._distiller
         for each in ((), cached)
     )
     # Half precision sums in another order in another batch, but nothing is measured in another precision.

@@ -17,7 +17,7 @@ from kv_align.data.arithmetic import Arithmetic
 from kv_align.data.batch import Batch, Collator
 from kv_align.data.encode import Encoded, encode
 from kv_align.data.example import Example, Segment
-from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.assembly import assemble
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.load import load_teacher
 from kv_align.runs.errors import ConfigError
@@ -238,11 +238,11 @@ def pair(teacher: Path) -> list[str]:
 @pytest.mark.parametrize("rationale", ["full", "short"])
 def test_each_model_of_a_run_reads_its_own_tokens(teacher_of_characters, tmp_path, rationale):
     config = short_config(*pair(teacher_of_characters), f"data.rationale={rationale}", "loss=kv+struct")
-    built = Assembly(config, RunDirectory(tmp_path), tmp_path)
-    found = built.train.collate([0, 1, 2])
-    text = "".join(part for _, part in built.train.examples[0].segments())
-    shown = built.train.examples[0].with_rationale(rationale, 2)
-    tokenizers = built.student_reader.tokenizer, built.teacher_reader.tokenizer
+    built = assemble(config, RunDirectory(tmp_path), tmp_path)
+    found = built.splits.train.collate([0, 1, 2])
+    text = "".join(part for _, part in built.splits.train.examples[0].segments())
+    shown = built.splits.train.examples[0].with_rationale(rationale, 2)
+    tokenizers = built.student_model.tokenizer, built.teacher_model.tokenizer
     assert tokenizers[1].decode(found.teacher.ids[0][found.teacher.mask[0]][:-1]) == text
     assert tokenizers[0].decode(found.student.ids[0][found.student.mask[0]][:-1]) == "".join(
         part for _, part in shown.segments()
@@ -251,7 +251,7 @@ def test_each_model_of_a_run_reads_its_own_tokens(teacher_of_characters, tmp_pat
     expected = found.student.mask if rationale == "full" else found.student.mask & (found.student.segments != R)
     assert torch.equal(by_characters, expected)
     seen = []
-    hook = built.teacher_reader.model.base_model.register_forward_pre_hook(
+    hook = built.teacher_model.model.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     states = built.teacher.read(found, (KEYS_VALUES_QUERIES,))

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run: each choice's target, called with its options."""
+"""What the groups of `conf/` choose, each made alone: a choice's target, called with what its group gives and its options."""
 
 from __future__ import annotations
 
@@ -8,31 +8,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-import torch
 from hydra.utils import get_method, get_object
 from transformers import PreTrainedModel
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.head_map import HeadMap, MapInit, MapShape
 from kv_align.align.layer_map.learned import Mixture
-from kv_align.align.layer_time_map import LayerMixture, LayerTimeMap
+from kv_align.align.layer_time_map import LayerMixture
 from kv_align.align.paired_states import Calibration, Kind
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.config import Config
 from kv_align.config.options import parameters_of
 from kv_align.config.schema import Choice
-from kv_align.config.signals import signals_of, uses_aligner
+from kv_align.config.signals import uses_aligner
 from kv_align.data.example import DataSource
-from kv_align.data.prepared import PreparedSplit
-from kv_align.experiment.calibration import Calibrator
 from kv_align.losses.base import Loss, Pairing
 from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry
-from kv_align.models.load import LanguageModel
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.seeds import derive_seed
-from kv_align.teacher.teacher import Autocast, Teacher, TeacherFor
-from kv_align.training.step import Distiller
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,75 +87,6 @@ def make_time_warp(config: Config) -> SegmentWarp:
     """Return the resampling of tokens, of a run that compares states."""
     assert config.time_warp is not None
     return cast(SegmentWarp, make(config.time_warp))
-
-
-def make_distiller(
-    config: Config,
-    teacher: LanguageModel,
-    student: LanguageModel,
-    train: PreparedSplit,
-    autocast: Autocast,
-    kept: TeacherFor,
-) -> tuple[Distiller, Teacher, list[int]]:
-    """Make all that stands between two models, in the order in which it depends on each other.
-
-    Parameters
-    ----------
-    config, teacher, student, train
-        What to make, of which models, and the texts that it is calibrated on.
-    autocast
-        Makes the context in which models run in training.
-    kept
-        Says whom to ask for what the teacher gives of these texts.
-
-    Returns
-    -------
-    What learns, what teaches it, and the teacher layer of each student layer (empty where no states are compared).
-    """
-    signals = signals_of(config.loss)
-    rotated = config.keys is not None and config.keys.rotated
-    queries = any(signal.through_aligner and "q" in signal.fields for signal in signals)
-    geometries = (teacher.geometry, student.geometry)
-    calibrator = Calibrator(config.evaluation, teacher, student, train, rotated=rotated, autocast=autocast, kept=kept)
-    layers = choose_layers(config, *geometries, lambda: calibrator.similarity(make_time_warp(config)))
-    reader = Teacher(teacher.model, layers.read, rotated=rotated)
-
-    def layer_time_map() -> LayerTimeMap:
-        return LayerTimeMap(layers.placed(), make_time_warp(config)).to(student.model.device)
-
-    def pairing() -> Pairing:
-        configs = [each.model.config.get_text_config() for each in (teacher, student)]
-        return Pairing(
-            *geometries,
-            teacher_hidden=configs[0].hidden_size,
-            student_hidden=configs[1].hidden_size,
-            hidden_variance=lambda: calibrator.hidden_variance(reader, layers.of_student),
-            generator=map_generator(config.seed, "objective"),
-            vocabulary=min(each.vocab_size for each in configs),
-        )
-
-    loss = make_loss(config.loss, pairing)
-    aligner = make_aligner(
-        config,
-        *geometries,
-        queries=queries,
-        layers=layers,
-        calibration=lambda: calibrator.paired(reader, layer_time_map(), queries=queries),
-    )
-    unprojected = any(signal.concerns and not signal.through_aligner for signal in signals)
-    variances = (torch.ones(1), torch.ones(1))
-    if aligner is not None:
-        variances = calibrator.key_value_variance(reader, layers.of_student)
-    distiller = Distiller(
-        student.model,
-        aligner,
-        loss,
-        rotated=rotated,
-        key_variance=variances[0],
-        value_variance=variances[1],
-        layer_time_map=layer_time_map() if unprojected and aligner is None else None,
-    )
-    return distiller, reader, layers.of_student
 
 
 def make_loss(choice: Choice, pairing: Callable[[], Pairing]) -> Loss:
