@@ -146,8 +146,7 @@ def extend(path: Path, seeds: object, console: Console) -> list[str]:
     sweep, executor, _ = _open(path)
     with executor.journal.lock():
         executor.recover()
-        before = sweep.plan()
-        assert before is not None
+        before = sweep.frozen_plan()
         plan, added = extend_plan(before, seeds)
         say(check(executor, plan, [run.id for run in added]), console)
         overview(sweep)  # a scheduler that does not answer now would leave a plan with runs that are not queued
@@ -202,10 +201,7 @@ def _open(path: Path) -> tuple[SweepDirectory, Executor[Any], Plan]:
             f"{path} has no frozen plan, as a plain Hydra multirun has none: run the same kv_align.train command again "
             "with hydra.sweep.dir set to that folder, or submit a sweep with python -m launch submit."
         )
-    setting = Journal(sweep).setting()
-    if setting is None:
-        raise ConfigError(f"{path} was never submitted: run the same python -m launch submit command again.")
-    return sweep, make_executor(sweep, setting), plan
+    return sweep, make_executor(sweep, Journal(sweep).frozen_setting()), plan
 
 
 def _queue(
@@ -233,8 +229,7 @@ def _queue(
         What is to be done when nothing was found to be wrong with them.
     """
     sweep = executor.sweep
-    plan = sweep.plan()
-    assert plan is not None
+    plan = sweep.frozen_plan()
     executor.recover()
     now = overview(sweep)
     chosen = [

@@ -36,8 +36,7 @@ def freeze(executor: Executor[Any]) -> Executor[Any]:
 
 def as_frozen(sweep: SweepDirectory, asked: Executor[Any], console: Console) -> Executor[Any]:
     """Return the executor that the sweep was submitted with; says in what it differs from what is asked for now."""
-    setting = Journal(sweep).setting()
-    assert setting is not None
+    setting = Journal(sweep).frozen_setting()
     executor = make_executor(sweep, setting)
     frozen, now = executor.cluster.model_dump(), asked.cluster.model_dump()
     for key in sorted(key for key in frozen if frozen[key] != now[key] and key != "name"):

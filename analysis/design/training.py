@@ -6,6 +6,7 @@ The mathematics is in `analysis.stats.curves`; this module finds which steps the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -100,10 +101,7 @@ def curves(table: pd.DataFrame, runs: list[str], column: str, *, until: float = 
             kept[run] = (steps[sound], values[sound])
     if not kept:
         return None
-    common = None
-    for steps, _ in kept.values():
-        common = steps if common is None else np.intersect1d(common, steps, assume_unique=True)
-    assert common is not None
+    common = reduce(partial(np.intersect1d, assume_unique=True), (steps for steps, _ in kept.values()))
     if len(common) == 0:
         return None
     values = np.stack([curve[np.searchsorted(steps, common)] for steps, curve in kept.values()])

@@ -229,10 +229,11 @@ def _agreement(collected: Collected, grid: Grid, verdict: Verdict) -> Agreement 
 def _thresholds(
     metrics: pd.DataFrame, grid: Grid, criteria: Criteria, window: tuple[float, float] | None
 ) -> dict[str, tuple[float, dict[str, CensoredSummary]]]:
-    by_loss = {}
-    for group in grid.groups if window is not None else []:
+    by_loss: dict[str, tuple[float, dict[str, CensoredSummary]]] = {}
+    if window is None:
+        return by_loss
+    for group in grid.groups:
         by_arm = {arm: runs_of(grid, arm, own, diverged=True) for arm, own in arms_in(grid, group)}
-        assert window is not None
         reached = thresholds(metrics, by_arm, grid.baseline, share=criteria.threshold_share, window=window)
         if reached is not None:
             by_loss[group] = reached

@@ -130,20 +130,31 @@ class SweepDirectory:
         """
         if not self.plan_file.exists():
             return None
-        raw = read_json(self.plan_file)
         try:
-            assert raw is not None
-            content = dict(raw)
+            content = dict(read_json(self.plan_file) or {})
             recorded, version = content.pop("sha256"), content.pop("format")
             sound = version == FORMAT and recorded == digest_of_json(content)
             runs = tuple(PlannedRun(**each) for each in content.pop("runs"))
             plan = Plan(**content | {"runs": runs, "extensions": tuple(content["extensions"])})
-        except (AssertionError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.plan_file} cannot be read as a plan: restore it, or submit a new sweep."
             ) from error
         if not sound:
             raise ConfigError(f"{self.plan_file} was changed after it was frozen: restore it, or submit a new sweep.")
+        return plan
+
+    def frozen_plan(self) -> Plan:
+        """Return the plan of a sweep that must have one.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, or one that cannot be read.
+        """
+        plan = self.plan()
+        if plan is None:
+            raise ConfigError(f"{self.path} has no frozen plan: submit the sweep with python -m launch submit.")
         return plan
 
     def write_plan(self, plan: Plan) -> None:

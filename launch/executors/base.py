@@ -95,9 +95,7 @@ class Executor(ABC, Generic[ClusterType]):
     @property
     def plan(self) -> Plan:
         """The frozen plan of the sweep."""
-        plan = self._plan or self.sweep.plan()
-        assert plan is not None
-        return plan
+        return self._plan or self.sweep.frozen_plan()
 
     @abstractmethod
     def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:

@@ -87,6 +87,21 @@ class Journal:
         """Return how the sweep is executed; None before it was submitted."""
         return read_setting(self._setting_file, self.sweep.path)
 
+    def frozen_setting(self) -> Setting:
+        """Return how the sweep is executed, of one that was submitted.
+
+        Raises
+        ------
+        ConfigError
+            If it never was.
+        """
+        setting = self.setting()
+        if setting is None:
+            raise ConfigError(
+                f"{self.sweep.path} was never submitted: run the same python -m launch submit command again."
+            )
+        return setting
+
     def write_setting(self, setting: Setting) -> None:
         """Freeze how the sweep is executed."""
         write_setting(self._setting_file, self.sweep.path, setting)

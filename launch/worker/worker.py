@@ -69,9 +69,7 @@ def execute(
     journal = Journal(sweep)
     before = {number: signal.signal(number, _leave) for number in _SIGNALS}
     try:
-        plan = sweep.plan()
-        if plan is None:
-            raise ConfigError(f"{sweep_path} has no frozen plan: submit the sweep with python -m launch submit.")
+        plan = sweep.frozen_plan()
         planned = {run.id: run for run in plan.runs}
         unknown = [name for name in runs if name not in planned]
         if unknown:

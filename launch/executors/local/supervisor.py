@@ -67,8 +67,7 @@ class Supervisor:
     def __init__(self, path: Path) -> None:
         self.sweep = SweepDirectory(path)
         self.journal = Journal(self.sweep)
-        setting = self.journal.setting()
-        assert setting is not None
+        setting = self.journal.frozen_setting()
         self.queue = Queue(self.journal)
         self.gpus = visible_gpus()
         self._use(setting)
@@ -106,9 +105,7 @@ class Supervisor:
         stat = (self.journal.folder / "journal.jsonl").stat()
         if (stat.st_mtime_ns, stat.st_size) == self._read_at:
             return
-        plan, setting = self.sweep.plan(), self.journal.setting()
-        assert plan is not None
-        assert setting is not None
+        plan, setting = self.sweep.frozen_plan(), self.journal.frozen_setting()
         self._use(setting)
         self.plan: Plan = plan
         self.ledger: Ledger = self.journal.ledger()

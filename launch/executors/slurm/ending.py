@@ -35,8 +35,7 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
     """
     journal = Journal(SweepDirectory(sweep_path))
     if exit_code == DISK_FULL:  # nothing can be written, and nothing has failed
-        setting = journal.setting()
-        assert setting is not None
+        setting = journal.frozen_setting()
         _requeue(delay_s("disk_full", [], setting.cluster.retry))
         return
     Ending(journal, uid, exit_code).conclude()
@@ -57,8 +56,7 @@ class Ending:
 
     def __init__(self, journal: Journal, uid: str, exit_code: int) -> None:
         self.journal, self.uid, self.exit_code = journal, uid, exit_code
-        setting = journal.setting()
-        assert setting is not None
+        setting = journal.frozen_setting()
         self.cluster, self.ledger = setting.cluster, journal.ledger()
         submission = self.ledger.submissions[uid]
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(submission.batches) > 1 else 0
@@ -124,8 +122,7 @@ class Ending:
             return cause != "finished"
 
     def _is_held(self, name: str) -> bool:
-        plan = self.journal.sweep.plan()
-        assert plan is not None
+        plan = self.journal.sweep.frozen_plan()
         held = held_runs(plan, self.journal, self.ledger, hold_arm=self.cluster.hold_arm, among=[name])
         return name in held and not self._directory(name).status_file.exists()
 
@@ -134,8 +131,7 @@ class Ending:
 
         A job that starts all the same passes over its held runs by itself.
         """
-        plan = self.journal.sweep.plan()
-        assert plan is not None
+        plan = self.journal.sweep.frozen_plan()
         held = held_runs(plan, self.journal, self.ledger, hold_arm=True)
         waiting = {name for name in held if not self._directory(name).status_file.exists()}
         jobs = {
