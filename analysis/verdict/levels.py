@@ -1,5 +1,6 @@
-"""The conditions of the three declared levels, each as a clause that says what was found; `verdict` puts them "
-"together."""
+"""The conditions of the three declared levels, each as a clause that says what was found; `verdict` puts them
+together.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What is read is checked against what else is there: no damage to a run's files makes a verdict, or gives an arm a "
-"win."""
+"""What is read is checked against what else is there: no damage to a run's files makes a verdict, or gives an arm a
+win.
+"""
 
 import json
 import os

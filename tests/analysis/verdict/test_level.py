@@ -44,6 +44,13 @@ def skewed(cells: pd.DataFrame, rng: np.random.Generator) -> None:
             cells.loc[cells["arm"] == arm, name] = base + own
 
 
+def skewed_against_none(cells: pd.DataFrame, rng: np.random.Generator) -> None:
+    """As `skewed`, and flat is truly worse: only the step against `none` is left without a real advantage."""
+    skewed(cells, rng)
+    for name in ("validation_loss", "training_area"):
+        cells.loc[cells["arm"] == "baseline", name] += 0.1
+
+
 def tied(cells: pd.DataFrame, rng: np.random.Generator) -> None:
     """Numbers as coarse as a table's: many differences are 0."""
     for name, step in (("validation_loss", 0.03), ("training_area", 0.03), ("probe_r2", 0.01)):
@@ -62,6 +69,7 @@ SCENARIOS: dict[str, tuple[dict[str, float], Change]] = {
     "flat harmful, the arm equal to none": ({**WIN, "none": -0.05}, unchanged),
     "the arm 1 % worse than none": ({**WIN, "none": -0.05 - math.log(1.01)}, unchanged),
     "skewed": ({}, skewed),
+    "skewed, flat harmful": ({}, skewed_against_none),
     "ties": ({}, tied),
     "ties, flat harmful": ({**WIN, "none": -0.05}, tied),
     "5 % divergence": ({}, diverging),
