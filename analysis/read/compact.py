@@ -36,24 +36,24 @@ class Compact:
     changed: tuple[str, ...] = ()
 
 
-def read_compact(found: FoundRun, *, verify: bool = False) -> Compact:
+def read_compact(folder: FoundRun, *, verify: bool = False) -> Compact:
     """Read a run's compact record, if it has one that holds what its files hold."""
-    record_name = RunDirectory(found.path).record_file.name
-    files = found.files()
+    record_name = RunDirectory(folder.path).record_file.name
+    files = folder.files()
     if record_name not in files:
         return Compact(None)
-    record = read_record_file(Path(found.path) / record_name)
+    record = read_record_file(Path(folder.path) / record_name)
     if record is None:
         return Compact(None)
     sizes_kept = all(files.get(name, (0, -1))[1] == size for name, (size, _) in record.files.items())
     younger = any(files[name][0] > files[record_name][0] for name in record.files if name in files)
-    sampled = zlib.crc32(found.run.encode()) % SAMPLE == 0
+    sampled = zlib.crc32(folder.run.encode()) % SAMPLE == 0
     if sizes_kept and not (verify or younger or sampled):
         return Compact(record)
     changed = tuple(
         f"{name} is not what it was when the run finished"
         for name, (_, sha256) in record.files.items()
-        if _digest(Path(found.path) / name) != sha256
+        if _digest(Path(folder.path) / name) != sha256
     )
     return Compact(None if changed else record, changed)
 

@@ -34,14 +34,14 @@ class Extra:
 
 def extras_of(config: Config) -> list[Extra]:
     """Return what a run's choices need beside the dependencies."""
-    found = []
+    extras = []
     if config.adapter.target:
         package = str(declared("adapter", config.adapter, "requires"))
-        found.append(Extra(package, f"adapter={config.adapter.name}", "adapter=none"))
+        extras.append(Extra(package, f"adapter={config.adapter.name}", "adapter=none"))
     if config.model.teacher_quantization is not None:
         asked = f"model.teacher_quantization={config.model.teacher_quantization}"
-        found.append(Extra("bitsandbytes", asked, "model.teacher_quantization=null"))
-    return found
+        extras.append(Extra("bitsandbytes", asked, "model.teacher_quantization=null"))
+    return extras
 
 
 def extras_versions(config: Config) -> dict[str, str]:

@@ -234,8 +234,11 @@ class Collator:
         places = torch.full(student.ids.shape, torch.nan)
         was_read = torch.ones_like(student.mask)
         for row, index in enumerate(indices):
-            found, covered = match_tokens(self._student[index], self._teacher[index], self.matched)
-            places[row, : len(found)], was_read[row, : len(found)] = torch.from_numpy(found), torch.from_numpy(covered)
+            matched, covered = match_tokens(self._student[index], self._teacher[index], self.matched)
+            places[row, : len(matched)], was_read[row, : len(matched)] = (
+                torch.from_numpy(matched),
+                torch.from_numpy(covered),
+            )
         return places, was_read
 
 

@@ -25,10 +25,10 @@ def split_of(name: str) -> Split | None:
         If it says more than one.
     """
     words = re.findall(r"[a-z]+", name.lower())
-    said = [split for split, word in _WORD.items() if any(map(word.fullmatch, words))]
-    if len(said) > 1:
-        raise ValueError(f"{name} could be {' or '.join(said)}; rename it after one of these")
-    return said[0] if said else None
+    splits = [split for split, word in _WORD.items() if any(map(word.fullmatch, words))]
+    if len(splits) > 1:
+        raise ValueError(f"{name} could be {' or '.join(splits)}; rename it after one of these")
+    return splits[0] if splits else None
 
 
 def split_files(path: Path) -> dict[Split, list[Path]]:

@@ -80,10 +80,10 @@ def hub_tables(name: str, config: str | None, wanted: Iterable[str]) -> dict[str
         ) from error
     tables = {}
     for split, rows in loaded.items():
-        found = tuple(rows.column_names)
+        columns = tuple(rows.column_names)
         places = tuple(f"{name}, {split} row {number}" for number in range(1, len(rows) + 1))
-        kept = rows.select_columns([column for column in wanted if column in found])
-        tables[str(split)] = Table(f"{name}, {split}", found, tuple(kept) or ({},) * len(rows), places)
+        kept = rows.select_columns([column for column in wanted if column in columns])
+        tables[str(split)] = Table(f"{name}, {split}", columns, tuple(kept) or ({},) * len(rows), places)
     return tables
 
 

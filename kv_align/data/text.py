@@ -108,15 +108,15 @@ class PlainText(DataSource):
         return first_examples(examples, self._train_examples) if split == "train" else examples
 
     def _from_hub(self) -> dict[Split, list[Table]]:
-        found = hub_tables(self._hub_name, self._hub_config or None, self._columns.wanted())
+        by_name = hub_tables(self._hub_name, self._hub_config or None, self._columns.wanted())
         tables: dict[Split, list[Table]] = {}
-        for name, table in found.items():
+        for name, table in by_name.items():
             split = split_of(name)
-            if split is not None and (name == split or split not in found):
+            if split is not None and (name == split or split not in by_name):
                 tables.setdefault(split, []).append(table)
         if "train" not in tables:
             raise ValueError(
-                f"data.hub_name={self._hub_name} has no split named train, but {', '.join(found)}; choose another data set"
+                f"data.hub_name={self._hub_name} has no split named train, but {', '.join(by_name)}; choose another data set"
             )
         return tables
 
@@ -129,13 +129,13 @@ def _splits(
     carved: tuple[tuple[Split, int], ...],
 ) -> dict[Split, list[Example]]:
     """Return the examples of each split; those that there are no tables for are carved from the training texts."""
-    found = {split: _numbered(split, each, columns, last_turn) for split, each in tables}
-    train = found["train"]
+    given = {split: _numbered(split, each, columns, last_turn) for split, each in tables}
+    train = given["train"]
     random.Random("kv-align text splits").shuffle(train)
     splits: dict[Split, list[Example]] = {}
     for split, count in carved:
-        if split in found:
-            splits[split] = found[split]
+        if split in given:
+            splits[split] = given[split]
             continue
         if count >= len(train):
             raise ValueError(

@@ -116,15 +116,15 @@ class Evaluator:
             counts = Counts.of(batches)
             weights = distiller.loss.weights(0, 1)
             for batch in batches:
-                here = batch.to(self._student.model.device)
+                own_batch = batch.to(self._student.model.device)
                 with self._autocast():
-                    states = teacher.read(here, distiller.loss.requests)
-                    result = distiller(here, states, counts, weights, phase)
+                    states = teacher.read(own_batch, distiller.loss.requests)
+                    result = distiller(own_batch, states, counts, weights, phase)
                 quality.add(result.comparison)
                 for name, loss in result.losses.items():
                     totals[name] = totals.get(name, 0.0) + loss.item()
-                outcomes += _per_example(result.token_losses, here, self._validation)
-                scored += int(here.scored.sum())
+                outcomes += _per_example(result.token_losses, own_batch, self._validation)
+                scored += int(own_batch.scored.sum())
         loss = sum(row["loss_nats"] for row in outcomes) / max(1, scored)
         return Validation(loss, {k: v for k, v in totals.items() if k != "task_loss"}, quality.result(), outcomes)
 
@@ -200,13 +200,13 @@ class Evaluator:
                 pairs |= {"yk": recorder.keys(rotated=self._rotated), "yv": recorder.values()}
                 for kind, each in pairs.items():
                     halves[kind][number % 2].append(tokens_by_layer(each, here.aligned))
-        found = {kind: [torch.cat(half, dim=1) for half in both] for kind, both in halves.items()}
+        halved = {kind: [torch.cat(half, dim=1) for half in both] for kind, both in halves.items()}
         ridge = self._config.probe_ridge
 
         def by_layer(x: list[Tensor], y: list[Tensor]) -> list[float]:
             return [ridge_r2(x[0][at], y[0][at], x[1][at], y[1][at], ridge) for at in range(len(layers))]
 
-        return ProbeResult(by_layer(found["xk"], found["yk"]), by_layer(found["xv"], found["yv"]))
+        return ProbeResult(by_layer(halved["xk"], halved["yk"]), by_layer(halved["xv"], halved["yv"]))
 
     def _examples(self, limit: int) -> range:
         return range(min(limit, len(self._validation.examples)))

@@ -65,26 +65,26 @@ class Calibrator:
 
     def key_value_variance(self, teacher: Teacher, layers: list[int]) -> tuple[Tensor, Tensor]:
         """Variance [L_s] of the teacher's raw keys and values at each student layer's teacher layer."""
-        found: dict[str, list[Tensor]] = {"k": [], "v": []}
+        variances: dict[str, list[Tensor]] = {"k": [], "v": []}
         tokens, kept = [], self._kept(teacher, (KEYS_VALUES,))
         for batch in self._batches():
             with self._autocast():
                 states = kept.read(batch, (KEYS_VALUES,))
-            for kind, each in found.items():
+            for kind, each in variances.items():
                 each.append(variance(states[kind], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
-        key, value = (_averaged(found[kind], tokens)[teacher.places(layers)] for kind in ("k", "v"))
+        key, value = (_averaged(variances[kind], tokens)[teacher.places(layers)] for kind in ("k", "v"))
         return key, value
 
     def hidden_variance(self, teacher: Teacher, layers: list[int]) -> Tensor:
         """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer."""
-        found, tokens, kept = [], [], self._kept(teacher, (HIDDEN_STATES,))
+        variances, tokens, kept = [], [], self._kept(teacher, (HIDDEN_STATES,))
         for batch in self._batches():
             with self._autocast():
                 states = kept.read(batch, (HIDDEN_STATES,))["hidden"]
-            found.append(variance(states[:, :, None], batch.teacher.mask))
+            variances.append(variance(states[:, :, None], batch.teacher.mask))
             tokens.append(batch.teacher.mask.sum().double())
-        return _averaged(found, tokens)[teacher.places(layers)]
+        return _averaged(variances, tokens)[teacher.places(layers)]
 
     @torch.no_grad()
     def paired(self, teacher: Teacher, layer_time_map: LayerTimeMap, *, queries: bool) -> Calibration:
@@ -94,7 +94,7 @@ class Calibrator:
         teacher's texts, the pairs are as mismatched as in training.
         """
         signals = (KEYS_VALUES_QUERIES if queries else KEYS_VALUES,)
-        found: dict[str, list[Tensor]] = {}
+        by_name: dict[str, list[Tensor]] = {}
         kept, model = self._kept(teacher, signals), self._student.model
         with evaluating(model):
             for batch in self._batches():
@@ -106,8 +106,8 @@ class Calibrator:
                 for whose, states in (("teacher", placed), ("student", own)):
                     for name, each in states.items():
                         paired = rearrange(each.float(), "b l h s d -> b s l h d")[batch.aligned]
-                        found.setdefault(f"{whose} {name}", []).append(paired)
-        joined = {name: torch.cat(batches) for name, batches in found.items()}
+                        by_name.setdefault(f"{whose} {name}", []).append(paired)
+        joined = {name: torch.cat(batches) for name, batches in by_name.items()}
 
         def pair(name: str) -> Pair:
             return Pair(joined[f"teacher {name}"], joined[f"student {name}"])

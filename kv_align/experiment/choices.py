@@ -117,10 +117,10 @@ def choose_layers(
     if "similarity" in parameters_of(config.layer_map.target):
         assert similarity is not None
         arguments.append(similarity())
-    found = make(config.layer_map, *arguments)
-    if isinstance(found, Mixture):
-        return Layers(found.layers, list(range(teacher.num_layers)), found)
-    layers = list(found)
+    chosen = make(config.layer_map, *arguments)
+    if isinstance(chosen, Mixture):
+        return Layers(chosen.layers, list(range(teacher.num_layers)), chosen)
+    layers = list(chosen)
     return Layers(layers, sorted(set(layers)))
 
 

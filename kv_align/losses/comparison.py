@@ -123,12 +123,12 @@ class Comparison:
         LookupError
             If the loss asks for no signal that gives it.
         """
-        found = self.find(kind)
-        if found is None:
+        part = self.find(kind)
+        if part is None:
             raise LookupError(
                 f"there is no {kind.__name__}: the loss names no signal that gives it (kv_align/config/signals.py)"
             )
-        return found
+        return part
 
     def find(self, kind: type[Kind]) -> Kind | None:
         """Return what is compared of one kind; None where the loss asks for no such signal."""

@@ -88,15 +88,15 @@ def _targets(student: PreTrainedModel, asked: list[str] | None) -> list[str]:
                 f"target_modules=null is not allowed: PEFT has no choice for {family}; set it to some of {there}"
             )
         asked = list(FAMILY_TARGETS[family])
-    found = {each: [name for name in linear if f".{name}".endswith(f".{each}")] for each in asked}
-    missing = [each for each, names in found.items() if not names]
+    modules = {each: [name for name in linear if f".{name}".endswith(f".{each}")] for each in asked}
+    missing = [each for each, names in modules.items() if not names]
     if missing:
         raise ValueError(
             f"target_modules={missing[0]} is not allowed: {type(student).__name__} has no linear module of that name; use "
             f"some of {there}"
         )
     embedding = student.get_input_embeddings().weight
-    for each, names in found.items():
+    for each, names in modules.items():
         if any(student.get_submodule(name).weight is embedding for name in names):
             raise ValueError(
                 f"target_modules={each} is not allowed: its weight is the input embedding's too, and merging would change "

@@ -28,7 +28,7 @@ def pads_left(model: PreTrainedModel) -> bool:
     named = "position_ids" in inspect.signature(model.forward).parameters
     with evaluating(model):
         alone = model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits.float()
-        found = model(
+        behind = model(
             input_ids=padded, attention_mask=mask, use_cache=False, **positions if named else {}
         ).logits.float()
-    return bool((found[:, _LEFT:] - alone).abs().max() <= 1e-3 * alone.abs().max())
+    return bool((behind[:, _LEFT:] - alone).abs().max() <= 1e-3 * alone.abs().max())

@@ -155,8 +155,8 @@ class TeacherCache:
         """Its weights, and what it does with them: rotary base, scale of norms and the like are told by its config alone."""
         model = self._reader.model
         settings = {key: value for key, value in model.config.to_dict().items() if key not in _NO_MATTER}
-        told = json.dumps(settings, sort_keys=True, default=str)
-        return {"teacher": weights_digest(model), "settings": hashlib.sha256(told.encode()).hexdigest()}
+        serialized = json.dumps(settings, sort_keys=True, default=str)
+        return {"teacher": weights_digest(model), "settings": hashlib.sha256(serialized.encode()).hexdigest()}
 
 
 class CachedTeacher:
@@ -216,6 +216,6 @@ class CachedTeacher:
         device, states = batch.student.ids.device, TeacherStates()
         for entry, shards in self._opened:
             examples, length = entry.rows(batch)
-            found = {name: shards.padded(name, examples, length) for name in entry.names}
-            states |= entry.given({name: tensor.to(device, non_blocking=True) for name, tensor in found.items()})
+            tensors = {name: shards.padded(name, examples, length) for name in entry.names}
+            states |= entry.given({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
         return states

@@ -142,17 +142,17 @@ class Shards:
                 self.fill([shard * SHARD])
             if not self._is_sound(name, shard):
                 self._replace(name, shard)
-            told = read_json(self._files(name, shard)[1])
-            assert told is not None
+            manifest = read_json(self._files(name, shard)[1])
+            assert manifest is not None
             with safe_open(self._files(name, shard)[0], framework="pt") as file:
-                opened = _Opened(file.get_tensor("states"), told["shape"], getattr(torch, told["native"]))
+                opened = _Opened(file.get_tensor("states"), manifest["shape"], getattr(torch, manifest["native"]))
             self._open[name, shard] = opened
         return self._open[name, shard]
 
     def _is_sound(self, name: str, shard: int) -> bool:
         file, manifest = self._files(name, shard)
-        told = read_json(manifest)
-        return told is not None and file.is_file() and file_digest(file) == told["sha256"]
+        content = read_json(manifest)
+        return content is not None and file.is_file() and file_digest(file) == content["sha256"]
 
     def _replace(self, name: str, shard: int) -> None:
         """Compute a damaged file again, unless another process has just done so."""

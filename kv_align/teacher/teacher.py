@@ -144,34 +144,34 @@ class Teacher:
         predicts = bool(wanted - _OF_LAYERS - {"hidden"})
         head = self.head if predicts else None
         model = self.model if predicts and head is None else self.model.base_model
-        there = tokens.to(device_of(self.model))
+        own_tokens = tokens.to(device_of(self.model))
         with record(self.layers if of_layers else (), stop_after_last=not predicts and not hidden) as recorder:
-            output = model(**there.inputs, use_cache=False, **({"output_hidden_states": True} if hidden else {}))
-        found: dict[str, Tensor] = {}
+            output = model(**own_tokens.inputs, use_cache=False, **({"output_hidden_states": True} if hidden else {}))
+        tensors: dict[str, Tensor] = {}
         if of_layers:
-            found |= recorder.states(rotated=self.rotated, queries="q" in wanted).tensors()
+            tensors |= recorder.states(rotated=self.rotated, queries="q" in wanted).tensors()
         if hidden:
-            found["hidden"] = above(output.hidden_states, self.layers)
+            tensors["hidden"] = above(output.hidden_states, self.layers)
         predictions = predictions_of(output, head) if predicts else None
         if predictions is not None:
-            found |= _of_predictions(predictions.at(there.predicting), there, signals)
+            tensors |= _of_predictions(predictions.at(own_tokens.predicting), own_tokens, signals)
         put_back(self.model)
-        return {name: tensor.to(tokens.ids.device) for name, tensor in found.items()}, predictions
+        return {name: tensor.to(tokens.ids.device) for name, tensor in tensors.items()}, predictions
 
 
 def _of_predictions(predictions: Predictions, tokens: Tokens, signals: Signals) -> dict[str, Tensor]:
     """What signals ask for of the predictions of scored tokens, laid out by tokens; elsewhere it means nothing."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for signal in signals:
         if isinstance(signal, TopLogits):
             top = top_predictions(predictions, signal)
-            found["top_log_probabilities"], found["top_indices"] = (
+            tensors["top_log_probabilities"], tensors["top_indices"] = (
                 _by_tokens(each, tokens.predicting, tokens) for each in top
             )
         elif signal == TOKEN_LOSSES:
             losses = row_losses(predictions, [CrossEntropy(tokens.predicted)])[0, :, None]
-            found["token_losses"] = _by_tokens(losses, tokens.predicting + 1, tokens)
-    return found
+            tensors["token_losses"] = _by_tokens(losses, tokens.predicting + 1, tokens)
+    return tensors
 
 
 def _by_tokens(rows: Shaped[Tensor, "n k"], places: Int[Tensor, " n"], tokens: Tokens) -> Shaped[Tensor, "b r k"]:

@@ -107,14 +107,14 @@ def collapsed(start: dict[str, list[float]], now: dict[str, KindAgreement]) -> l
     now
         The present quality.
     """
-    found = []
+    collapses = []
     for kind, quality in now.items():
         for whose, values in (("target", quality.target_variance), ("student", quality.student_variance)):
             name = f"{whose}_variance_{kind}"
             for layer, (before, after) in enumerate(zip(start[name], values.tolist(), strict=True)):
                 if after < COLLAPSE_BELOW * before:
-                    found.append(f"{whose} {kind} variance of layer {layer} is {after / before:.1%} of its start")
-    return found
+                    collapses.append(f"{whose} {kind} variance of layer {layer} is {after / before:.1%} of its start")
+    return collapses
 
 
 def start_variances(quality: dict[str, KindAgreement]) -> dict[str, list[float]]:

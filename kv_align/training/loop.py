@@ -119,16 +119,16 @@ class Loop:
 
     def resume(self) -> bool:
         """Go back to the newest sound checkpoint, if there is one; whether there was."""
-        found = checkpoint.newest_sound(self._checkpoints)
-        if found is not None:
-            self.progress = Progress(**checkpoint.restore(self._accelerator, found, self._schedule))
+        newest = checkpoint.newest_sound(self._checkpoints)
+        if newest is not None:
+            self.progress = Progress(**checkpoint.restore(self._accelerator, newest, self._schedule))
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
         steps = range(self.progress.step, self._num_steps)
         self._teacher.fill({place for step in steps for place in self._order[step]})
-        done = self.progress.step if found is not None else -1
+        done = self.progress.step if newest is not None else -1
         # The last evaluation comes after the last checkpoint, and will be made again.
         self._run.rewind(done, min(done, self._num_steps - 1))
-        return found is not None
+        return newest is not None
 
     def fit(self, status: Status, preemption: Preemption) -> tuple[State, str]:
         """Run the steps that are left.
@@ -248,12 +248,12 @@ class Loop:
 
     def _watch(self, quality: Agreement, reach: float, expected: bool, row: dict[str, Any]) -> None:
         """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
-        found = quality.result()
-        for kind, each in found.items():
+        by_kind = quality.result()
+        for kind, each in by_kind.items():
             row.update(each.row(kind))
         if not self.progress.start:
-            self.progress.start = start_variances(found)
-        now = collapsed(self.progress.start, found)
+            self.progress.start = start_variances(by_kind)
+        now = collapsed(self.progress.start, by_kind)
         row["collapsed"] = bool(now)
         for what in now:
             place = what.partition(" is ")[0]

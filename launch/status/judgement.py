@@ -193,7 +193,7 @@ def judge(
     }
     for phases, files, journal, state, reason in _RULES:
         if phases in (_ANY, phase) and (not files or file in files) and journal in (_ANY, submitted):
-            return state, re.sub(r"\{.*?\}", lambda found: reasons[found[0]], reason)
+            return state, re.sub(r"\{.*?\}", lambda match: reasons[match[0]], reason)
     raise AssertionError("the last row fits all")
 
 

@@ -150,8 +150,8 @@ def _prepare(model: PreTrainedModel, longest: int) -> Geometry:
                 form = seen_form(layer, many.attend[number])
                 if form is not None:
                     forms[modules[number]] = form
-                    told = layer.form is None or form.window == layer.form.window
-                    write_facts(modules[number], LayerFacts(number, AS_TOLD if told else form.window))
+                    as_stated = layer.form is None or form.window == layer.form.window
+                    write_facts(modules[number], LayerFacts(number, AS_TOLD if as_stated else form.window))
     with tapped():
         turned = turnings(model, few.modules, taps, longest)
     for number, module in enumerate(modules):
@@ -183,14 +183,14 @@ def _choose_attention(model: PreTrainedModel) -> None:
 
 def _taps(model: PreTrainedModel) -> dict[nn.Module, Tap]:
     """Return taps of all that are handed a cache, and do not hand it on to another module."""
-    found = {}
+    taps = {}
     for module in model.modules():
         parameters = list(inspect.signature(module.forward).parameters)
         names = [name for name in _CACHE_ARGUMENTS if name in parameters]
         if names:
-            found[module] = Tap(names[0], parameters.index(names[0]))
-    outer = {module for module in found if any(inner in found for inner in module.modules() if inner is not module)}
-    return {module: tap for module, tap in found.items() if module not in outer}
+            taps[module] = Tap(names[0], parameters.index(names[0]))
+    outer = {module for module in taps if any(inner in taps for inner in module.modules() if inner is not module)}
+    return {module: tap for module, tap in taps.items() if module not in outer}
 
 
 def _numbered_layers(model: PreTrainedModel) -> list[nn.Module]:

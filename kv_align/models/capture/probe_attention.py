@@ -30,14 +30,14 @@ Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Any]]
 def seen_form(layer: Layer, attend: Attend) -> AttentionSpec | None:
     """Return how a layer weighs keys: as its form says, or with the window that it is seen to have; None if it is neither.
 
-    A window may stand in a mask alone, and what is told of one may have no effect.
+    A window may stand in a mask alone, and what is stated of one may have no effect.
     """
     assert layer.form is not None
-    told = layer.form
-    if _attends_by(told, layer, attend):
-        return told
-    seen = replace(told, window=_window(layer, attend))
-    return seen if seen != told and _attends_by(seen, layer, attend) else None
+    stated = layer.form
+    if _attends_by(stated, layer, attend):
+        return stated
+    seen = replace(stated, window=_window(layer, attend))
+    return seen if seen != stated and _attends_by(seen, layer, attend) else None
 
 
 def _attends_by(form: AttentionSpec, layer: Layer, attend: Attend) -> bool:
@@ -57,7 +57,7 @@ def _attends_by(form: AttentionSpec, layer: Layer, attend: Attend) -> bool:
 def _gives(form: AttentionSpec, attend: Attend, like: Tensor, q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether an attention function gives what a form says, looked at in stretches of a long text's queries."""
     q, k, v = (each.to(like) for each in (q, k, v))
-    found = attend(q, k, v)[0].transpose(1, 2).float()
+    attended = attend(q, k, v)[0].transpose(1, 2).float()
     q, k, v = (each.float() for each in (q, k, v))
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     tokens = q.shape[2]
@@ -67,7 +67,7 @@ def _gives(form: AttentionSpec, attend: Attend, like: Tensor, q: Tensor, k: Tens
         mask = torch.ones(q.shape[0], end, dtype=torch.bool, device=q.device)
         weights = attention_of(q[:, :, start:end], k[:, :, :end], mask, form)
         if not torch.allclose(
-            weights @ v[:, :, :end], found[:, :, start:end], atol=max(1e-3, 16 * torch.finfo(like.dtype).eps)
+            weights @ v[:, :, :end], attended[:, :, start:end], atol=max(1e-3, 16 * torch.finfo(like.dtype).eps)
         ):
             return False
     return True
@@ -110,7 +110,7 @@ def tapped_forms(
         How many tokens those are.
     """
     measured: dict[nn.Module, AttentionSpec] = {}
-    found: dict[nn.Module, AttentionSpec] = {}
+    forms: dict[nn.Module, AttentionSpec] = {}
 
     def attending(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attend:
         return partial(_attention_within, module, args, kwargs, taps[module])
@@ -128,12 +128,12 @@ def tapped_forms(
             with suppress(Unsupported):
                 form = seen_form(layer, attending(module, args, kwargs))
                 if form is not None:
-                    found[module] = form
+                    forms[module] = form
 
     for ask, tokens in ((measure, FEW), (check, longest)):
         with hooks(module.register_forward_pre_hook(ask, with_kwargs=True) for module in taps):
             read(model, tokens=tokens)
-    return found
+    return forms
 
 
 def _measured_form(attend: Attend, layer: Layer) -> AttentionSpec:

@@ -86,20 +86,20 @@ def turnings(
     model: PreTrainedModel, modules: dict[int, nn.Module], taps: dict[nn.Module, Tap], longest: int
 ) -> dict[int, RotaryInfo]:
     """Return, for each attention layer, how it turns its keys by their position, or why that cannot be undone."""
-    found: dict[int, RotaryInfo] = {}
+    rotary: dict[int, RotaryInfo] = {}
     limit = positions_of(model.config.get_text_config(decoder=True)) or longest
 
     def ask(number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
-            found[number] = _turning(module, args, kwargs, taps.get(module), limit)
+            rotary[number] = _turning(module, args, kwargs, taps.get(module), limit)
         except Unsupported as reason:
-            found[number] = RotaryInfo(unknown=UnknownRotation(str(reason)))
+            rotary[number] = RotaryInfo(unknown=UnknownRotation(str(reason)))
 
     with hooks(
         module.register_forward_pre_hook(partial(ask, number), with_kwargs=True) for number, module in modules.items()
     ):
         read(model)
-    return found
+    return rotary
 
 
 def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Tap | None, limit: int) -> RotaryInfo:
