@@ -115,8 +115,7 @@ class FaultDriver:
                 if submission.job is not None and submission.job_of(index) in live:
                     jobs.update(batch)
         self._twice |= {name: f"{number} processes" for name, number in processes.items() if number > 1}
-        # A second job passes over a run that is not its own any more, but has no business in the queue. After a full disk or
-        # a refused submission it is still seen there, so it is counted and shown, and not asserted yet.
+        # A second job passes over a run that is not its own any more, but has no business in the queue.
         self.tally.queued_twice |= {name: f"{number} jobs" for name, number in jobs.items() if number > 1}
         self._look_for_stuck(ledger)
 

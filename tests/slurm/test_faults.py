@@ -8,10 +8,12 @@ import time
 
 import pytest
 
+from launch.journal.journal import Journal
 from tests.launch.sweeps import CONF, launch, undisturbed
 from tests.slurm.faults import die_in_sbatch
 
 SLOW = {"step_s": 0.1}  # of 40 steps
+ONE = "sweep=one"
 LONG = ("trainer.max_steps=40", "trainer.checkpoint_interval=10")
 
 
@@ -81,17 +83,72 @@ def test_scancel_from_outside_and_resume_of_exactly_the_missing(slurm, sweep_on)
     assert [sweep.starts(run.id) for run in sweep.runs()] == [2, 1, 1, 1, 1, 1]
 
 
-def test_a_run_that_is_just_being_requeued_is_cancelled(slurm, sweep_on):
-    words = ("trainer.max_steps=3", "trainer.checkpoint_interval=1", "sweep.losses=[kv]")
-    sweep = sweep_on("seeds=1", *words, behaviour={"step_s": 3.0})
-    sweep.submit()
-    sweep.wait_step("baseline", 1)
-    job = sweep.state("baseline").job
-    assert slurm.call("scontrol", "requeue", job).returncode == 0
-    # Its worker ends with its step, so mostly after this: for squeue the job is completing meanwhile.
-    assert launch("cancel", str(sweep.path), "baseline").code == 0
+@pytest.fixture
+def leaving_slowly(slurm, sweep_on):
+    """A sweep of one run that is just being requeued: its worker ends with its step, some seconds later."""
+
+    def make(accounting):
+        words = ("trainer.max_steps=3", "trainer.checkpoint_interval=1")
+        sweep = sweep_on(ONE, *words, behaviour={"step_s": 3.0})
+        sweep.submit()
+        if not accounting:
+            without_accounting(sweep)
+        sweep.wait_step("baseline", 1)
+        job = sweep.state("baseline").job
+        assert slurm.call("scontrol", "requeue", job).returncode == 0
+        assert slurm.out("squeue", "-h", "-j", job, "-o", "%T").strip() == "COMPLETING"
+        sweep.behave({})
+        return sweep, job
+
+    return make
+
+
+def never_comes_back(slurm, job):
     slurm.until("it has left", lambda: slurm.out("squeue", "-h", "-j", job, "-o", "%T").strip() != "COMPLETING")
-    assert slurm.out("squeue", "-h", "-j", job).strip() == ""
+    assert slurm.out("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip() == "CANCELLED"
+
+
+def without_accounting(sweep):
+    setting = sweep.path / "launch" / "cluster.json"
+    setting.write_text(setting.read_text().replace('"accounting": true', '"accounting": false'))
+
+
+def test_a_run_that_is_just_being_requeued_is_cancelled(slurm, leaving_slowly):
+    sweep, job = leaving_slowly(accounting=False)  # which would know that it was requeued
+    assert launch("cancel", str(sweep.path), "baseline").code == 0
+    never_comes_back(slurm, job)
+    assert launch("resume", str(sweep.path)).code == 0
+    sound(sweep)
+
+
+def test_a_former_job_that_would_come_back_is_withdrawn_before_its_run_is_queued_again(slurm, leaving_slowly):
+    sweep, job = leaving_slowly(accounting=True)
+    journal = Journal(sweep.directory)
+    name = sweep.id_of("baseline")
+    refused = journal.submitting([[name]], "refused")  # so the job to look for is not that of the last submission
+    journal.refused(refused.uid)
+    journal.cancelled([name])  # by one who was killed before it called scancel
+    assert launch("resume", str(sweep.path)).code == 0
+    assert len(slurm.out("squeue", "-h", "-t", "pending,running").splitlines()) == 1
+    never_comes_back(slurm, job)
+    sound(sweep)
+
+
+def test_a_job_that_is_cancelled_while_it_queues_itself_again_stays_away(slurm, sweep_on, tmp_path):
+    scontrol, asked, go = shutil.which("scontrol"), tmp_path / "asked", tmp_path / "go"
+    slow = tmp_path / "bin" / "scontrol"
+    slow.parent.mkdir()
+    wait = f"[ $1 = requeue ] && touch {asked} && while [ ! -e {go} ]; do sleep 0.1; done"
+    slow.write_text(f'#!/bin/bash\n{wait}\nexec {scontrol} "$@"\n')
+    slow.chmod(0o755)
+    setup = f"cluster.setup=['export PATH={slow.parent}:$PATH']"
+    sweep = sweep_on(ONE, setup, behaviour={"break_at": {"baseline": 3}, "once": True})
+    sweep.submit()
+    job = sweep.state("baseline").job
+    slurm.until("it is about to queue itself again", asked.exists)
+    assert launch("cancel", str(sweep.path), "baseline").code == 0
+    go.touch()
+    never_comes_back(slurm, job)
     assert launch("resume", str(sweep.path)).code == 0
     sound(sweep)
 
@@ -206,8 +263,7 @@ def test_status_asks_the_scheduler_once(slurm, sweep_on, accounting, monkeypatch
     sweep = sweep_on("seeds=1", "trainer.max_steps=200", behaviour=SLOW)
     sweep.submit()
     if not accounting:
-        setting = sweep.path / "launch" / "cluster.json"
-        setting.write_text(setting.read_text().replace('"accounting": true', '"accounting": false'))
+        without_accounting(sweep)
     sweep.wait_step("baseline", 5)
     ask = ("sacct", "-X", "-n", "-o", "State", "-j", ",".join(sweep.state(run.id).job for run in sweep.runs()))
     slurm.until("accounting has heard that all run", lambda: slurm.out(*ask).split() == ["RUNNING"] * 3)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
+from launch.executors.slurm.query import scancel
 from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
@@ -33,12 +34,11 @@ def end_job(sweep_path: str, uid: str, exit_code: int) -> None:
 
     Runs that were submitted again since are left to their new job.
     """
-    journal = Journal(SweepDirectory(sweep_path))
+    ending = Ending(Journal(SweepDirectory(sweep_path)), uid, exit_code)
     if exit_code == DISK_FULL:  # nothing can be written, and nothing has failed
-        setting = journal.frozen_setting()
-        _requeue(delay_s("disk_full", [], setting.cluster.retry))
-        return
-    Ending(journal, uid, exit_code).conclude()
+        ending.come_back(delay_s("disk_full", [], ending.cluster.retry))
+    else:
+        ending.conclude()
 
 
 class Ending:
@@ -67,12 +67,30 @@ class Ending:
         """Note the ends, and queue the job again or hold the arms that are broken."""
         again, broken = self._note_ends()
         if again:
-            refusal = _requeue(self.wait_s)
+            refusal = self.come_back(self.wait_s)
             for name in again if refusal else ():
                 reason = f"it was not queued again: scontrol requeue says: {refusal}"
                 self.journal.add_attempt(name, "note", self.uid, reason=reason)
         elif broken and self.cluster.hold_arm:
             self._hold()
+
+    def come_back(self, wait_s: float) -> str:
+        """Queue this job again, not to start before `wait_s` seconds have passed; returns what scontrol complained of.
+
+        A job that was cancelled, or whose runs were submitted again, stays away. Slurm would bring back even one that scancel
+        has just ended, so the journal, which is written before scancel is called, is read once more after that.
+        """
+        refusal = ""
+        if self._is_wanted():
+            refusal = _requeue(wait_s)
+            if not self._is_wanted():
+                scancel([os.environ["SLURM_JOB_ID"]])
+        return refusal
+
+    def _is_wanted(self) -> bool:
+        """Whether a run of this job is to be done by it, by the journal as it is now."""
+        ledger = self.journal.ledger()
+        return any(name not in ledger.cancelled and ledger.jobs[name].uid == self.uid for name in self.batch)
 
     def _note_ends(self) -> tuple[list[str], list[str]]:
         """Return the runs that are to be done again, and those whose code is broken."""
@@ -160,11 +178,10 @@ def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
 
 
 def _requeue(wait_s: float) -> str:
-    """Queue this job again, not to start before `wait_s` seconds have passed; returns what scontrol complained of."""
+    """Have Slurm end this job and queue it again; see `Ending.come_back`."""
     job = os.environ["SLURM_JOB_ID"]
     tell(f"kv-align: queueing job {job} again")
-    if wait_s:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue ends this job, and this process with it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue ends this process too, which has something left to do
     refusal = call_scontrol("requeue", job)
     if wait_s and not refusal:
         # Without it Slurm waits for some minutes of its own.

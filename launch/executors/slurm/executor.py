@@ -24,7 +24,6 @@ from launch.journal.holds import held_runs
 from launch.journal.ledger import UNDER_WAY_S, JobRef, Submission
 
 _JUST_NOW_S = 30.0  # sacct knows a job a moment after sbatch returned
-_COMES_BACK_S = 10.0  # so long a job that ends may take to come back from a requeue
 _CANCEL_ASKS_S = 10.0  # one who cancels is not kept waiting by a Slurm that is slow to answer
 
 
@@ -163,46 +162,13 @@ class SlurmExecutor(Executor[SlurmCluster]):
         ConfigError
             If Slurm does not do it.
         """
-        whole, shared = self._jobs_of(self._left(jobs))
+        whole, shared = self._jobs_of(jobs)
         self._refuse_failure(scancel(whole) or scancel(shared, "--signal=USR2"))
 
     def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
-        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself.
-
-        All jobs that these runs ever had are looked at, not only the last: it may have been refused, or an earlier one may
-        come back from a requeue that nobody saw. What is just ending may end only to come back, so that is waited for.
-        """
-        deadline = time.monotonic() + _COMES_BACK_S
-        for submission in self.journal.ledger().submissions.values():
-            refs = {
-                name: JobRef(submission, index)
-                for index, batch in enumerate(submission.batches)
-                for name in batch
-                if name in jobs and submission.job is not None
-            }
-            while refs:
-                self._refuse_failure(scancel(self._jobs_of(self._left(refs))[0]))
-                refs = self._ending(refs)
-                if not refs or time.monotonic() > deadline:
-                    break
-                time.sleep(0.5)
-
-    def _ending(self, jobs: Mapping[str, JobRef]) -> dict[str, JobRef]:
-        """Return what is ending now; where Slurm does not answer, nothing that could be waited for."""
-        try:
-            states = self.states(jobs, timeout_s=_CANCEL_ASKS_S)
-        except SchedulerUnavailable:
-            return {}
-        return {name: ref for name, ref in jobs.items() if name in states and states[name].reason == ENDING}
-
-    def _left(self, jobs: Mapping[str, JobRef]) -> dict[str, JobRef]:
-        """Leave out what has ended, and what is ending: a second scancel would take the time for its checkpoint from it."""
-        try:
-            states = self.states(jobs, timeout_s=_CANCEL_ASKS_S)
-        except SchedulerUnavailable:  # the journal knows the jobs, and scancel passes over those that have ended
-            return dict(jobs)
-        over = {name for name, state in states.items() if state.phase == "ended" or state.reason == ENDING}
-        return {name: ref for name, ref in jobs.items() if name not in over}
+        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
+        whole, _ = self._jobs_of(jobs)
+        self._refuse_failure(scancel(whole))
 
     def _refuse_failure(self, message: str) -> None:
         if message:
@@ -212,19 +178,38 @@ class SlurmExecutor(Executor[SlurmCluster]):
             )
 
     def _jobs_of(self, jobs: Mapping[str, JobRef]) -> tuple[list[str], list[str]]:
-        """Return the jobs that have nothing to do but these runs, and those that have."""
+        """Return all jobs that these runs ever had and that may be left: those with nothing else to do, and those that have.
+
+        Not only the last of each run: that may have been refused while an earlier one comes back from a requeue. A job that
+        is ending may come back too, which scancel keeps it from; it takes no time for a checkpoint from one that does not.
+        """
         ledger = self.journal.ledger()
+        batches = {
+            submission.job_of(index): (submission, batch)
+            for submission in ledger.submissions.values()
+            if submission.job is not None
+            for index, batch in enumerate(submission.batches)
+            if not jobs.keys().isdisjoint(batch)
+        }
+        try:
+            known = job_states(batches, accounting=self.setting.accounting, timeout_s=_CANCEL_ASKS_S)
+        except SchedulerUnavailable:  # the journal knows the jobs, and scancel passes over those that have ended
+            known = {}
         whole: list[str] = []
         shared: list[str] = []
-        for ref in jobs.values():
-            if ref.job is not None:
-                others = [
-                    name
-                    for name in ref.submission.batches[ref.index]
-                    if name not in jobs and name not in ledger.cancelled and ledger.jobs[name].uid == ref.uid
-                ]
-                rest = [name for name in others if not RunDirectory(self.sweep.runs / name).is_complete()]
-                (shared if rest else whole).append(ref.job)
+        for job, (submission, batch) in batches.items():
+            state = known.get(job)
+            if state is not None and state.phase == "ended":
+                continue
+            others = [
+                name
+                for name in batch
+                if name not in jobs and name not in ledger.cancelled and ledger.jobs[name].uid == submission.uid
+            ]
+            if all(RunDirectory(self.sweep.runs / name).is_complete() for name in others):
+                whole.append(job)
+            elif state is None or state.reason != ENDING:
+                shared.append(job)
         return whole, shared
 
     @cached_property

@@ -1,9 +1,11 @@
 """A trainer without torch that keeps the contract of a run directory: its weights are a chain of hashes over the steps.
 
 What it does wrong is told by `standin.json` in the sweep's folder: `step_s`, and by run id (or its start) `raise_at`,
-`out_of_memory_at`, `diverge_at`, `hang_at` and `allocate_at`, a step each; `once` limits each of them to the first attempt.
+`out_of_memory_at`, `break_at` (its disk), `diverge_at`, `hang_at` and `allocate_at`, a step each; `once` limits each of
+them to the first attempt.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -68,6 +70,8 @@ def _train(config, directory, status, settings, asked):
             raise RuntimeError(f"made to fail at step {step + 1}")
         if wrong == "out_of_memory_at":
             raise MemoryError(f"made to run out of memory at step {step + 1}")
+        if wrong == "break_at":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         if wrong == "diverge_at":
             return "diverged", f"the loss was not finite at step {step + 1}"
         if wrong == "allocate_at":
@@ -117,7 +121,7 @@ def _restore(directory, identity):
 
 
 def _wrong(settings, name, step, attempt):
-    for kind in ("raise_at", "out_of_memory_at", "diverge_at", "hang_at", "allocate_at"):
+    for kind in ("raise_at", "out_of_memory_at", "break_at", "diverge_at", "hang_at", "allocate_at"):
         for run, at in settings.get(kind, {}).items():
             if name.startswith(run) and at == step and not (attempt > 1 and settings.get("once")):
                 return kind

@@ -11,6 +11,7 @@ import launch.worker
 from launch.executors.slurm import ending
 from launch.executors.slurm.task import Shell, Worker, missing_gpu
 from launch.journal.journal import Journal
+from launch.journal.retry import DISK_FULL
 from launch.worker import admission
 from launch.worker.worker import execute
 from tests.launch.fake_slurm import age, running_for
@@ -34,6 +35,22 @@ def test_resume_withdraws_the_former_jobs_first(queued, fake_slurm):
     assert told[1].startswith("sbatch ")
     assert [row["event"] for row in journal_rows(sweep)][-3:] == ["cancelled", "submitting", "submitted"]
     assert Journal(sweep.directory).ledger().jobs[sweep.runs()[1].id].job == "78_1"
+
+
+def test_resume_withdraws_all_jobs_that_a_run_ever_had_and_what_is_just_ending(queued, fake_slurm):
+    sweep = queued()
+    name = sweep.runs()[0].id
+    journal = Journal(sweep.directory)
+    journal.submitting([[name]], "refused")
+    journal.refused("refused")
+    fake_slurm.says("sacct", "77_0|PREEMPTED|None\n77_[1-2]|RUNNING|None\n")
+    fake_slurm.says("squeue", "77_0|COMPLETING|None\n")
+    fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
+    fake_slurm.calls()
+    assert run_launch("resume", str(sweep.path), name).code == 2
+    assert fake_slurm.calls("scancel") == ["scancel 77_0"], "it may end only to come back"
+    assert run_launch("cancel", str(sweep.path), name).code == 0
+    assert fake_slurm.calls("scancel") == ["scancel 77_0"], "its last job was refused"
 
 
 def test_a_job_with_other_runs_to_do_is_not_withdrawn(queued, fake_slurm):
@@ -68,7 +85,8 @@ def test_a_worker_and_its_last_line_leave_what_was_submitted_again(queued, fake_
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     ending.end_job(str(sweep.path), former, 75)
-    assert fake_slurm.calls() == []
+    ending.end_job(str(sweep.path), former, DISK_FULL)
+    assert fake_slurm.calls() == [], "it is not queued again either"
     assert Journal(sweep.directory).attempts(name) == []
 
 
@@ -135,7 +153,7 @@ def test_scancel_that_fails_is_said_and_can_be_done_again(queued, fake_slurm):
     fake_slurm.says("sacct", "77_0|CANCELLED|None\n77_1|CANCELLED|None\n")
     fake_slurm.says("squeue", "77_0|COMPLETING|None\n")
     assert "0 runs cancelled" in run_launch("cancel", str(sweep.path)).out
-    assert fake_slurm.calls("scancel") == ["scancel 77_2"], "what is leaving keeps its time for a checkpoint"
+    assert fake_slurm.calls("scancel") == ["scancel 77_0 77_2"], "what is leaving may leave only to come back"
 
 
 @pytest.mark.parametrize("works_at", [3, None])
