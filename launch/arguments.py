@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kv_align.runs.errors import ConfigError
+from launch.cluster.values import read_values
 
 _SHORT = ("seeds", "losses")
 
@@ -110,6 +111,6 @@ def read_seeds(word: str) -> Any:
 
 def _value(key: str, value: str) -> Any:
     try:
-        return yaml.safe_load(value)
+        return read_values(value)
     except yaml.YAMLError:
         raise ConfigError(f"{key}={value} is not allowed: its value cannot be read; quote it for the shell.") from None

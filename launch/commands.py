@@ -18,7 +18,7 @@ from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.arguments import Request
 from launch.cluster.setting import Setting
 from launch.executors.base import ClusterFull, Executor, PartlyQueued, SchedulerUnavailable, SubmissionUnderWay
-from launch.executors.registry import change_cluster, load_cluster, make_executor
+from launch.executors.registry import change_cluster, check_resources, load_cluster, make_executor
 from launch.freezing import as_frozen, freeze, refuse_other, say, was_submitted, with_code_of_today
 from launch.journal.journal import Journal
 from launch.journal.ledger import HELPERS, JobRef
@@ -48,6 +48,7 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
     declared = load_sweep(request.sweep, request.sweep_changes, request.config_dir)
     cluster = load_cluster(request.cluster, request.cluster_changes, request.config_dir)
     draft = make_plan(declared, request.overrides, config_dir=request.config_dir)
+    check_resources(cluster, draft.resources)
     plan = draft.plan
     sweep = SweepDirectory((request.output_dir / "sweeps" / f"{plan.name}-{plan.plan_hash[:8]}").resolve())
     executor = make_executor(sweep, Setting(cluster, draft.resources, accounting=False, code=str(code_root())))

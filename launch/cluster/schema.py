@@ -6,6 +6,7 @@ worker, reads a `Cluster`: the common keys are checked and typed, the others are
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFl
 from kv_align.config.schema import Section
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, unknown_key
+from launch.cluster.values import read_values
 
 PER_ARM = ("partition", "constraint", "time_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node")
 """Keys of a cluster that single arms of a sweep may have otherwise."""
@@ -101,7 +103,7 @@ def changed(raw: dict[str, Any], changes: dict[str, Any], where: str) -> dict[st
     ConfigError
         For a key that is not there.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(raw))
+    result = deepcopy(raw)
     for key, value in changes.items():
         *parents, last = key.split(".")
         section = result
@@ -141,7 +143,7 @@ def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]
         file = folder / group / f"{name}.yaml"
         if file.is_file():
             try:
-                raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+                raw = read_values(file.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}; correct it.") from None
             if not isinstance(raw, dict):

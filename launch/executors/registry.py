@@ -76,6 +76,24 @@ def change_cluster(cluster: Cluster, changes: dict[str, Any]) -> Cluster:
     return _checked(changed(complete.model_dump(), changes, f"cluster={cluster.name}"))
 
 
+def check_resources(cluster: Cluster, resources: dict[str, dict[str, Any]]) -> None:
+    """Check what single arms ask for, by arm, against the schema of a kind; keys that the kind does not have say nothing.
+
+    Raises
+    ------
+    ConfigError
+        For a value that it does not allow.
+    """
+    schema = executor_class(cluster.kind).schema
+    for arm, own in resources.items():
+        known = {key: value for key, value in own.items() if key in schema.model_fields}
+        try:
+            validate(schema, cluster.model_dump() | known)
+        except ConfigError as error:
+            where = f"arms.{arm}.resources"
+            raise ConfigError(f"{where}.{error}".replace("set ", f"set {where}.", 1)) from None
+
+
 def _checked(raw: dict[str, Any]) -> Cluster:
     """Check plain containers against the schema of their kind."""
     schema = executor_class(raw.get("kind")).schema
