@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -36,7 +37,8 @@ def micro_batches(
         range(len(train.examples)),  # type: ignore[arg-type]
         batch_sampler=places,
         collate_fn=train.collate,
-        num_workers=trainer.num_workers,
+        # Runs that share a machine are told how many of its cores each has.
+        num_workers=min(trainer.num_workers, int(os.environ.get("KV_ALIGN_DATA_WORKERS", trainer.num_workers))),
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: the loader draws a base seed, which must not shift the global state
     )

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from kv_align.config.compose import arm_name
 from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, going_on
@@ -17,6 +15,7 @@ from kv_align.config.inputs import check_inputs
 from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.experiment.start import start
+from kv_align.models.devices import is_out_of_memory
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
 from kv_align.runs.preemption import Preempted, Preemption
@@ -87,7 +86,7 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
             directory.update(directory.status() or status, state=state, reason=reason)
         except Exception as error:
             LOGGER.error("%s", traceback.format_exc())
-            kind = "out of memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else type(error).__name__
+            kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
             directory.update(directory.status() or status, state="failed", reason=f"{kind}: {error}")
             return "failed"
     if state == "finished" and is_first():

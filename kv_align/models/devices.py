@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
+_OUT_OF_MEMORY = (
+    *("CUDA error: out of memory", "CUDA driver error: out of memory", "CUDA out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "DefaultCPUAllocator: can't allocate memory",
+)
+"""What the libraries below torch say when they get no memory; cuBLAS has none for its handle then."""
+
 
 def is_spread(model: nn.Module) -> bool:
     """Whether a model is on more than one device, or on the disk."""
@@ -53,6 +60,21 @@ def put_back(model: nn.Module) -> None:
         for hook in _hooks(module):
             if hook.offload and not all(each.is_meta for each in module.parameters(recurse=False)):
                 hook.post_forward(module, None)
+
+
+def memory_gb(device: torch.device) -> tuple[float, float] | tuple[None, None]:
+    """Return what this process has had of a GPU's memory at most, and what that has; of another device nothing is known."""
+    if device.type != "cuda":
+        return None, None
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return torch.cuda.max_memory_reserved(device) / 1e9, whole / 1e9
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was out: torch has an exception of its own for its allocator, and others for the libraries'."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

@@ -70,6 +70,10 @@ class Status:
         Of this attempt; `updated` is renewed at least every logged step, and the file stamped in between.
     host, pid, job
         Where it runs; `job` is the scheduler's id, empty without one.
+    peak_memory_gb, gpu_memory_gb
+        What this attempt has had of its GPU's memory at most so far, and what that has; None without a GPU.
+    overhead_s
+        Time that was no training step, over all attempts (`kv_align.runs.stopwatch`); 0 until it is known.
     """
 
     state: State
@@ -86,6 +90,9 @@ class Status:
     host: str
     pid: int
     job: str
+    peak_memory_gb: float | None = None
+    gpu_memory_gb: float | None = None
+    overhead_s: float = 0.0
 
 
 class _Inside:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kv_align.config.config import Config
 from kv_align.data.batch import Batch
 from kv_align.data.loader import data_order, micro_batches
 from kv_align.data.prepared import PreparedSplit
+from kv_align.models.devices import memory_gb
 from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, State, Status, append_row
@@ -171,6 +172,8 @@ class Loop:
                     self._log(row, plain_steps or [(step_time_s, tokens)])
                     plain_steps = []
                 if logged or time.time() - last_beat > _HEARTBEAT_S:
+                    peak_gb, whole_gb = memory_gb(self._accelerator.device)
+                    status = replace(status, peak_memory_gb=peak_gb, gpu_memory_gb=whole_gb)
                     status, last_beat = self._run.update(status, step=progress.step), time.time()
                 done = progress.step == self._num_steps
                 if progress.step % self._config.evaluation.interval == 0 and not done:

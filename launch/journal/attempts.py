@@ -17,13 +17,34 @@ def end_attempt(
     cause: Cause,
     policy: RetryPolicy,
     exit_code: int | None = None,
+    *,
+    shared: bool = False,
 ) -> bool:
-    """Append the end of a run's attempt for a submission; whether another one follows."""
+    """Append the end of a run's attempt for a submission; whether another one follows.
+
+    Parameters
+    ----------
+    sweep, journal, name, uid
+        The run, and the submission that it was done for.
+    cause, exit_code
+        How it ended.
+    policy
+        How often each cause is retried.
+    shared
+        Whether other runs were on its GPU: then it is no fault of the run that memory was out.
+    """
     status = RunDirectory(sweep.runs / name).status()
     step = 0 if status is None else status.step
-    retry = may_retry(cause, journal.attempts(name, uid), policy, step)
-    seen = len(journal.ledger().submissions)
-    journal.add_attempt(name, "end", uid, cause=cause, exit_code=exit_code, retry=retry, step=step, submissions=seen)
+    shared = shared and cause == "out_of_memory"
+    retry = shared or may_retry(cause, journal.attempts(name, uid), policy, step)
+    facts = {
+        "cause": cause,
+        "exit_code": exit_code,
+        "retry": retry,
+        "step": step,
+        **({"shared": True} if shared else {}),
+    }
+    journal.add_attempt(name, "end", uid, **facts, submissions=len(journal.ledger().submissions))
     return retry
 
 

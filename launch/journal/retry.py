@@ -126,7 +126,7 @@ def may_retry(cause: Cause, attempts: Sequence[dict[str, Any]], policy: RetryPol
     if cause == "disk_full":
         return True  # the sweep is paused, and no run has failed
     allowed = int(getattr(policy, cause))
-    ends = [row for row in attempts if row["event"] == "end" and row["cause"] == cause]
+    ends = [row for row in attempts if row["event"] == "end" and row["cause"] == cause and not row.get("shared")]
     if cause == "node_failure":
         ends = [row for row in ends if row.get("step", 0) >= step]
     return len(ends) < allowed

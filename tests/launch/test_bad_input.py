@@ -35,6 +35,14 @@ WRONG = [
         ["sweep=tiny", "cluster=local", "cluster.slots=0"],
         "cluster.slots=0 is not allowed: set cluster.slots to a number",
     ),
+    (
+        ["sweep=tiny", "cluster=slurm", "cluster.runs_per_gpu=4", "cluster.runs_per_job=2"],
+        "cluster.runs_per_gpu=4 is not allowed: set cluster.runs_per_gpu to at most cluster.runs_per_job=2, the",
+    ),
+    (
+        ["sweep=tiny", "cluster=slurm", "cluster.runs_per_gpu=2", "cluster.runs_per_job=2", "cluster.nodes=2"],
+        "cluster.runs_per_gpu=2 is not allowed: set cluster.runs_per_gpu to 1 with cluster.nodes=2 and",
+    ),
     (["sweep=tiny", "cluster=local", "cluster.slots=two"], "cluster.slots=two is not allowed: set cluster.slots to a"),
     (["sweep=tiny", "cluster=local", "cluster.slot=2"], "cluster.slot is an unknown key"),
     (["sweep=tiny", "cluster=local", "cluster.retry.kiled=2"], "cluster.retry.kiled is an unknown key"),

@@ -1,4 +1,4 @@
-"""A GPU of this machine, which only one run of all sweeps of a user has at a time."""
+"""The GPUs of this machine, each of which only one of all sweeps of a user has at a time."""
 
 from __future__ import annotations
 
@@ -48,6 +48,32 @@ class Device:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+
+class Devices:
+    """Those that one sweep holds, by name."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Device] = {}
+
+    def take(self, gpu: str) -> bool:
+        """Whether the sweep has it now, for one run or for one more."""
+        if gpu not in self._held:
+            device = Device(gpu)
+            if not device.take():
+                return False
+            self._held[gpu] = device
+        return True
+
+    def descriptors(self, gpu: str) -> tuple[int, ...]:
+        """What the process of each run on it must inherit."""
+        return self._held[gpu].descriptors
+
+    def release(self, gpu: str) -> None:
+        """Let another sweep have it, when the last run on it has ended."""
+        device = self._held.pop(gpu, None)
+        if device is not None:
+            device.release()
 
 
 def _folder() -> Path:

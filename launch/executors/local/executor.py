@@ -23,6 +23,7 @@ from launch.journal.ledger import JobRef
 from launch.journal.processes import Identity, is_alive, living, processes_with, send, visible_gpus
 from launch.journal.retry import IN_WORDS, ending, given_up
 from launch.worker.code import with_code_first
+from launch.worker.sharing import cores, shared_out
 
 _START_WAIT_S = 30.0
 _SUPERVISOR = "launch.executors.local.supervisor"
@@ -38,18 +39,28 @@ class LocalExecutor(Executor[LocalCluster]):
         return min(1, len(visible_gpus()))
 
     def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
-        """Refuse more GPU slots than there are GPUs; say which other sweeps are at work here."""
-        gpus = visible_gpus()
-        if gpus and self.cluster.slots is not None and self.cluster.slots > len(gpus):
+        """Refuse more slots than the GPUs have; say which other sweeps are at work here, and where cores are too few."""
+        gpus, slots, per_gpu = visible_gpus(), self.cluster.slots, self.cluster.runs_per_gpu
+        if gpus and slots is not None and slots > len(gpus) * per_gpu:
+            each = "one slot" if per_gpu == 1 else f"cluster.runs_per_gpu={per_gpu} slots"
             raise ConfigError(
-                f"cluster.slots={self.cluster.slots} is not allowed: this machine has {len(gpus)} GPUs, one for each slot; "
-                f"set cluster.slots to at most {len(gpus)}."
+                f"cluster.slots={slots} is not allowed: this machine has {len(gpus)} GPUs with {each} each; set "
+                f"cluster.slots to at most {len(gpus) * per_gpu}, or cluster.runs_per_gpu to more."
+            )
+        notes, threads = [], self.cluster.threads_per_run
+        if slots is not None and slots * threads > cores():
+            share = shared_out(cores(), slots, threads)["OMP_NUM_THREADS"]
+            notes.append(
+                f"cluster.slots={slots} and cluster.threads_per_run={threads} ask for more than the {cores()} cores of this "
+                f"machine: each run has {share} {'thread' if share == '1' else 'threads'}"
             )
         others = [pid for pid in processes_with(_SUPERVISOR) if pid not in processes_with(str(self.sweep.path))]
-        if not others:
-            return []
-        shared = "each GPU goes to one run at a time" if gpus else "they share its cores: set cluster.slots accordingly"
-        return [f"{len(others)} other sweeps are at work on this machine; {shared}"]
+        if others:
+            shared = "they share its cores: set cluster.slots accordingly"
+            if gpus:
+                shared = "each GPU goes to one sweep at a time"
+            notes.append(f"{len(others)} other sweeps are at work on this machine; {shared}")
+        return notes
 
     def recover(self) -> None:
         """Refuse to touch a sweep that is supervised on another machine, whose processes cannot be seen from here."""

@@ -12,13 +12,16 @@ class LocalCluster(OwnCluster):
     Attributes
     ----------
     slots
-        Runs at once; null: one per GPU, else as many as the cores allow.
+        Runs at once; null: `runs_per_gpu` on each GPU, else as many as the cores allow.
+    runs_per_gpu
+        Runs that share a GPU at most: fewer where the first of them shows that so many do not fit its memory.
     threads_per_run
-        Threads of a run.
+        Threads of a run at most: all runs at once have no more threads than the machine has cores.
     grace_s
         What a cancelled run has for its checkpoint before it is killed.
     """
 
     slots: PositiveInt | None
+    runs_per_gpu: PositiveInt = 1
     threads_per_run: PositiveInt
     grace_s: PositiveFloat

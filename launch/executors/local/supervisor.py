@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -22,9 +21,10 @@ from kv_align.config.schema import validate
 from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.setting import Setting
-from launch.executors.local.device import Device
+from launch.executors.local.device import Devices
 from launch.executors.local.executor import Queue
 from launch.executors.local.schema import LocalCluster
+from launch.executors.local.slot import Worker
 from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
@@ -33,26 +33,10 @@ from launch.journal.pause import tell
 from launch.journal.processes import Identity, identify, is_alive, living, send, visible_gpus
 from launch.journal.retry import cause_of, delay_s, given_up
 from launch.worker.code import with_code_first
+from launch.worker.sharing import Sharing, cores, is_put_back, shared_out
 
 _BEAT_S = 0.2
 _LOCK_WAIT_S = 2.0
-
-
-@dataclass
-class Worker:
-    """A run in a slot, for the submission `uid`; `process` is None for one that an earlier supervisor started."""
-
-    identity: Identity
-    slot: int
-    uid: str
-    process: subprocess.Popen[bytes] | None
-    asked_to_leave: float | None = None
-
-    def exit_code(self) -> int | None:
-        """Return how it ended; None while it lives, and -1 where nobody saw."""
-        if self.process is not None:
-            return self.process.poll()
-        return None if is_alive(self.identity) else -1
 
 
 class Supervisor:
@@ -70,17 +54,22 @@ class Supervisor:
         setting = self.journal.frozen_setting()
         self.queue = Queue(self.journal)
         self.gpus = visible_gpus()
+        self._asked_per_gpu = 1
+        self._sharing = Sharing(1)
         self._use(setting)
         self.workers: dict[str, Worker] = {}
         self._not_before: dict[str, float] = {}
         self._paused_until = 0.0
-        self._devices: dict[str, Device] = {}
+        self._devices = Devices()
         self.leaving = False
         self._read_at = (0, 0)
 
     def _use(self, setting: Setting) -> None:
         self.setting, self.cluster = setting, validate(LocalCluster, setting.cluster.model_dump())
-        self.slots = self.cluster.slots or len(self.gpus) or _cores() // self.cluster.threads_per_run or 1
+        per_gpu = self.cluster.runs_per_gpu
+        if per_gpu != self._asked_per_gpu:
+            self._sharing.most = self._asked_per_gpu = per_gpu
+        self.slots = self.cluster.slots or len(self.gpus) * per_gpu or max(1, cores() // self.cluster.threads_per_run)
 
     def work(self) -> None:
         """Take over what still runs, then fill slots until nothing is left, or until asked to leave."""
@@ -111,10 +100,13 @@ class Supervisor:
         self.ledger: Ledger = self.journal.ledger()
         self._read_at = (stat.st_mtime_ns, stat.st_size)
         self.over: set[str] = set()
+        self._alone: set[str] = set()
         for name, ref in self.ledger.jobs.items():
-            ended = given_up(self.journal.attempts(name, ref.uid))
-            if ended or RunDirectory(self.sweep.runs / name).is_complete():
+            attempts = self.journal.attempts(name, ref.uid)
+            if given_up(attempts) or RunDirectory(self.sweep.runs / name).is_complete():
                 self.over.add(name)
+            elif is_put_back(attempts):
+                self._alone.add(name)
         self._find_held()
 
     def _find_held(self) -> None:
@@ -144,11 +136,14 @@ class Supervisor:
             code = worker.exit_code()
             if code is None:
                 continue
+            beside = self._on(self._gpu(worker.slot))
             del self.workers[name]
-            self._devices.pop(name, Device("")).release()
+            if len(beside) == 1:
+                self._devices.release(self._gpu(worker.slot))
             self._write()
             directory = RunDirectory(self.sweep.runs / name)
             status = directory.status()
+            self._sharing.observe(name, status, ended=True)
             if directory.is_complete():
                 self.over.add(name)
                 continue
@@ -161,8 +156,12 @@ class Supervisor:
                 self._paused_until = self._not_before[name]
                 tell(f"{name} found the disk full: paused for {wait_s:.0f} s")
                 continue
-            again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, self.cluster.retry, code)
+            policy, shared = self.cluster.retry, worker.shared and bool(self.gpus) and self.cluster.runs_per_gpu > 1
+            again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, policy, code, shared=shared)
             tell(f"{name} ended: {cause}{', once more' if again else ''}")
+            if shared and cause == "out_of_memory":
+                self._alone.add(name)
+                self._sharing.did_not_fit(len(beside))
             if not again:
                 self.over.add(name)
                 self._find_held()
@@ -204,36 +203,51 @@ class Supervisor:
             return
         ready = [name for name in self._waiting() if now >= self._not_before.get(name, 0.0)]
         for slot in free:
-            device = Device(self.gpus[slot % len(self.gpus)] if self.gpus else "")
-            if not ready:
-                return
-            if not device.take():
-                continue  # another sweep's run has it
-            name = ready.pop(0)
-            self._devices[name] = device
-            uid = self.ledger.jobs[name].uid
-            environment = with_code_first(Path(self.setting.code))
-            environment["OMP_NUM_THREADS"] = str(self.cluster.threads_per_run)
-            if self.cluster.offline:
-                environment["HF_HUB_OFFLINE"] = "1"
-            if self.gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
-                    cwd=self.setting.code,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    pass_fds=device.descriptors,
-                )
-            except OSError as error:  # the interpreter or the code is gone
-                device.release()
-                self._cannot_start(name, uid, error)
-                continue
-            identity = identify(process.pid) or Identity(process.pid, "")
-            self.workers[name] = Worker(identity, slot, uid, process)
-            self._write()
+            gpu = self._gpu(slot)
+            running = self._on(gpu) if gpu else []
+            for name in running if ready and self.cluster.runs_per_gpu > 1 else ():
+                self._sharing.observe(name, RunDirectory(self.sweep.runs / name).status())
+            allowed = [name for name in ready if self._sharing.admits(name, running, self._alone)]
+            if not allowed or not self._devices.take(gpu):
+                continue  # those on the GPU leave no room, or another sweep has it
+            name = allowed[0]
+            ready.remove(name)
+            for other in running:
+                self.workers[other].shared = True
+            self._start(name, slot)
+
+    def _gpu(self, slot: int) -> str:
+        """What CUDA_VISIBLE_DEVICES calls the GPU of a slot; empty without one."""
+        return self.gpus[slot % len(self.gpus)] if self.gpus else ""
+
+    def _on(self, gpu: str) -> list[str]:
+        return [name for name, worker in self.workers.items() if self._gpu(worker.slot) == gpu]
+
+    def _start(self, name: str, slot: int) -> None:
+        gpu, uid = self._gpu(slot), self.ledger.jobs[name].uid
+        environment = with_code_first(Path(self.setting.code))
+        environment |= shared_out(cores(), self.slots, self.cluster.threads_per_run)
+        if self.cluster.offline:
+            environment["HF_HUB_OFFLINE"] = "1"
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
+                cwd=self.setting.code,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=self._devices.descriptors(gpu),
+            )
+        except OSError as error:  # the interpreter or the code is gone
+            if not self._on(gpu):
+                self._devices.release(gpu)
+            self._cannot_start(name, uid, error)
+            return
+        identity = identify(process.pid) or Identity(process.pid, "")
+        self.workers[name] = Worker(identity, slot, uid, process, shared=bool(self._on(gpu)))
+        self._write()
 
     def _cannot_start(self, name: str, uid: str, error: OSError) -> None:
         self.journal.add_attempt(name, "note", uid, reason=f"its process cannot be started: {error}")
@@ -275,10 +289,6 @@ class Supervisor:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.05)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

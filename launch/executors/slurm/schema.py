@@ -17,7 +17,10 @@ class SlurmCluster(OwnCluster):
     throttle
         How many runs may run at once.
     runs_per_job
-        Runs that one array element does one after the other: for short runs.
+        Runs that one array element does: for short runs.
+    runs_per_gpu
+        How many of these it does at once on each of its GPUs, at most: fewer where the first of them shows that so many do
+        not fit its memory. The job's cores are shared out.
     setup
         Shell lines before each job, such as `module load cuda` or the activation of an environment.
     python
@@ -47,6 +50,7 @@ class SlurmCluster(OwnCluster):
     tasks_per_node: PositiveInt
     throttle: PositiveInt
     runs_per_job: PositiveInt
+    runs_per_gpu: PositiveInt = 1
     signal_delay_s: PositiveInt
     require_gpu: bool
     setup: list[str]
@@ -56,8 +60,16 @@ class SlurmCluster(OwnCluster):
     additional_parameters: dict[str, Any]
 
     def check(self) -> None:
-        """Refuse to ask a job to leave before it has begun."""
+        """Refuse to ask a job to leave before it has begun, and to pack runs that cannot be packed."""
         check_signal(self.signal_delay_s, self.time_min)
+        if self.runs_per_gpu == 1:
+            return
+        if self.runs_per_gpu > self.runs_per_job:
+            allowed = f"at most cluster.runs_per_job={self.runs_per_job}, the runs of a job"
+            raise invalid_value("cluster.runs_per_gpu", self.runs_per_gpu, allowed)
+        if self.nodes * self.tasks_per_node > 1:
+            allowed = f"1 with cluster.nodes={self.nodes} and cluster.tasks_per_node={self.tasks_per_node}"
+            raise invalid_value("cluster.runs_per_gpu", self.runs_per_gpu, allowed)
 
 
 def check_signal(signal_delay_s: int, time_min: int) -> None:

@@ -14,6 +14,7 @@ from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.journal.journal import Journal
 from launch.journal.processes import this_process
 from launch.worker.admission import is_wanted
+from launch.worker.packed import PackedJob
 from launch.worker.worker import execute, print_to
 
 
@@ -38,7 +39,28 @@ class Worker:
     def __call__(self) -> None:
         """Do the runs and leave the process with their exit code."""
         join_tasks()
-        sys.exit(execute(self.sweep, self.runs, self.uid, node_problem=missing_gpu))
+        packed = self._packed() if len(self.runs) > 1 else None
+        sys.exit(packed.execute() if packed else execute(self.sweep, self.runs, self.uid, node_problem=missing_gpu))
+
+    def _packed(self) -> PackedJob | None:
+        """Return who does the runs where several are done at once, each as a job of it alone would do it."""
+        sweep = SweepDirectory(self.sweep)
+        setting, plan = Journal(sweep).setting(), sweep.plan()
+        if setting is None or plan is None:
+            return None
+        arm = next((run.arm for run in plan.runs if run.id in self.runs), "")
+        options = {**setting.cluster.model_dump(), **setting.resources.get(arm, {})}
+        if options.get("runs_per_gpu", 1) == 1 or options["nodes"] * options["tasks_per_node"] > 1:
+            return None
+        own = (sys.executable, "-m", "launch.executors.slurm", self.sweep, self.uid)
+        return PackedJob(
+            self.sweep,
+            self.runs,
+            self.uid,
+            per_gpu=options["runs_per_gpu"],
+            cores=options["cpus_per_task"],
+            command=lambda name: (*own, name),
+        )
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 What it does wrong is told by `standin.json` in the sweep's folder: `step_s`, and by run id (or its start) `raise_at`,
 `out_of_memory_at`, `break_at` (its disk), `diverge_at`, `hang_at` and `allocate_at`, a step each; `once` limits each of
-them to the first attempt.
+them to the first attempt. `gpu_gb` is the memory of each pretended GPU, and `peak_gb` what a run takes of it from its first
+step on (by run id or its start): who finds no room, beside what others have of the same GPU, is out of memory.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from kv_align.config.compose import arm_name
@@ -45,7 +48,7 @@ def run(config, path, criteria_hash=None):
         handlers = {each: signal.signal(each, lambda number, frame: asked.append(number)) for each in _ASK}
         try:
             state, reason = _train(config, directory, status, settings, asked)
-        except MemoryError as error:
+        except (MemoryError, _FullError) as error:
             state, reason = "failed", f"out of memory: {error}"
         except RuntimeError as error:
             state, reason = "failed", f"RuntimeError: {error}"
@@ -57,6 +60,32 @@ def run(config, path, criteria_hash=None):
     return state
 
 
+class _FullError(Exception):
+    pass
+
+
+def _take(settings, directory, status):
+    """Take memory of the pretended GPU, which is a folder with a file for each process that has some."""
+    if "gpu_gb" not in settings:
+        return status
+    starts = sorted((each for each in settings["peak_gb"] if directory.path.name.startswith(each)), key=len)
+    peak = settings["peak_gb"][starts[-1]] if starts else settings["peak_gb"][""]
+    gpu = directory.path.parents[1] / f"gpu-{os.environ['CUDA_VISIBLE_DEVICES']}"
+    gpu.mkdir(exist_ok=True)
+    with (gpu / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for file in gpu.glob("*.gb"):
+            if not Path(f"/proc/{file.stem}").exists():
+                file.unlink()
+        others = [float(file.read_text()) for file in gpu.glob("*.gb")]
+        with (gpu / "at_once.txt").open("a") as file:
+            file.write(f"{directory.path.name} {len(others) + 1}\n")
+        if sum(others) + peak > settings["gpu_gb"]:
+            raise _FullError(f"{directory.path.name} wants {peak} beside {others}")
+        (gpu / f"{os.getpid()}.gb").write_text(str(peak))
+    return replace(status, peak_memory_gb=peak, gpu_memory_gb=settings["gpu_gb"])
+
+
 _ASK = (signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -64,6 +93,8 @@ def _train(config, directory, status, settings, asked):
     step, weights = _restore(directory, status.content_hash)
     directory.rewind(step if step else -1)
     print(f"{directory.path.name} from step {step} on {os.environ.get('CUDA_VISIBLE_DEVICES', 'no GPU')}", flush=True)
+    if settings.get("threads"):
+        (directory.path / "threads.txt").write_text(os.environ["OMP_NUM_THREADS"])
     while step < status.total_steps:
         wrong = _wrong(settings, directory.path.name, step + 1, status.attempt)
         if wrong == "raise_at":
@@ -82,6 +113,7 @@ def _train(config, directory, status, settings, asked):
             time.sleep(0.02)
         time.sleep(settings.get("step_s", 0.0))
         step += 1
+        status = _take(settings, directory, status) if status.peak_memory_gb is None else status
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
         append_row(directory.metrics_file, {"step": step, "task_loss": 1.0 / step, "elapsed_s": 0.1 * step})
         status = directory.update(status, step=step)
