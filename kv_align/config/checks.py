@@ -12,7 +12,7 @@ from hydra.utils import get_method, get_object
 
 from kv_align.config.config import Config
 from kv_align.config.model_card import ModelCard, model_card, model_path
-from kv_align.config.options import parameters_of
+from kv_align.config.options import constant_of, parameters_of
 from kv_align.config.schema import Choice
 from kv_align.config.signals import composed_of, learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import ConfigError, invalid_value
@@ -40,6 +40,21 @@ def check_loss_against_aligner(config: Config) -> None:
         raise ConfigError(
             f"loss={config.loss.name} is not allowed with aligner={config.aligner.name}: there would be no projected keys "
             "and values to compare with; use aligner=flat or structured, or loss=ce or logit_kd."
+        )
+
+
+def check_init(config: Config) -> None:
+    """Refuse an init that the aligner says it cannot start from."""
+    if not uses_aligner(config) or config.init is None:
+        return
+    try:
+        unfit = constant_of(config.aligner.target, "unfit_inits")
+    except ValueError:
+        return
+    if config.init.name in unfit:
+        raise ConfigError(
+            f"init={config.init.name} is not allowed with aligner={config.aligner.name}: its head mix is not orthonormal; "
+            "use init=orthogonal."
         )
 
 

@@ -13,6 +13,7 @@ from kv_align.config.checks import (
     absolute_data,
     check_adapter,
     check_data,
+    check_init,
     check_layer_map,
     check_layers_of_loss,
     check_logits,
@@ -53,6 +54,7 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     check_inputs(config)
     check_places(config)
     check_loss_against_aligner(config)
+    check_init(config)
     changes, notes = _without_effect(config)
     config = config.model_copy(update=changes)
     teacher, student = check_models(config)

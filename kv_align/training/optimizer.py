@@ -14,14 +14,14 @@ from kv_align.training.step import Distiller
 
 
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms and elastic factors no decay."""
+    """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms, elastic factors and rotations no decay."""
     groups: list[dict[str, Any]] = []
     for module, rate in ((distiller.student, trainer.lr), (distiller.trainable_projection, trainer.aligner_lr)):
         if module is None or rate is None:  # nothing is aligned, or the aligner is frozen
             continue
         named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
         # An aligner's biases are stacked over layers, so their names tell what their dimensions do not.
-        vectors = [each for name, each in named if each.dim() <= 1 or "bias" in name or "elastic" in name]
+        vectors = [each for name, each in named if each.dim() <= 1 or any(part in name for part in _WITHOUT_DECAY)]
         matrices = [each for _, each in named if all(each is not vector for vector in vectors)]
         groups += [
             {"params": matrices, "lr": rate, "weight_decay": trainer.weight_decay},
@@ -31,6 +31,8 @@ def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
     devices = {each.device.type for group in filled for each in group["params"]}
     return AdamW(filled, fused=devices <= _FUSED)
 
+
+_WITHOUT_DECAY = ("bias", "elastic", "parametrizations")
 
 # Where PyTorch updates all parameters in one kernel: a dozen for each of them elsewhere, and three times the time on a CPU.
 _FUSED = {"cpu", "cuda"}

@@ -41,16 +41,14 @@ def identity(given: InitContext) -> HeadInit:
 
 
 def orthogonal(given: InitContext) -> HeadInit:
-    """Random mixing weights whose rows are orthonormal.
+    """Random mixing weights whose rows or columns (the fewer) are orthonormal.
 
-    Sets the head mix alone. With more student than teacher heads, rows are orthonormal in blocks of H_t, each block drawn
-    anew; so every student head has a mix of norm 1. It reads no states.
+    Sets the head mix alone. Up to as many student as teacher heads every student head has a mix of norm 1, of no other's
+    direction; with more of them the teacher's heads are spread over the student's, and inner products over all heads stay
+    what they were. It reads no states.
     """
-    shape, rows = given.shape, []
-    for start in range(0, shape.student_heads, shape.teacher_heads):
-        count = min(shape.teacher_heads, shape.student_heads - start)
-        rows.append(draw_orthogonal(count, shape.teacher_heads, given.generator))
-    return HeadInit(torch.cat(rows), given.width)
+    shape = given.shape
+    return HeadInit(draw_orthogonal(shape.student_heads, shape.teacher_heads, given.generator), given.width)
 
 
 def shares(num_student_heads: int, num_teacher_heads: int) -> Float[Tensor, "hs ht"]:
