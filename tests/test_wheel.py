@@ -118,5 +118,6 @@ def test_the_wheel_refuses_bad_input_as_the_checkout_does(unpacked: Path, tmp_pa
     done = python("-m", "kv_align.train", "aligner=flatt", installed=unpacked, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "kv-align: aligner=flatt is not allowed: aligner must be one of flat, none, structured; choose one of these.\n"
+        "kv-align: aligner=flatt is not allowed: aligner must be one of flat, none, orthogonal, structured; "
+        "choose one of these.\n"
     )

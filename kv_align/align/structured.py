@@ -52,11 +52,17 @@ class StructuredMap(HeadMap):
 
     def forward(self, states: Float[Tensor, "b l ht t dt"]) -> Float[Tensor, "b l hs t ds"]:
         """Mix heads, then project the width."""
-        width = self.width if self.width.dim() == 4 else self.width[:, None]  # [L, W, D_t, D_s]
-        # As products of matrices that lie as the states do: an einsum over these axes would copy the states first.
-        mixed = torch.matmul(self.mix, states.flatten(3)).view(*states.shape[:2], -1, *states.shape[3:])
-        projected = torch.matmul(mixed, width)
+        projected = mix_and_project(states, self.mix, self.width)
         return projected if self.elastic is None else self.elastic(projected)
+
+
+def mix_and_project(
+    states: Float[Tensor, "b l ht t dt"], mix: Float[Tensor, "_ hs ht"], width: Float[Tensor, "_ *hs dt ds"]
+) -> Float[Tensor, "b l hs t ds"]:
+    """Mix heads, then project the width, of all heads or of each; one map of all layers has an axis of length 1."""
+    # As products of matrices that lie as the states do: an einsum over these axes would copy the states first.
+    mixed = torch.matmul(mix, states.flatten(3)).view(*states.shape[:2], -1, *states.shape[3:])
+    return torch.matmul(mixed, width if width.dim() == 4 else width[:, None])
 
 
 def structured_parameters(shape: MapShape) -> int:

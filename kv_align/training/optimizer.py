@@ -14,7 +14,7 @@ from kv_align.training.step import Distiller
 
 
 def make_optimizer(distiller: Distiller, trainer: TrainerConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms, elastic factors and rotations no decay."""
+    """AdamW (Loshchilov and Hutter, 2019); the aligner has its own rate; biases, norms, factors and rotations no decay."""
     groups: list[dict[str, Any]] = []
     for module, rate in ((distiller.student, trainer.lr), (distiller.trainable_projection, trainer.aligner_lr)):
         if module is None or rate is None:  # nothing is aligned, or the aligner is frozen

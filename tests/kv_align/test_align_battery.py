@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from kv_align.align.aligner import Aligner, count_parameters, map_generator
 from kv_align.align.flat import FlatMap, flatten_heads, unflatten_heads
-from kv_align.align.head_map import HeadMap, MapInit, MapShape
+from kv_align.align.head_map import HeadMap, Initializer, MapInit, MapShape
+from kv_align.align.init.fixed import orthogonal as orthogonal_init
 from kv_align.align.init.fixed import random, uniform
 from kv_align.align.layer_map.fixed import proportional
+from kv_align.align.orthogonal import OrthogonalMap
 from kv_align.align.structured import StructuredMap, orthogonal
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.targets import config_directory
@@ -45,11 +47,14 @@ class Entry(NamedTuple):
     loop
         What it computes of one text and layer [H_t, T, D_t], as plainly as can be: student heads [T, D_s]. It is given the
         map, the states and the number of the layer. None: there is none.
+    init
+        The one that it must start from; None: any.
     """
 
     kind: type[HeadMap]
     options: dict[str, Any]
     loop: Loop | None = None
+    init: Initializer | None = None
 
     @property
     def shares_layers(self) -> bool:
@@ -98,6 +103,12 @@ def structured_loop(head_map: StructuredMap, states: torch.Tensor, layer: int) -
     return stretched(head_map, place, heads)
 
 
+def orthogonal_loop(head_map: OrthogonalMap, states: torch.Tensor, layer: int) -> list[torch.Tensor]:
+    """That of the structured map that it is; how its matrices come about is tested in `test_orthogonal`."""
+    heads = structured_loop(head_map.inner, states, layer)
+    return stretched(head_map, place_of(head_map, layer), heads)
+
+
 def low_rank_loop(head_map: HeadMap, states: torch.Tensor, layer: int) -> list[torch.Tensor]:
     """Of the aligner that README shows."""
     vectors = torch.cat(list(states), dim=1)
@@ -108,17 +119,21 @@ FLAT = [
     Entry(FlatMap, {**hidden, "share_layers": share_layers, "elastic": elastic}, flat_loop)
     for hidden, share_layers, elastic in product(HIDDEN_LAYERS.values(), (False, True), (False, True))
 ]
-STRUCTURED = [
-    Entry(
-        StructuredMap,
-        {"share_dim_proj": share_dim_proj, "share_layers": share_layers, "elastic": elastic},
-        structured_loop,
-    )
-    for share_dim_proj, share_layers, elastic in product((False, True), repeat=3)
-]
+STRUCTURED, ORTHOGONAL = (
+    [
+        Entry(
+            kind,
+            {"share_dim_proj": share_dim_proj, "share_layers": share_layers, "elastic": elastic},
+            loop,
+            init,
+        )
+        for share_dim_proj, share_layers, elastic in product((False, True), repeat=3)
+    ]
+    for kind, loop, init in ((StructuredMap, structured_loop, None), (OrthogonalMap, orthogonal_loop, orthogonal_init))
+)
 # Not in conf/; an aligner of conf/aligner is an entry of ARMS itself.
 OTHERS = [Entry(readme.module("align.mine").LowRank, {"rank": 5}, low_rank_loop)]
-ARMS = [*FLAT, *STRUCTURED, *OTHERS]
+ARMS = [*FLAT, *STRUCTURED, *ORTHOGONAL, *OTHERS]
 NARROWER = MapShape(num_layers=3, teacher_heads=4, teacher_width=8, student_heads=2, student_width=6)
 WIDER = MapShape(num_layers=3, teacher_heads=2, teacher_width=6, student_heads=5, student_width=10)
 SQUARE = MapShape(num_layers=3, teacher_heads=4, teacher_width=8, student_heads=4, student_width=8)
@@ -131,11 +146,12 @@ def arm_id(arm: Entry) -> str:
 
 
 every_arm = pytest.mark.parametrize("arm", ARMS, ids=arm_id)
-own_arms = pytest.mark.parametrize("arm", [*FLAT, *STRUCTURED], ids=arm_id)
+own_arms = pytest.mark.parametrize("arm", [*FLAT, *STRUCTURED, *ORTHOGONAL], ids=arm_id)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["narrower", "wider", "square"])
 
 
-def make_map(kind: type[HeadMap], options: dict[str, Any], shape: MapShape, *, seed: int = 0, init=uniform) -> HeadMap:
+def make_map(kind: type[HeadMap], options: dict[str, Any], shape: MapShape, *, seed: int = 0, init=None) -> HeadMap:
+    init = next((arm.init for arm in ARMS if arm.kind is kind), None) or init or uniform
     start = MapInit(init, map_generator(seed, "mix"), map_generator(seed, "width"), "key", {"key": shape})
     return kind(shape, start, **options)
 
@@ -342,7 +358,7 @@ def test_flatten_and_unflatten_are_exact_inverses(shape, seed):
 @every_shape
 def test_width_maps_start_equal_in_every_structured_arm(shape):
     starts = {}
-    for (_, options, _), init in product(STRUCTURED, (uniform, random)):
+    for (_, options, *_), init in product(STRUCTURED, (uniform, random)):
         width = make_map(StructuredMap, options, shape, seed=7, init=init).width.detach()
         per_head = width if width.dim() == 4 else width[:, None].expand(-1, shape.student_heads, -1, -1)
         starts[init.__name__, *options.values()] = per_head

@@ -50,7 +50,7 @@ def train(
 # Bad input: by topic, each with what its sentence must say beside the key and the value.
 BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     "choices": [
-        ("aligner=flatt", ["aligner=flatt is not allowed", "one of flat, none, structured"]),
+        ("aligner=flatt", ["aligner=flatt is not allowed", "one of flat, none, orthogonal, structured"]),
         (
             "loss=kv_struct",
             [
@@ -114,7 +114,10 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("--config-name=pretrain", ["--config-name=pretrain is not allowed"]),
         ("--config-path=/tmp", ["--config-path=/tmp is not allowed", "--config-dir"]),
         ("--multirun seed=interval(0,3)", ["seed=interval(0,3) is not allowed", "range(0,3)"]),
-        ("--multirun aligner=glob(zz*)", ["aligner=glob(zz*) is not allowed", "which are flat, none, structured"]),
+        (
+            "--multirun aligner=glob(zz*)",
+            ["aligner=glob(zz*) is not allowed", "which are flat, none, orthogonal, structured"],
+        ),
         ("run_name=it's", ["run_name=it's is not an override", """'run_name="a b"'"""]),
         ("hydra.run.dir=", ["hydra.run.dir='' is not allowed"]),
         ("hydra/launcher=nix", ["hydra/launcher=nix is not allowed", "submitit_slurm"]),
@@ -238,7 +241,7 @@ def test_help_lists_the_groups_and_their_choices(tmp_path: Path, trap: Path) -> 
     done = train("--help", folder=tmp_path, first=(trap,))
     assert (done.returncode, done.stderr) == (0, "")
     for group in (
-        "aligner: flat, none, structured",
+        "aligner: flat, none, orthogonal, structured",
         "init: cka_hungarian, identity, least_squares, orthogonal, procrustes, random, uniform",
         "loss: ce, hidden, kv, kv+logit, kv+struct, kv+struct+logit, logit_kd, relations",
         "layer_map: cka, last, learned, list, proportional, random, reverse",
@@ -307,7 +310,7 @@ def test_a_config_dir_adds_a_choice_that_is_checked_like_the_packages_own(own_al
         assert refused.returncode == 2
         assert refused.stderr.startswith(sentence)
     missing = train("aligner=mean", folder=own_aligner, first=(trap,))
-    assert missing.stderr.startswith("kv-align: aligner=mean is not allowed: aligner must be one of flat, none, struct")
+    assert missing.stderr.startswith("kv-align: aligner=mean is not allowed: aligner must be one of flat, none, ortho")
     assert sorted(own_aligner.rglob("*")) == before
 
 

@@ -55,6 +55,8 @@ EXPERIMENTS = (
     "roadmap_literal",
     "relations",
     "hidden",
+    "orthogonal",
+    "orthogonal_frozen",
 )
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, read_rows
@@ -74,6 +76,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(undisturbed: RunDirectory, 
     status = directory.status()
     assert status is not None
     assert (status.state, status.attempt, status.step) == ("finished", 2, 6)
+
+
+def test_a_killed_run_of_an_aligner_on_rotations_goes_on_with_the_same_ones(tmp_path: Path) -> None:
+    overrides = ("experiment=orthogonal", "trainer.aligner_lr=1e-1")
+    undisturbed, directory = RunDirectory(tmp_path / "undisturbed"), RunDirectory(tmp_path / "run")
+    assert do_run(short_config(*overrides), undisturbed.path) == "finished"
+    process = subprocess.Popen(
+        command(*overrides, f"output_dir={tmp_path}", "run_name=run"),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for_step(directory, 3, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert do_run(short_config(*overrides), directory.path) == "finished"
+    assert results(directory) == results(undisturbed)
+    ours, theirs = (load_file(next(run.path.glob("aligner/*.safetensors"))) for run in (directory, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert any(name.endswith("original") and each.abs().max() > 0.05 for name, each in theirs.items())
 
 
 def test_a_kill_in_the_middle_of_a_checkpoint_costs_only_steps(undisturbed: RunDirectory, tmp_path: Path) -> None:
