@@ -14,12 +14,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from kv_align.config.model_card import SHIPPED
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import Executor
 from launch.journal.journal import NO_LOCKS, no_locks
 
-_EMBEDDED_BYTES = 20_000_000  # a checkpoint of the embedded pair, generously
+_SHIPPED_BYTES = {"embedded": 20_000_000, "llama_17m": 220_000_000}  # a checkpoint of each, generously
 # Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.
 _BYTES_PER_PARAMETER = 4 * 3 + 4
 
@@ -82,8 +83,8 @@ def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
 
 
 def _checkpoint_bytes(student: str) -> int:
-    if student == "embedded":
-        return _EMBEDDED_BYTES
+    if student in _SHIPPED_BYTES:
+        return _SHIPPED_BYTES[student]
     folder = Path(student) if Path(student).is_dir() else _in_cache(student)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder is not None else 0
     return weights // 2 * _BYTES_PER_PARAMETER  # half precision as a rule; float32 weights overestimate
@@ -134,7 +135,7 @@ def _download(plan: Plan) -> None:
 
 
 def _on_hub(models: Iterable[str]) -> set[str]:
-    return {name for name in models if name != "embedded" and not Path(name).exists()}
+    return {name for name in models if name not in SHIPPED and not Path(name).exists()}
 
 
 def _hub_data(data: dict[str, Any]) -> tuple[str, str]:

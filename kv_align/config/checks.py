@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_method, get_object
 
 from kv_align.config.config import Config
-from kv_align.config.model_card import ModelCard, model_card, model_path
+from kv_align.config.model_card import ModelCard, model_card, model_path, tokenizer_path
 from kv_align.config.options import constant_of, parameters_of
 from kv_align.config.schema import Choice
 from kv_align.config.signals import composed_of, learns_projection, signals_of, uses_aligner
@@ -76,7 +77,17 @@ def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
                 f"model.{role}={name} is not allowed: that folder holds no safetensors weights; "
                 "save the model with save_pretrained and name its folder."
             )
-    return cards["teacher"], cards["student"]
+    teacher, student = cards["teacher"], cards["student"]
+    lent = tokenizer_path(config.model.teacher, config.model.student, "student")
+    if teacher is None or student is None or lent != model_path(config.model.teacher, "teacher"):
+        return teacher, student
+    if config.model.student_start == "scratch" and student.vocabulary < teacher.vocabulary:
+        raise ConfigError(
+            f"model.student={config.model.student} is not allowed: its folder has no tokenizer, and its {student.vocabulary} "
+            f"tokens are fewer than the {teacher.vocabulary} of model.teacher={config.model.teacher}, with whose tokenizer "
+            "it would read; add its tokenizer, or enlarge its vocab_size."
+        )
+    return teacher, replace(student, tokenizer_digest=teacher.tokenizer_digest)
 
 
 def check_adapter(config: Config) -> None:

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from kv_align.runs.errors import ConfigError
 
-EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
+_MODELS = Path(__file__).parents[1] / "models"
+EMBEDDED = _MODELS / "embedded"
+SHIPPED = ("embedded", "llama_17m")
+"""Names of models that come with the package: the embedded pair, and an architecture for a student from scratch."""
+_TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class ModelCard:
 
 
 def model_path(name: str, role: str) -> str:
-    """Return what transformers loads: the embedded model's folder, an absolute folder, or the hub's name as it is.
+    """Return what transformers loads: the folder of what comes with the package, an absolute folder, or the hub's name.
 
     Raises
     ------
@@ -47,6 +51,8 @@ def model_path(name: str, role: str) -> str:
     """
     if name == "embedded":
         return str(EMBEDDED / role)
+    if name in SHIPPED:
+        return str(_MODELS / name)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return str(folder.resolve())
@@ -56,6 +62,21 @@ def model_path(name: str, role: str) -> str:
             "name a folder written by save_pretrained, a model on the hub, or embedded."
         )
     return name
+
+
+def tokenizer_path(teacher: str, student: str, role: str) -> str:
+    """Return where the tokenizer of a role is: with the teacher, for a student whose folder has none, an architecture alone.
+
+    Raises
+    ------
+    ConfigError
+        As `model_path`.
+    """
+    own = model_path(teacher if role == "teacher" else student, role)
+    folder = Path(own)
+    if role == "student" and folder.is_dir() and not any(file for each in _TOKENIZER for file in folder.glob(each)):
+        return model_path(teacher, "teacher")
+    return own
 
 
 def model_card(path: str) -> ModelCard | None:

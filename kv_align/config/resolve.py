@@ -26,7 +26,7 @@ from kv_align.config.checks import (
 from kv_align.config.config import Config
 from kv_align.config.extras import check_extras
 from kv_align.config.inputs import check_inputs, digest_inputs
-from kv_align.config.model_card import model_path
+from kv_align.config.model_card import SHIPPED, model_path
 from kv_align.config.options import constant_of, options_of, parameters_of
 from kv_align.config.schema import Choice, ChoiceType, validate
 from kv_align.config.signals import concerned_groups, declared, learns_projection, signals_of, uses_aligner
@@ -67,7 +67,7 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     check_layers_of_loss(config, student)
     check_logits(config, teacher, student)
     absolute = {"teacher": config.model.teacher, "student": config.model.student}
-    absolute = {role: name if name == "embedded" else model_path(name, role) for role, name in absolute.items()}
+    absolute = {role: name if name in SHIPPED else model_path(name, role) for role, name in absolute.items()}
     config = config.model_copy(
         update={"model": config.model.model_copy(update=absolute), "data": absolute_data(config)}
     )

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from kv_align.config.config import ModelConfig
-from kv_align.config.model_card import model_path
+from kv_align.config.model_card import model_path, tokenizer_path
 from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry, prepare
 from kv_align.models.devices import stored
@@ -232,7 +232,8 @@ def _check_complete(key: str, model: PreTrainedModel, report: dict[str, Any]) ->
 def _tokenizer(config: ModelConfig, role: str) -> PreTrainedTokenizerFast:
     name = getattr(config, role)
     with _readable(role, name):
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name, role), trust_remote_code=name in config.remote_code)
+        path = tokenizer_path(config.teacher, config.student, role)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=name in config.remote_code)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"model.{role}={name} is not allowed: its tokenizer gives no character offsets; use a model with a fast one."

@@ -42,6 +42,7 @@ BASES = {"reading"}  # files that others of their group start from, and that are
 GIVEN = {
     "layer_map=list": ["layer_map.layers=[1,3,5]"],
     "model=pair": ["model.teacher=embedded", "model.student=embedded"],
+    "model=smollm2_135m_to_64m": ["model.student=embedded"],
 }
 EXPERIMENTS = (
     "baseline",

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from kv_align.config.compose import compose_raw
 from kv_align.config.model_card import EMBEDDED, model_card
@@ -25,6 +27,7 @@ from kv_align.config.signals import (
     signals_of,
     uses_aligner,
 )
+from kv_align.models.load import load_student, weights_digest
 from kv_align.runs.errors import ConfigError
 
 WriteModel = Callable[..., str]
@@ -498,6 +501,31 @@ def test_model_folders_become_absolute(write_model: WriteModel, monkeypatch: pyt
 def test_the_embedded_pair_keeps_its_name_so_that_it_is_found_on_any_machine() -> None:
     config, _ = resolve(composed())
     assert (config.model.teacher, config.model.student) == ("embedded", "embedded")
+
+
+def test_an_architecture_without_a_tokenizer_reads_with_the_teachers() -> None:
+    embedded = str(EMBEDDED / "teacher")
+    config, _ = resolve(composed("model=smollm2_135m_to_17m", "loss=kv+logit", model__teacher=embedded))
+    assert config.model.student == "llama_17m"  # by its name on any machine
+    student = load_student(config.model, 3, torch.device("cpu"))
+    assert student.model.num_parameters() == 49_152 * 256 + 6 * 737_792 + 256
+    assert (student.geometry.num_layers, student.geometry.num_key_value_heads, student.geometry.key_width) == (6, 2, 64)
+    teacher = AutoTokenizer.from_pretrained(embedded)
+    assert student.tokenizer("How many apples?")["input_ids"] == teacher("How many apples?")["input_ids"]
+    other = load_student(config.model, 4, torch.device("cpu"))
+    assert weights_digest(other.model) != weights_digest(student.model)
+
+
+def test_an_architecture_with_fewer_tokens_than_the_lent_tokenizer_is_refused(write_model: WriteModel) -> None:
+    folder = Path(write_model(weights=False))
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 3, "vocab_size": 7}))
+    vocabulary = json.loads((EMBEDDED / "teacher" / "config.json").read_text())["vocab_size"]
+    assert sentence_of(pair("embedded", str(folder))) == (
+        f"model.student={folder} is not allowed: its folder has no tokenizer, and its 7 tokens are fewer than the "
+        f"{vocabulary} of model.teacher=embedded, with whose tokenizer it would read; add its tokenizer, or enlarge its "
+        "vocab_size."
+    )
 
 
 def test_what_is_composed_is_not_changed() -> None:

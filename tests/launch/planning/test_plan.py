@@ -7,6 +7,7 @@ import pytest
 
 from kv_align.config.compose import compose_config
 from kv_align.config.identity import content_hash
+from launch.cluster.schema import read_choice
 from launch.planning.cost import smallest_p
 from launch.planning.plan import extend_plan, make_plan
 from launch.planning.sweep import load_sweep
@@ -35,11 +36,25 @@ def test_the_expected_results_matrix_is_96_runs():
     assert plan.arms["v4_0_3"]["expected_percent"] == 6.0
 
 
-@pytest.mark.parametrize("name", ["demo", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["demo", "study_sequence", *(pytest.param(each, marks=pytest.mark.slow) for each in ("full", "weights"))]
+)
 def test_every_declared_sweep_can_be_planned(name):
     draft = plan_of(name)
     assert len({(run.arm, run.group, run.seed) for run in draft.plan.runs}) == len(draft.plan.runs)
-    assert not draft.notes
+    # A grid of weights has arms of its own names, which no criteria ask for.
+    assert [note for note in draft.notes if not note.startswith("the primary comparison needs ")] == []
+
+
+@pytest.mark.parametrize("name", ["study", "study_sequence", "study_small"])
+def test_the_studies_hold_what_their_criteria_declare_and_share_its_arms(name):
+    criteria = read_choice("criteria", "study", None)
+    arms, study = ({**sweep.arms, **sweep.controls} for sweep in (load_sweep(each, {}) for each in (name, "study")))
+    declared = {step[side] for step in criteria["sequence"] for side in ("arm", "against")}
+    assert declared == {"v4_0_2", "baseline", "orthogonal", "none", "logit_kd", "shuffled_orthogonal"}
+    assert declared <= arms.keys()
+    assert arms.items() <= study.items()
+    assert load_sweep(name, {}).seeds == list(range(8))
 
 
 def test_a_run_is_what_the_same_words_compose_and_its_id_is_stable():
