@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory, read_json, read_last_row
 
 _LEARNED = (
@@ -252,7 +253,7 @@ def _collapse(runs: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Print the runs below the folder that the command line names."""
     parser = argparse.ArgumentParser(
-        "python -m kv_align.summary", description="All finished runs of a folder, arm by arm."
+        program("kv_align.summary"), description="All finished runs of a folder, arm by arm."
     )
     parser.add_argument("folder", type=Path, help="a folder that holds runs, at any depth, such as outputs")
     form = parser.add_mutually_exclusive_group()

@@ -20,5 +20,10 @@ def train(config: Config, directory: Path) -> State:
     return run(config, directory)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read the command line, do one run or several, and leave."""
     train_main(train)
+
+
+if __name__ == "__main__":
+    main()

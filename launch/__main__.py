@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ PARTLY = 75
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    parser = _parser()
+    parser = _parser(sys.argv[1:] if arguments is None else arguments)
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.verb in ("submit", "resume"):  # argparse takes words after an option for unknown ones
         words = parsed.settings if parsed.verb == "submit" else parsed.words
@@ -61,16 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m launch",
+        prog=program("launch"),
         description="Fan a sweep out to a Slurm cluster or to this machine, and lose nothing.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     submit = verbs.add_parser(
-        "submit", help="plan a sweep, check it, freeze it and queue its runs", description=_SUBMIT_HELP
+        "submit",
+        help="plan a sweep, check it, freeze it and queue its runs",
+        description=_SUBMIT_HELP,
+        epilog=_submit_keys() if {"-h", "--help"} & set(words) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     submit.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="sweep=NAME cluster=NAME, and what is changed")
     submit.add_argument("--dry-run", action="store_true", help="stop after the plan: write and queue nothing")
@@ -104,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs.choices["cancel"].add_argument("run", nargs="*", help="ids, or their starts; default: all")
     verbs.choices["extend"].add_argument("seeds", metavar="seeds=SEEDS", help="a count, or a list: seeds=12")
     return parser
+
+
+def _submit_keys() -> str:
+    from kv_align.config.help.describe import described
+
+    return f"{described('submit')}\n\nkeys of every run: {program('kv_align.train').replace('launch', 'train')} --help"
 
 
 _SUBMIT_HELP = """Keys: sweep=NAME and cluster=NAME choose a file of conf/sweep and conf/cluster; sweep.KEY=VALUE and

@@ -12,12 +12,14 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from analysis.design.history import History
+from analysis.read.store import write_csv
 from analysis.report.render.document import Block, Document, Figure, Paragraph, to_markdown
+from analysis.report.render.latex import to_latex
 from analysis.report.render.page import to_html
 from analysis.report.render.style import figure_style, write_figure
 from analysis.report.sections import audit, factors, found, methods, training, verdict
 from analysis.report.sections.tables import Draw
-from analysis.report.sections.wording import conclusion, label
+from analysis.report.sections.wording import conclusion, headline, label
 from analysis.stats.paired import relative_percent
 from analysis.verdict.study import Study, study_sweep
 from kv_align.runs.run_dir import write_atomically
@@ -91,6 +93,8 @@ def write_report(
     table = results_table(study)
     table.to_csv(sweep.report / "results.csv", index=False)
     table.to_parquet(sweep.report / "results.parquet", index=False)
+    write_atomically(sweep.report / "results.tex", _results_for_a_paper(study))
+    write_csv(study.collected.data, study.collected.problems)
     # What the page shows the first lines of: every expected run with its state, and every problem.
     study.grid.cells.to_csv(sweep.report / "runs.csv", index=False)
     study.collected.problems.to_csv(sweep.report / "problems.csv", index=False)
@@ -131,6 +135,17 @@ def make_document(study: Study, draw: Draw, now: datetime) -> Document:
             *(block for section in SECTIONS for block in section(study, draw)),
         ),
     )
+
+
+def _results_for_a_paper(study: Study) -> str:
+    """Return all arms against the baseline, and the declared tests of perplexity against others, in LaTeX."""
+    caption = (
+        f"Change of validation perplexity, paired by seed, {study.grid.baseline} being the baseline: mean, "
+        f"{study.criteria.confidence:.0%} t interval, exact two-sided sign-flip p without correction, pairs won. "
+        f"{headline(study.verdict, study.criteria)}"
+    )
+    declared = [step.comparison for step in study.verdict.sequence[1:] if step.step.metric == "validation_loss"]
+    return to_latex([*study.arms, *(each for each in declared if each is not None)], study.criteria.confidence, caption)
 
 
 def results_table(study: Study) -> pd.DataFrame:

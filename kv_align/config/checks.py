@@ -162,10 +162,6 @@ def check_trainer(config: Config) -> None:
         raise invalid_value(
             "trainer.aligner_lr", None, f"a number above 0 with loss={config.loss.name}, which learns a projection"
         )
-    if trainer.max_steps is not None and trainer.warmup_steps >= trainer.max_steps:
-        raise invalid_value(
-            "trainer.warmup_steps", trainer.warmup_steps, f"below trainer.max_steps={trainer.max_steps}"
-        )
     if config.align is not None and config.align.fit == "fit_then_freeze":
         if config.align.fit_steps is None:
             raise invalid_value("align.fit_steps", None, "a whole number with align.fit=fit_then_freeze")
@@ -175,12 +171,12 @@ def check_trainer(config: Config) -> None:
             )
     if config.align is not None and config.align.fit == "alternate" and config.align.period is None:
         raise invalid_value("align.period", None, "a whole number with align.fit=alternate")
-    package = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}[trainer.tracker]
-    if package and importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"trainer.tracker={package} is not allowed: the package {package} is not installed; "
-            "install kv-align[trackers] or use trainer.tracker=none."
-        )
+    for package in trainer.tracker:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"trainer.tracker={package} is not allowed: the package {package} is not installed; "
+                "install kv-align[trackers] or use trainer.tracker=none."
+            )
 
 
 def check_layer_map(config: Config, teacher: ModelCard | None, student: ModelCard | None) -> None:

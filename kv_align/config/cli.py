@@ -23,16 +23,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from kv_align.config.compose import check_hydra, compose_config, compose_raw, default_run_name, expand_sweep, no_config
 from kv_align.config.config import Config, PretrainConfig
+from kv_align.config.help.describe import described
 from kv_align.config.identity import going_on
 from kv_align.config.resolve import resolve
 from kv_align.config.schema import validate
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
 
 Task = Callable[[Config, Path], State]
-_SHOWN_BY_HYDRA = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
+_TRAIN_HELP = """\
+usage: {program} [GROUP=CHOICE] [KEY=VALUE] [--multirun] [--config-dir DIR]
+                [--cfg job] [--hydra-help]
+
+One run. A group's choice is a file of conf/, * what is taken where none is
+named; --multirun does each combination of several values (seed=0,1,2).
+--cfg job shows the configuration that comes of a command line.
+"""
+_SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
 
 
 def train_main(task: Task) -> None:
@@ -82,7 +92,12 @@ def train_main(task: Task) -> None:
 
 def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
     """Run the pretraining recipe for the command line's overrides; leaves the process."""
-    parser = argparse.ArgumentParser(prog="python -m kv_align.pretrain", description=pretrain_main.__doc__)
+    parser = argparse.ArgumentParser(
+        program("kv_align.pretrain"),
+        description="Make a tokenizer, a teacher and a student start from texts, as the embedded pair was made.",
+        epilog=described("pretrain"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of conf/pretrain.yaml, such as data=gsm8k")
     parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
     arguments = parser.parse_args()
@@ -127,6 +142,9 @@ def _arguments() -> argparse.Namespace | None:
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_args()
+    if arguments.help:
+        print(_TRAIN_HELP.format(program=program("kv_align.train")) + described("train", arguments.config_dir))
+        sys.exit(0)
     if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA):
         return None
     if arguments.config_path is not None:

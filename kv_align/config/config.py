@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge
+from pydantic import BeforeValidator
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kv_align.config.schema import Choice, Section
@@ -58,6 +59,13 @@ class AlignConfig(Section):
     period: PositiveInt | None
 
 
+def _listed(value: object) -> object:
+    """Return one name as a list of it, and `none` as an empty one."""
+    if value is None or value == "none":
+        return []
+    return [value] if isinstance(value, str) else value
+
+
 class TrainerConfig(Section):
     """The optimisation, the same in every arm; `batch_size` is that of an optimizer step over all processes."""
 
@@ -78,7 +86,12 @@ class TrainerConfig(Section):
     checkpoint_interval: PositiveInt
     keep_checkpoints: PositiveInt
     num_workers: NonNegativeInt
-    tracker: Literal["none", "tensorboard", "wandb"]
+    tracker: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], BeforeValidator(_listed)]
+
+
+def warmup_of(asked: int, num_steps: int) -> int:
+    """Return the warm-up of a run: what is asked for, or a tenth of the run where that is no shorter than the run."""
+    return asked if asked < num_steps else num_steps // 10
 
 
 class EvaluationConfig(Section):
@@ -94,6 +107,13 @@ class EvaluationConfig(Section):
     probe_examples: Annotated[int, Ge(2)]
     probe_ridge: PositiveFloat
     calibration_examples: PositiveInt
+
+
+class HubConfig(Section):
+    """Where the student goes at the end of a run, by name and never by default."""
+
+    repo: str | None = None
+    private: bool = True
 
 
 class Config(Section):
@@ -118,6 +138,7 @@ class Config(Section):
     teacher_cache_dtype: Literal["bfloat16", "float32"] | None
     teacher_cache_keeps: Literal["states", "targets"] | None = None
     adapter: Choice = Choice(name="none")
+    hub: HubConfig = HubConfig()
     inputs: dict[str, str] | None = None
     """SHA-256 of what the run reads, by name (see `kv_align.config.inputs`); nothing that is asked for on a command line."""
 

@@ -19,7 +19,7 @@ from kv_align.runs.run_dir import RunDirectory
 
 # These change where a run is written, how it is shown and how fast it goes, or are mere labels, but no number of the result.
 _NOT_HASHED = {
-    "": ("output_dir", "run_name", "arm", "teacher_cache"),
+    "": ("output_dir", "run_name", "arm", "teacher_cache", "hub"),
     "model": ("teacher_device_map",),
     "trainer": ("parallel", "num_workers", "checkpoint_interval", "keep_checkpoints", "tracker", "name"),
     "*": ("name",),

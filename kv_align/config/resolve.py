@@ -23,7 +23,7 @@ from kv_align.config.checks import (
     check_teacher_loading,
     check_trainer,
 )
-from kv_align.config.config import Config
+from kv_align.config.config import Config, warmup_of
 from kv_align.config.extras import check_extras
 from kv_align.config.inputs import check_inputs, digest_inputs
 from kv_align.config.model_card import SHIPPED, model_path
@@ -104,7 +104,7 @@ def _without_effect(config: Config) -> tuple[dict[str, Any], list[str]]:
     changes["loss"] = _without_idle_options(config.loss)
     if aligned:
         changes["aligner"] = _without_idle_options(config.aligner)
-    changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config))
+    changes["trainer"] = config.trainer.model_copy(update=_idle_in_trainer(config) | _shorter_warmup(config, notes))
     data = config.data if config.data.rationale == "short" else config.data.model_copy(update={"rationale_every": None})
     changes["data"] = _without_idle_options(data)
     return changes, notes
@@ -157,6 +157,15 @@ def _without_idle_options(choice: ChoiceType) -> ChoiceType:
     return type(choice).model_validate(
         {key: value for key, value in kept.items() if value is not None or key not in known or known[key].required}
     )
+
+
+def _shorter_warmup(config: Config, notes: list[str]) -> dict[str, int]:
+    steps, asked = config.trainer.max_steps, config.trainer.warmup_steps
+    if steps is None or asked < steps:
+        return {}
+    shorter = warmup_of(asked, steps)
+    notes.append(f"trainer.warmup_steps={asked} is shortened to {shorter}: trainer.max_steps={steps}.")
+    return {"warmup_steps": shorter}
 
 
 def _idle_in_trainer(config: Config) -> dict[str, None]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from kv_align.config.config import Config
 from kv_align.config.signals import Signals, signals_of
@@ -108,8 +108,7 @@ class Assembly:
         They stay a group for the next run of this job: made anew in the same processes, it may wait for the old one's.
         """
         self.processes.wait()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        self.loop.trackers.finish()
 
 
 def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
@@ -125,7 +124,7 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
     ConfigError
         If models, tokenizers or texts show that the configuration cannot be done.
     """
-    parallel = _parallel(config, directory)
+    parallel = _parallel(config)
     accelerator = parallel.accelerator
     processes = Processes(accelerator, config.trainer)
     torch.manual_seed(derive_seed(config.seed, "dropout"))
@@ -198,8 +197,7 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
     )
 
 
-def _parallel(config: Config, directory: RunDirectory) -> Parallel:
-    tracker = None if config.trainer.tracker == "none" else config.trainer.tracker
+def _parallel(config: Config) -> Parallel:
     # Its state is global; runs of one process (a multirun) may differ in it.
     AcceleratorState._reset_state(reset_partial_state=True)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -209,8 +207,6 @@ def _parallel(config: Config, directory: RunDirectory) -> Parallel:
         # Left to itself, it takes several processes without a GPU for as many runs of one.
         cpu=several and not torch.accelerator.is_available(),
         mixed_precision=config.trainer.mixed_precision,
-        log_with=tracker,
-        project_config=ProjectConfiguration(project_dir=str(directory.path)),
         kwargs_handlers=[
             # Where the aligner sits a step out, its parameters have no gradient to wait for.
             DistributedDataParallelKwargs(
@@ -221,8 +217,6 @@ def _parallel(config: Config, directory: RunDirectory) -> Parallel:
     )
     if several:
         atexit.register(_leave_group)
-    if tracker is not None:
-        parallel.accelerator.init_trackers("kv-align", init_kwargs={})
     return parallel
 
 

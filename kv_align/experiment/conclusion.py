@@ -14,6 +14,7 @@ from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, settings_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
 from kv_align.experiment.assembly import Assembly
+from kv_align.experiment.student_card import student_card
 from kv_align.runs.preemption import Preemption
 from kv_align.runs.run_dir import RunDirectory, append_row, give_usual_mode, read_rows, write_json
 
@@ -48,6 +49,7 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     for folder in (directory.student, directory.student_adapter, directory.aligner):
         give_usual_mode(*folder.glob("*.safetensors"))
     summary = _summary(config, directory, built, validation, row)
+    (directory.student / "README.md").write_text(student_card(config, directory, summary), encoding="utf-8")
     write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
 
 

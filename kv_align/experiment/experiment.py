@@ -16,6 +16,7 @@ from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.experiment.start import start
 from kv_align.models.devices import is_out_of_memory
+from kv_align.experiment.student_card import push_to_hub
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
 from kv_align.runs.preemption import Preempted, Preemption
@@ -92,6 +93,7 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
     if state == "finished" and is_first():
         write_record(directory)
         print_summary(directory)
+        push_to_hub(directory.student, config.hub)
     elif state != "finished":
         LOGGER.warning("the run is %s: %s", state, reason)
     preemption.pass_on()

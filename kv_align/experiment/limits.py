@@ -11,7 +11,7 @@ import logging
 from torch import nn
 from transformers import PreTrainedModel
 
-from kv_align.config.config import Config
+from kv_align.config.config import Config, warmup_of
 from kv_align.data.encode import Encoded
 from kv_align.data.prepared import PreparedSplit
 from kv_align.evaluation.answers import gold_answer, written_answer
@@ -136,12 +136,13 @@ def _check_round_trip(config: Config, student: LanguageModel, splits: dict[str, 
 
 def check_lengths(config: Config, num_steps: int, num_validation: int) -> None:
     """Refuse what can be known to be wrong only when the data has been read."""
-    limits = [("trainer.warmup_steps", config.trainer.warmup_steps)]
-    if config.align is not None and config.align.fit_steps is not None:
-        limits.append(("align.fit_steps", config.align.fit_steps))
-    for key, value in limits:
-        if value >= num_steps:
-            raise invalid_value(key, value, f"a number below {num_steps}, the steps of this run")
+    asked = config.trainer.warmup_steps
+    if asked >= num_steps:
+        shorter = warmup_of(asked, num_steps)
+        LOGGER.warning("trainer.warmup_steps=%d is shortened to %d: the run has %d steps", asked, shorter, num_steps)
+    fit_steps = None if config.align is None else config.align.fit_steps
+    if fit_steps is not None and fit_steps >= num_steps:
+        raise invalid_value("align.fit_steps", fit_steps, f"a number below {num_steps}, the steps of this run")
     if num_validation < 2:
         raise invalid_value(
             "data", config.data.name, "a source with at least 2 validation texts: the probe needs two halves"

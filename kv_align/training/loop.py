@@ -34,6 +34,7 @@ from kv_align.training.distributed.ddp import Parallel
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.optimizer import make_optimizer, make_schedule
 from kv_align.training.step import Counts, Distiller, StepResult
+from kv_align.training.trackers import trackers_of
 
 LOGGER = logging.getLogger(__name__)
 _HEARTBEAT_S = 5.0
@@ -116,6 +117,7 @@ class Loop:
         self._wrapped, self._optimizer = parallel.prepare(distiller, optimizer)
         self._distiller = distiller
         self._order = data_order(config, len(train.examples))
+        self.trackers = trackers_of(config, run)
         self.progress = Progress()
 
     def resume(self) -> bool:
@@ -278,7 +280,7 @@ class Loop:
         full = {"step": self.progress.step, "tokens": self.progress.tokens, **row, **timing}
         append_row(self._run.metrics_file, full)
         scalars = {name: value for name, value in full.items() if isinstance(value, int | float)}
-        self._accelerator.log(scalars, step=self.progress.step)
+        self.trackers.log(scalars, self.progress.step)
 
     def _write_evaluation(self) -> None:
         append_row(self._run.evaluations_file, {"step": self.progress.step, **self._evaluate(self.progress.step)})

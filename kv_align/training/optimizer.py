@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from kv_align.config.config import TrainerConfig
+from kv_align.config.config import TrainerConfig, warmup_of
 from kv_align.training.step import Distiller
 
 
@@ -40,7 +40,7 @@ _FUSED = {"cpu", "cuda"}
 
 def make_schedule(optimizer: Optimizer, trainer: TrainerConfig, num_steps: int) -> LRScheduler:
     """Return the schedule of all rates: a linear warm-up from 0, then constant, or falling to 0 at the last step."""
-    fall, warmup = _FALLS[trainer.lr_schedule], trainer.warmup_steps
+    fall, warmup = _FALLS[trainer.lr_schedule], warmup_of(trainer.warmup_steps, num_steps)
     after = max(1, num_steps - warmup)
 
     def factor(step: int) -> float:

@@ -85,7 +85,6 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("loss=kv+struct aligner=none", ["loss=kv+struct is not allowed with aligner=none", "use aligner=flat"]),
         ("layer_map=list layer_map.layers=[0,1]", ["layer_map=list is not allowed", "2 entries for 3 student layers"]),
         ("trainer.micro_batch_size=3", ["trainer.micro_batch_size=3 is not allowed", "a divisor of", "batch_size=16"]),
-        ("trainer.warmup_steps=300", ["trainer.warmup_steps=300 is not allowed", "below trainer.max_steps=300"]),
         ("loss=ce data.shuffle_teacher=true", ["data.shuffle_teacher=true is not allowed", "loss=ce"]),
         (
             "data=text data.path=README.md data.rationale=short",
@@ -235,19 +234,6 @@ def test_a_directory_that_holds_another_run_is_left_as_it_is(tmp_path: Path, tra
 
 
 # What Hydra shows
-
-
-def test_help_lists_the_groups_and_their_choices(tmp_path: Path, trap: Path) -> None:
-    done = train("--help", folder=tmp_path, first=(trap,))
-    assert (done.returncode, done.stderr) == (0, "")
-    for group in (
-        "aligner: flat, none, orthogonal, structured",
-        "init: cka_hungarian, identity, least_squares, orthogonal, procrustes, random, uniform",
-        "loss: ce, hidden, kv, kv+logit, kv+struct, kv+struct+logit, logit_kd, relations",
-        "layer_map: cka, last, learned, list, proportional, random, reverse",
-    ):
-        assert group in done.stdout
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_cfg_job_shows_what_would_be_run(tmp_path: Path, trap: Path) -> None:

@@ -309,7 +309,7 @@ def test_commands_that_mean_the_same_run_have_one_hash(commands: list[tuple[str,
 def test_a_tracker_does_not_change_the_hash() -> None:
     config = with_inputs(composed())
     for tracker in ("tensorboard", "wandb"):
-        tracked = config.model_copy(update={"trainer": config.trainer.model_copy(update={"tracker": tracker})})
+        tracked = config.model_copy(update={"trainer": config.trainer.model_copy(update={"tracker": [tracker]})})
         assert content_hash(tracked) == content_hash(config)
 
 

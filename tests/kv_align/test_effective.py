@@ -161,11 +161,6 @@ def pair(teacher: str, student: str, *overrides: str, start: str = "scratch", **
         ),
         (
             (),
-            {"trainer__warmup_steps": 300},
-            "trainer.warmup_steps=300 is not allowed: set trainer.warmup_steps to below trainer.max_steps=300.",
-        ),
-        (
-            (),
             {"align__fit": "fit_then_freeze", "align__fit_steps": None},
             "align.fit_steps=null is not allowed: set align.fit_steps to a whole number with align.fit=fit_then_freeze.",
         ),
@@ -242,6 +237,21 @@ def test_a_trainer_option_without_effect_is_taken_out(
     assert resolve(raw)[0].trainer.model_dump()[idle] is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "steps", "is_then"), [(300, 301, 300), (300, 300, 30), (30, 25, 2), (30, 4, 0), (0, 1, 0), (1, 1, 0)]
+)
+def test_a_warm_up_that_is_as_long_as_the_run_is_shortened_and_said(asked: int, steps: int, is_then: int) -> None:
+    config, notes = resolve(composed(trainer__warmup_steps=asked, trainer__max_steps=steps))
+    assert config.trainer.warmup_steps == is_then
+    said = f"trainer.warmup_steps={asked} is shortened to {is_then}: trainer.max_steps={steps}."
+    assert notes == ([said] if is_then != asked else [])
+
+
+def test_the_number_of_steps_alone_makes_a_short_run() -> None:
+    config, _ = resolve(composed("trainer.max_steps=4"))
+    assert (config.trainer.max_steps, config.trainer.warmup_steps) == (4, 0)
+
+
 def test_an_aligner_that_learns_needs_a_rate() -> None:
     assert sentence_of(composed(trainer__aligner_lr=None)) == (
         "trainer.aligner_lr=null is not allowed: set trainer.aligner_lr to a number above 0 with align.fit=joint."
@@ -252,7 +262,7 @@ def test_an_aligner_that_learns_needs_a_rate() -> None:
 def test_a_tracker_is_allowed_exactly_where_its_package_is_installed(package: str) -> None:
     raw = composed(trainer__tracker=package)
     if importlib.util.find_spec(package) is not None:
-        assert resolve(raw)[0].trainer.tracker == package
+        assert resolve(raw)[0].trainer.tracker == [package]
         return
     assert sentence_of(raw) == (
         f"trainer.tracker={package} is not allowed: the package {package} is not installed; "

@@ -318,6 +318,34 @@ def test_a_tracker_gets_the_numbers_of_the_metrics_file(tmp_path: Path) -> None:
     assert tracked == pytest.approx({row["step"]: row["total_loss"] for row in read_rows(run.metrics_file)}, rel=1e-6)
 
 
+def test_two_trackers_at_once_write_into_their_own_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    store = (tmp_path / "mlflow").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = finish(tmp_path / "run", "trainer.tracker=[mlflow,wandb]", "trainer.max_steps=3")
+    rows = read_rows(run.metrics_file)
+    client = MlflowClient(store)
+    (seen,) = client.search_runs([client.get_experiment_by_name("kv-align").experiment_id])
+    assert {each.step: each.value for each in client.get_metric_history(seen.info.run_id, "total_loss")} == {
+        row["step"]: row["total_loss"] for row in rows
+    }
+    assert (seen.data.params["seed"], seen.data.params["trainer.max_steps"]) == ("0", "3")
+    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    assert file.stat().st_size > 1000
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = finish(tmp_path, "trainer.tracker=[mlflow,tensorboard]", "trainer.max_steps=3")
+    assert "trainer.tracker=mlflow gets nothing more, and the run goes on" in caplog.text
+    assert len(read_rows(run.metrics_file)) == 3
+    assert list((tmp_path / "kv-align").glob("events.*"))
+
+
 def test_a_kill_during_the_last_evaluation_does_not_repeat_its_row(
     finished: Callable[..., RunDirectory], tmp_path: Path
 ) -> None:

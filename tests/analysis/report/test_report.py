@@ -1,6 +1,7 @@
 """The report as a whole: a golden text, its rules, its escaping, its history, and the command line."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis.report.render.latex import escaped
 from analysis.report.report import Report, write_report
 from analysis.verdict.study import study_sweep
 from kv_align.runs.run_dir import RunDirectory, write_json
@@ -307,3 +309,54 @@ def test_a_report_takes_seconds(small):
     began = time.perf_counter()
     write_report(small.path, now=NOW)
     assert time.perf_counter() - began < 60
+
+
+# For a paper, and for a notebook
+
+
+def test_the_latex_table_has_the_numbers_of_the_csv(golden):
+    tex = (golden.page.parent / "results.tex").read_text(encoding="utf-8")
+    table = pd.read_csv(golden.page.parent / "results.csv")
+    # All against the baseline, and the one declared test of perplexity against another.
+    declared = (table["arm"] == "v4_0_2") & (table["against"] == "none") & (table["loss"] == "kv")
+    table = pd.concat([table[table["role"] != "contrast"], table[declared]])
+    rows = [line.split(" & ") for line in tex.splitlines() if line.count(" & ") == 6][1:]
+    assert len(rows) == len(table)
+    for cells, (_, row) in zip(rows, table.iterrows(), strict=True):
+        assert [cell.strip().replace("\\_", "_") for cell in cells[:3]] == [row.arm, row.against, row.loss]
+        assert cells[3].strip() == f"${row.difference_percent:+.1f}\\,\\%$"
+        low, high = (100 * math.expm1(row[f"{end}_nats"]) for end in ("low", "high"))
+        assert cells[4].strip() == ("--" if math.isnan(low) else f"[${low:+.1f}\\,\\%$, ${high:+.1f}\\,\\%$]")
+        assert float(cells[5].strip("$< ")) == pytest.approx(row.p, abs=5e-4)
+        assert cells[6].removesuffix("\\\\").strip() == row.wins
+
+
+def test_a_name_is_no_command_of_latex():
+    assert escaped("a_b & 50 % of $x^2$ {~}\\input #1") == (
+        "a\\_b \\& 50 \\% of \\$x\\textasciicircum{}2\\$ \\{\\textasciitilde{}\\}\\textbackslash{}input \\#1"
+    )
+
+
+def test_every_level_is_a_tidy_csv_too(golden):
+    data = golden.study.collected.data
+    for level in ("runs", "metrics", "evaluations", "outcomes"):
+        table, parquet = (
+            pd.read_csv(data / f"{level}.csv", low_memory=False),
+            pd.read_parquet(data / f"{level}.parquet"),
+        )
+        assert list(table.columns) == list(parquet.columns)
+        assert len(table) == len(parquet) > 0
+
+
+def test_the_notebook_that_readme_shows_reads_a_sweep(golden, golden_sweep, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "report/data" in each)
+    (tmp_path / "SWEEP").symlink_to(golden_sweep.path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, pd.Series] = {}
+    exec(code, names)
+    metrics, runs = pd.read_csv("SWEEP/report/data/metrics.csv"), pd.read_csv("SWEEP/report/data/runs.csv")
+    of_none = metrics[metrics["run"].isin(runs.loc[runs["arm"] == "none", "run"])]
+    assert names["curves"]["none"].xs(1, level="step").iloc[0] == pytest.approx(
+        of_none.loc[of_none["step"] == 1, "task_loss"].mean()
+    )
