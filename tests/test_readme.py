@@ -1,7 +1,11 @@
 """What README names is there, and what it shows of an aligner and a loss of one's own runs."""
 
 import math
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,40 @@ def test_the_map_names_every_folder_of_the_code() -> None:
         if (folder / "__init__.py").is_file()
     }
     assert folders - {"compare"} <= named
+
+
+FOLDERS = ("conf", "kv_align", "launch", "analysis")
+
+
+def commands(folder: str) -> list[str]:
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [each for folder in FOLDERS for each in commands(folder)])
+def test_a_command_of_a_folders_readme_works(command: str, tmp_path: Path) -> None:
+    name, *words = shlex.split(command)
+    assert name == "kv-align"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    done = subprocess.run(
+        [sys.executable, "-m", "kv_align", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folders_readme_names_every_folder_in_it(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    inside = {each.name for each in (ROOT / folder).iterdir() if each.is_dir() and each.name != "__pycache__"}
+    named = " ".join(re.findall(r"`([^`]+)`", text))
+    assert inside <= set(re.findall(r"\w+", named))
 
 
 def test_links_lead_somewhere() -> None:
