@@ -14,14 +14,17 @@ import pytest
 from huggingface_hub import ModelCard
 
 from kv_align.config.config import HubConfig
+from kv_align.experiment.experiment import run as do_run
 from kv_align.experiment.student_card import push_to_hub, student_card
 from kv_align.runs.run_dir import RunDirectory, read_json
-from tests.short_runs import finish, short_config
+from tests.short_runs import short_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return finish(tmp_path_factory.mktemp("card"), "trainer.max_steps=2", "arm=mine", "seed=3")
+    directory = RunDirectory(tmp_path_factory.mktemp("card"))
+    assert do_run(short_config("trainer.max_steps=3", "arm=mine", "seed=3"), directory.path) == "finished"
+    return directory
 
 
 def test_the_card_says_what_taught_the_student_and_how_and_what_came_out(run: RunDirectory) -> None:
@@ -32,7 +35,7 @@ def test_the_card_says_what_taught_the_student_and_how_and_what_came_out(run: Ru
     assert "kv-align" in card.data.tags
     assert card.data.base_model is None
     assert "# A student taught by the embedded model of kv-align" in card.text
-    for line in ("arm: mine", "loss: kv", "aligner: structured", "steps: 2", "seed: 3"):
+    for line in ("arm: mine", "loss: kv", "aligner: structured", "steps: 3", "seed: 3"):
         assert f"\n{line}\n" in card.text
     assert f"| validation perplexity | {summary['validation_perplexity']:.3f} |" in card.text
     assert f"content_hash: {summary['content_hash']}" in card.text
@@ -108,7 +111,8 @@ def push(folder: Path, endpoint: str, home: Path) -> str:
     """Push in a process of its own: the client reads the hub's address when it is imported."""
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-        "from kv_align.config.config import HubConfig; from kv_align.experiment.student_card import push_to_hub\n"
+        "from kv_align.config.config import HubConfig; from kv_align.experiment.experiment import run as do_run
+from kv_align.experiment.student_card import push_to_hub\n"
         "push_to_hub(__import__('pathlib').Path(sys.argv[1]), HubConfig(repo='me/mine'))"
     )
     environment = {
