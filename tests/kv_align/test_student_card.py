@@ -111,8 +111,7 @@ def push(folder: Path, endpoint: str, home: Path) -> str:
     """Push in a process of its own: the client reads the hub's address when it is imported."""
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-        "from kv_align.config.config import HubConfig; from kv_align.experiment.experiment import run as do_run
-from kv_align.experiment.student_card import push_to_hub\n"
+        "from kv_align.config.config import HubConfig; from kv_align.experiment.student_card import push_to_hub\n"
         "push_to_hub(__import__('pathlib').Path(sys.argv[1]), HubConfig(repo='me/mine'))"
     )
     environment = {
