@@ -15,8 +15,8 @@ from kv_align.config.inputs import check_inputs
 from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.experiment.start import start
-from kv_align.models.devices import is_out_of_memory
 from kv_align.experiment.student_card import push_to_hub
+from kv_align.models.devices import is_out_of_memory
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.heartbeat import heartbeat
 from kv_align.runs.preemption import Preempted, Preemption
