@@ -68,7 +68,9 @@ class FakeHub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if self.path == "/api/repos/create":
             type(self).made = json.loads(body)
-            self._answer({"url": "http://hub/me/mine"})
+            self._answer({"url": f"http://{self.headers['Host']}/me/mine"})
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
         elif self.path.endswith("/preupload/main"):
             files = json.loads(body)["files"]
             self._answer(
@@ -78,7 +80,7 @@ class FakeHub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitOid": "1" * 40, "commitUrl": "http://hub/me/mine/commit/1", "success": True})
+            self._answer({"commitOid": "1" * 40, "commitUrl": f"http://{self.headers['Host']}/me/mine/commit/1", "success": True})
         else:
             self.send_error(404)
 
@@ -131,7 +133,7 @@ def push(folder: Path, endpoint: str, home: Path) -> str:
 def test_the_hub_gets_the_student_and_its_card(run: RunDirectory, hub: str, tmp_path: Path) -> None:
     assert "hub.repo=me/mine holds the student and its card" in push(run.student, hub, tmp_path)
     assert FakeHub.committed == {each.name: each.read_bytes() for each in run.student.iterdir()}
-    assert FakeHub.made["private"] is True
+    assert (FakeHub.made["name"], FakeHub.made["visibility"]) == ("mine", "private")
 
 
 def test_a_hub_that_cannot_be_reached_ends_no_run_and_nothing_is_pushed_by_default(
