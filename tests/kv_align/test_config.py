@@ -373,6 +373,8 @@ WITHOUT_NUMBERS = {
     "trainer.checkpoint_interval",
     "trainer.keep_checkpoints",
     "trainer.tracker",
+    "hub.repo",
+    "hub.private",
     "teacher_cache",  # whether there is one is in the hash by its precision
 }
 

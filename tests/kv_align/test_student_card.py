@@ -80,7 +80,8 @@ class FakeHub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitOid": "1" * 40, "commitUrl": f"http://{self.headers['Host']}/me/mine/commit/1", "success": True})
+            commit = f"http://{self.headers['Host']}/me/mine/commit/1"
+            self._answer({"commitOid": "1" * 40, "commitUrl": commit, "success": True})
         else:
             self.send_error(404)
 
