@@ -72,7 +72,7 @@ def ideal_checks(
         strong = declared_percent(-criteria.ideal.strong_percent)
         more = f"beyond {strong}" if mean <= -criteria.strong_nats else f"where {asked} was asked for"
         clause = f"perplexity is estimated to change by {percent(relative_percent(mean))}, {more}"
-    leanings = tuple(_leaning(result) for result in sequence[1:])
+    leanings = tuple(_leaning(result, primary.arm[0]) for result in sequence[1:])
     return (Check("estimate", reached, clause), *leanings, _nothing_collapsed(paired, primary, criteria))
 
 
@@ -124,10 +124,12 @@ def _stopped(result: StepResult, criteria: Criteria) -> str:
     return f"that {claim} is not shown ({p_text(comparison.p_value)})"
 
 
-def _leaning(result: StepResult) -> Check:
-    """Whether the estimate is on the declared side: in the mean and in most of the pairs."""
+def _leaning(result: StepResult, primary_arm: str) -> Check:
+    """Whether the estimate is on the declared side: in the mean and in most of the pairs. Another arm is named."""
     step, comparison = result.step, result.comparison
-    name, what = f"{step.metric} against {step.against}", f"{metric_name(step.metric)} against {step.against}"
+    whose = "" if step.arm == primary_arm else f" of {step.arm}"
+    name = f"{step.metric}{whose} against {step.against}"
+    what = f"{metric_name(step.metric)}{whose} against {step.against}"
     if comparison is None or comparison.summary is None:
         missing = "is not in this sweep" if comparison is None else "was not measured in any pair"
         return Check(name, None, f"{what} {missing}")

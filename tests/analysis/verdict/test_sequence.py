@@ -65,6 +65,15 @@ def test_a_study_can_declare_its_own_sequence():
     assert verdict.sequence[1].comparison.p_value == pytest.approx(2 / 256)
 
 
+def test_a_step_of_another_arm_than_the_primarys_is_said_with_its_name():
+    own = {"arm": "v4_0_1", "against": "none", "loss": "kv", "metric": "validation_loss", "direction": "lower"}
+    verdict = judged({"v4_0_2": -0.05, "v4_0_1": -0.05}, CRITERIA | {"sequence": [CRITERIA["sequence"][0], own]})
+    assert outcomes(verdict) == ["shown", "shown"]
+    leaning = next(check for check in verdict.levels[1].checks if check.name.startswith("validation_loss"))
+    assert leaning.name == "validation_loss of v4_0_1 against none"
+    assert leaning.clause.startswith("perplexity of v4_0_1 against none by −4.")
+
+
 def test_a_step_whose_arm_the_sweep_lacks_stops_the_sequence():
     absent = CRITERIA["sequence"][1] | {"against": "logit_kd"}
     verdict = judged({"v4_0_2": -0.05}, CRITERIA | {"sequence": [CRITERIA["sequence"][0], absent]})
