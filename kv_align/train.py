@@ -11,13 +11,14 @@ from pathlib import Path
 from kv_align.config.cli import train_main
 from kv_align.config.config import Config
 from kv_align.runs.run_dir import State
+from kv_align.runs.stopwatch import process_began
 
 
 def train(config: Config, directory: Path) -> State:
     """Run one experiment in `directory` and return its end state."""
     from kv_align.experiment.experiment import run
 
-    return run(config, directory)
+    return run(config, directory, began=process_began())
 
 
 def main() -> None:

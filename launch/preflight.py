@@ -7,6 +7,8 @@ models and data that have to be on the submitting machine, and whatever the exec
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,15 +16,18 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from kv_align.config.model_card import SHIPPED
+import kv_align
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import Executor
 from launch.journal.journal import NO_LOCKS, no_locks
 
-_SHIPPED_BYTES = {"embedded": 20_000_000, "llama_17m": 220_000_000}  # a checkpoint of each, generously
-# Weights, gradients' two moments and the student that is kept, all in float32, beside the old checkpoint while writing.
-_BYTES_PER_PARAMETER = 4 * 3 + 4
+_EMBEDDED = Path(kv_align.__file__).parent / "models" / "embedded" / "student"
+_FROM_SCRATCH = {"llama_17m": 17_100_000}  # numbers of a shipped student that has no weights
+_KEPT_BYTES = 4  # of each number of a finished student, which is written in float32 as it was trained
+_CHECKPOINT_BYTES = 4 * 3  # with the two moments of its optimizer
+_LONGEST_HEADER = 100_000_000  # of a safetensors file
+_BYTES_BESIDE = 5_000_000  # metrics, outcomes, the record, and an aligner of no great size
 
 
 def check(executor: Executor[Any], plan: Plan, runs: Collection[str]) -> list[str]:
@@ -46,7 +51,7 @@ def check(executor: Executor[Any], plan: Plan, runs: Collection[str]) -> list[st
     _check_folder(sweep.path)
     if executor.cluster.offline:
         _download(plan)
-    _check_space(sweep, plan)
+    _check_space(sweep, plan, executor.most_at_once())
     return executor.preflight(plan, runs)
 
 
@@ -65,16 +70,23 @@ def _not_writable(path: Path, existing: Path) -> ConfigError:
     return ConfigError(f"output_dir={path} is not allowed: {existing} is not a writable folder; choose another.")
 
 
-def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
-    """Refuse a disk that cannot hold what the runs keep, and their checkpoints."""
+def _check_space(sweep: SweepDirectory, plan: Plan, at_once: int) -> None:
+    """Refuse a disk that cannot hold what the runs keep, and the checkpoints that are there at once."""
     existing = next(folder for folder in (sweep.path, *sweep.path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    sizes = {name: _checkpoint_bytes(name) for name in {run.config["model"]["student"] for run in plan.runs}}
-    needed = sum(
-        sizes[run.config["model"]["student"]] * (1 + run.config["trainer"]["keep_checkpoints"])
-        for run in plan.runs
-        if not sweep.run(run).summary_file.exists()
+    numbers = {name: _numbers(name) for name in {run.config["model"]["student"] for run in plan.runs}}
+    to_do = [run for run in plan.runs if not sweep.run(run).summary_file.exists()]
+    kept = sum(_BYTES_BESIDE + _KEPT_BYTES * numbers[run.config["model"]["student"]] for run in to_do)
+    in_checkpoints = sorted(
+        (
+            # A new one is written before the oldest is deleted.
+            (run.config["trainer"]["keep_checkpoints"] + 1)
+            * (_BYTES_BESIDE + _CHECKPOINT_BYTES * numbers[run.config["model"]["student"]])
+            for run in to_do
+        ),
+        reverse=True,
     )
+    needed = kept + sum(in_checkpoints[:at_once])
     if needed > free:
         raise ConfigError(
             f"output_dir={sweep.path} is not allowed: the runs need about {needed / 1e9:.1f} GB and {existing} has "
@@ -82,12 +94,26 @@ def _check_space(sweep: SweepDirectory, plan: Plan) -> None:
         )
 
 
-def _checkpoint_bytes(student: str) -> int:
-    if student in _SHIPPED_BYTES:
-        return _SHIPPED_BYTES[student]
-    folder = Path(student) if Path(student).is_dir() else _in_cache(student)
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder is not None else 0
-    return weights // 2 * _BYTES_PER_PARAMETER  # half precision as a rule; float32 weights overestimate
+def _numbers(student: str) -> int:
+    """How many numbers a student's weights are, by the headers of its files; 0 where it has none here."""
+    if student in _FROM_SCRATCH:
+        return _FROM_SCRATCH[student]
+    folder = _EMBEDDED if student == "embedded" else Path(student) if Path(student).is_dir() else _in_cache(student)
+    return 0 if folder is None else sum(_numbers_of(file) for file in folder.glob("*.safetensors"))
+
+
+def _numbers_of(file: Path) -> int:
+    """Numbers in a safetensors file: its header is JSON behind eight bytes that say how long it is.
+
+    What is wrong with a file is said when it is loaded.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < _LONGEST_HEADER else {}
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def _in_cache(name: str) -> Path | None:

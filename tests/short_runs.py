@@ -18,6 +18,7 @@ SHORT = (
     "trainer.batch_size=4",
     "trainer.aligner_lr=1e-3",
     "trainer.log_interval=1",
+    "trainer.grad_norm_interval=1",
     "trainer.checkpoint_interval=2",
     "evaluation.interval=3",
     "evaluation.exact_match_examples=3",
@@ -61,7 +62,11 @@ def results(run: RunDirectory) -> dict[str, Any]:
     return {
         "metrics": [without_timing(row) for row in read_rows(run.metrics_file)],
         "evaluations": [without_timing(row) for row in read_rows(run.evaluations_file)],
-        "summary": {key: value for key, value in without_timing(summary).items() if key != "step_time_s_median"},
+        "summary": {
+            key: value
+            for key, value in without_timing(summary).items()
+            if key not in ("step_time_s_median", "overhead_s", "overhead_s_by_part")
+        },
         "weights": {str(file.relative_to(run.path)): file.read_bytes() for file in weight_files(run)},
     }
 

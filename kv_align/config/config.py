@@ -83,6 +83,7 @@ class TrainerConfig(Section):
     mixed_precision: Literal["no", "bf16"]
     parallel: Literal["ddp", "fsdp"] = "ddp"  # a plan that was frozen before there was a choice has none
     log_interval: PositiveInt
+    grad_norm_interval: PositiveInt = 1  # as it was for a plan that was frozen without it
     checkpoint_interval: PositiveInt
     keep_checkpoints: PositiveInt
     num_workers: NonNegativeInt

@@ -34,7 +34,9 @@ from kv_align.models.load import (
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.seeds import derive_seed
+from kv_align.runs.stopwatch import Stopwatch
 from kv_align.teacher.cache import TeacherCache
+from kv_align.teacher.remembered import Memory
 from kv_align.teacher.teacher import StateSource, Teacher
 from kv_align.training.distributed.ddp import DDP, Parallel
 from kv_align.training.distributed.fsdp import FSDP
@@ -81,6 +83,8 @@ class Assembly:
         What measures it, and what trains it.
     initial_digests
         SHA-256 of the weights of `student` and `aligner` (empty where there is none) before the first step.
+    stopwatch
+        Counts what is no step.
     """
 
     parallel: Parallel
@@ -96,6 +100,7 @@ class Assembly:
     evaluator: Evaluator
     loop: Loop
     initial_digests: dict[str, str]
+    stopwatch: Stopwatch
 
     @property
     def accelerator(self) -> Accelerator:
@@ -111,19 +116,24 @@ class Assembly:
         self.loop.trackers.finish()
 
 
-def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Assembly:
+def assemble(
+    config: Config, directory: RunDirectory, checkpoints: Path, stopwatch: Stopwatch | None = None
+) -> Assembly:
     """Make the objects of a run; nothing is trained and nothing is written.
 
     Parameters
     ----------
     config, directory, checkpoints
         What to do, and where.
+    stopwatch
+        Counts what is no step; None: a new one.
 
     Raises
     ------
     ConfigError
         If models, tokenizers or texts show that the configuration cannot be done.
     """
+    stopwatch = stopwatch or Stopwatch()
     parallel = _parallel(config)
     accelerator = parallel.accelerator
     processes = Processes(accelerator, config.trainer)
@@ -134,14 +144,15 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
     check_lengths(config, num_steps, len(splits.validation.examples))
 
     cache = TeacherCache(config, teacher_model, accelerator.autocast)
-    distiller, teacher, layers = make_distiller(
-        config,
-        teacher_model,
-        student_model,
-        splits.train,
-        accelerator.autocast,
-        kept=lambda teacher, wanted: cache.states(teacher, splits.train, wanted, rounded=True),
-    )
+    with stopwatch.timed("calibration"):
+        distiller, teacher, layers = make_distiller(
+            config,
+            teacher_model,
+            student_model,
+            splits.train,
+            accelerator.autocast,
+            kept=lambda teacher, wanted: cache.states(teacher, splits.train, wanted, rounded=True),
+        )
     distiller = distiller.to(accelerator.device)
     initial_digests = {
         "student": weights_digest(distiller.student),
@@ -150,8 +161,11 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
     evaluated, adapter = parallel.for_evaluation(distiller, student_model.adapter)
     student_model = replace(student_model, model=evaluated.student, adapter=adapter)
 
+    memory = Memory()
+
     def on_validation(teacher: Teacher, wanted: Signals) -> StateSource:
-        return cache.states(teacher, splits.validation, wanted, rounded=False)
+        source = cache.states(teacher, splits.validation, wanted, rounded=False)
+        return memory.of(source) if isinstance(source, Teacher) else source
 
     validation_teacher = on_validation(teacher, evaluated.loss.requests)
     evaluator = Evaluator(
@@ -166,7 +180,7 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
 
     def evaluate(step: int) -> dict[str, Any]:
         with parallel.full_weights():
-            return _evaluation(config, evaluator, evaluated, validation_teacher, step)
+            return _evaluation(config, evaluator, evaluated, validation_teacher, step, stopwatch)
 
     loop = Loop(
         config,
@@ -179,6 +193,7 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
         splits.train,
         num_steps,
         evaluate,
+        stopwatch,
     )
     return Assembly(
         parallel,
@@ -194,6 +209,7 @@ def assemble(config: Config, directory: RunDirectory, checkpoints: Path) -> Asse
         evaluator,
         loop,
         initial_digests,
+        stopwatch,
     )
 
 
@@ -257,13 +273,17 @@ def _splits(config: Config, teacher: LanguageModel, student: LanguageModel) -> S
 
 
 def _evaluation(
-    config: Config, evaluator: Evaluator, distiller: Distiller, teacher: StateSource, step: int
+    config: Config, evaluator: Evaluator, distiller: Distiller, teacher: StateSource, step: int, stopwatch: Stopwatch
 ) -> dict[str, Any]:
     """Columns of one evaluation: loss, agreement, probe, and exact match where it is declared."""
-    row = evaluator.validate(distiller, teacher).row() | evaluator.probe().row()
+    with stopwatch.timed("evaluation"):
+        row = evaluator.validate(distiller, teacher).row()
+    with stopwatch.timed("probe"):
+        row |= evaluator.probe().row()
     at_intervals = config.evaluation.exact_match_at_intervals
     if at_intervals:
-        answers = evaluator.exact_match("validation", at_intervals)
+        with stopwatch.timed("exact match"):
+            answers = evaluator.exact_match("validation", at_intervals)
         row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     LOGGER.info("step %d: validation perplexity %.3f", step, row["validation_perplexity"])
     return row

@@ -6,7 +6,6 @@ import math
 import statistics
 from typing import Any
 
-import pandas as pd
 from safetensors.torch import save_file
 
 from kv_align.config.compose import arm_name
@@ -27,13 +26,35 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     Preempted
         If the run is asked to leave; all of this is then done again.
     """
-    validation = built.evaluator.validate(built.distiller, built.validation_teacher)
+    evaluation, timed = config.evaluation, built.stopwatch.timed
+    with timed("evaluation"):
+        validation = built.evaluator.validate(built.distiller, built.validation_teacher)
     preemption.leave_if_asked()
-    answers = built.evaluator.exact_match(config.evaluation.exact_match_split, config.evaluation.exact_match_examples)
+    with timed("exact match"):
+        answers = built.evaluator.exact_match(evaluation.exact_match_split, evaluation.exact_match_examples)
     preemption.leave_if_asked()
-    row = validation.row() | built.evaluator.probe().row()
+    with timed("probe"):
+        row = validation.row() | built.evaluator.probe().row()
     row |= {"exact_match": share_correct(answers), "exact_match_examples": len(answers)}
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
+    with timed("artefacts"):
+        _write_artefacts(config, directory, built, validation, answers)
+    with timed("evaluation"):
+        summary = _summary(config, directory, built, validation, row)
+    (directory.student / "README.md").write_text(student_card(config, directory, summary), encoding="utf-8")
+    parts = built.stopwatch.parts()
+    summary |= {"overhead_s": sum(parts.values()), "overhead_s_by_part": parts}
+    write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
+
+
+def _write_artefacts(
+    config: Config,
+    directory: RunDirectory,
+    built: Assembly,
+    validation: Validation,
+    answers: list[dict[str, Any]],
+) -> None:
+    """Write outcomes, student and aligner."""
     _write_outcomes(directory, config, validation, answers)
     if built.student_model.adapter is not None:
         built.student_model.adapter.save(directory.student_adapter)
@@ -48,9 +69,6 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
         save_file(state, directory.aligner / "aligner.safetensors", {"layer_map": str(built.layers)})
     for folder in (directory.student, directory.student_adapter, directory.aligner):
         give_usual_mode(*folder.glob("*.safetensors"))
-    summary = _summary(config, directory, built, validation, row)
-    (directory.student / "README.md").write_text(student_card(config, directory, summary), encoding="utf-8")
-    write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
 
 
 def _summary(
@@ -97,6 +115,8 @@ def _write_outcomes(
     directory: RunDirectory, config: Config, validation: Validation, answers: list[dict[str, Any]]
 ) -> None:
     """One row per example and split; columns that were not measured on it are missing."""
+    import pandas as pd  # takes a while, and no run needs it before its end
+
     losses = pd.DataFrame(validation.outcomes).assign(split="validation")
     if answers:
         answered = pd.DataFrame(answers).assign(split=config.evaluation.exact_match_split)

@@ -23,13 +23,14 @@ from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.record import write_record
 from kv_align.runs.run_dir import RunDirectory, State, read_json
+from kv_align.runs.stopwatch import Stopwatch
 from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
 
 LOGGER = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
+def run(config: Config, path: Path, criteria_hash: str | None = None, began: float | None = None) -> State:
     """Do a run in a directory, or go on with it, and return its end state.
 
     A finished run of the same configuration is left as it is and its summary is shown.
@@ -40,12 +41,15 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
         What to do, and where.
     criteria_hash
         Of the criteria that were frozen with the run's plan, for its provenance; None for a run of no plan.
+    began
+        When what is done for this run began, in seconds since the epoch; None: now.
 
     Raises
     ------
     ConfigError
         For bad input; nothing of an earlier run is touched then.
     """
+    stopwatch = Stopwatch(began)
     quiet_libraries()
     whole = RunDirectory(path)
     with ExitStack() as stack:
@@ -66,7 +70,7 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
             config.model_dump(by_alias=True), arm=arm_name(config), content_hash=identity, total_steps=0
         )
         try:
-            built = start(config, directory, whole.checkpoints, criteria_hash)
+            built = start(config, directory, whole.checkpoints, criteria_hash, stopwatch)
             if built.processes.number > 1:
                 preemption.agree = built.processes.any
             preemption.leave_if_asked()
@@ -77,6 +81,9 @@ def run(config: Config, path: Path, criteria_hash: str | None = None) -> State:
                 with built.parallel.full_weights():
                     conclude(config, directory, built, preemption)
                 state = "finished"
+            status = replace(
+                status, training_s=built.loop.progress.elapsed_s, overhead_s=sum(stopwatch.parts().values())
+            )
             directory.update(status, state=state, step=built.loop.progress.step, reason=reason)
             built.part()
         except ConfigError as error:

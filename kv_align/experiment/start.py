@@ -23,13 +23,20 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory, read_json, write_json
 from kv_align.runs.seeds import derive_seed
+from kv_align.runs.stopwatch import Stopwatch
 
 LOGGER = logging.getLogger(__name__)
 
 
-def start(config: Config, directory: RunDirectory, checkpoints: Path, criteria_hash: str | None = None) -> Assembly:
+def start(
+    config: Config,
+    directory: RunDirectory,
+    checkpoints: Path,
+    criteria_hash: str | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Assembly:
     """Put a run together, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
-    built = assemble(config, directory, checkpoints)
+    built = assemble(config, directory, checkpoints, stopwatch)
     for split in (built.splits.train, built.splits.validation):
         if split.cut or split.dropped:
             LOGGER.info(
@@ -52,6 +59,7 @@ def start(config: Config, directory: RunDirectory, checkpoints: Path, criteria_h
     write_json(directory.provenance_file, new)
     built.loop.resume()
     built.evaluator.prepare()
+    built.stopwatch.started()
     return built
 
 

@@ -72,8 +72,8 @@ class Status:
         Where it runs; `job` is the scheduler's id, empty without one.
     peak_memory_gb, gpu_memory_gb
         What this attempt has had of its GPU's memory at most so far, and what that has; None without a GPU.
-    overhead_s
-        Time that was no training step, over all attempts (`kv_align.runs.stopwatch`); 0 until it is known.
+    training_s, overhead_s
+        Time in training steps, and time that was none (`kv_align.runs.stopwatch`), over all attempts; 0 until the run ends.
     """
 
     state: State
@@ -92,6 +92,7 @@ class Status:
     job: str
     peak_memory_gb: float | None = None
     gpu_memory_gb: float | None = None
+    training_s: float = 0.0
     overhead_s: float = 0.0
 
 

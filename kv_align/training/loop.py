@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,55 +27,19 @@ from kv_align.models.devices import memory_gb
 from kv_align.runs.preemption import Preempted, Preemption
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, State, Status, append_row
+from kv_align.runs.stopwatch import Stopwatch
 from kv_align.teacher.teacher import StateSource
 from kv_align.training import checkpoint
 from kv_align.training.agreement import Agreement, collapsed, start_variances
 from kv_align.training.distributed.ddp import Parallel
 from kv_align.training.distributed.processes import Processes
 from kv_align.training.optimizer import make_optimizer, make_schedule
+from kv_align.training.progress import Progress
 from kv_align.training.step import Counts, Distiller, StepResult
 from kv_align.training.trackers import trackers_of
 
 LOGGER = logging.getLogger(__name__)
 _HEARTBEAT_S = 5.0
-
-
-@dataclass
-class Progress:
-    """What the loop carries from step to step; goes into every checkpoint.
-
-    Attributes
-    ----------
-    step
-        Optimizer steps done.
-    tokens
-        Student tokens seen.
-    elapsed_s
-        Time spent in steps, over all attempts.
-    start
-        Variances at the first step, by name and layer: what a collapse is measured against.
-    collapses
-        What has collapsed so far, each named once.
-    evaluation_due
-        Whether the evaluation of this step is still to be made: the run was asked to leave in the middle of it.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    elapsed_s: float = 0.0
-    start: dict[str, list[float]] = field(default_factory=dict)
-    collapses: list[str] = field(default_factory=list)
-    evaluation_due: bool = False
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the step."""
-        return {
-            "tokens": self.tokens,
-            "elapsed_s": self.elapsed_s,
-            "start": self.start,
-            "collapses": self.collapses,
-            "evaluation_due": self.evaluation_due,
-        }
 
 
 class Loop:
@@ -93,6 +57,8 @@ class Loop:
         Optimizer steps.
     evaluate
         Called with the number of steps done at every declared interval; returns the columns to write.
+    stopwatch
+        Counts what is no step.
     """
 
     def __init__(
@@ -107,6 +73,7 @@ class Loop:
         train: PreparedSplit,
         num_steps: int,
         evaluate: Callable[[int], dict[str, Any]],
+        stopwatch: Stopwatch,
     ) -> None:
         self._config, self._run, self._checkpoints = config, run, checkpoints
         self._parallel, self._accelerator, self._processes = parallel, parallel.accelerator, processes
@@ -118,13 +85,15 @@ class Loop:
         self._distiller = distiller
         self._order = data_order(config, len(train.examples))
         self.trackers = trackers_of(config, run)
-        self.progress = Progress()
+        self.progress, self._stopwatch = Progress(), stopwatch
 
     def resume(self) -> bool:
         """Go back to the newest sound checkpoint, if there is one; whether there was."""
         newest = checkpoint.newest_sound(self._checkpoints)
         if newest is not None:
-            self.progress = Progress(**checkpoint.restore(self._accelerator, newest, self._schedule))
+            state = checkpoint.restore(self._accelerator, newest, self._schedule)
+            self._stopwatch.go_on(state.pop("overhead", {}))
+            self.progress = Progress(**state)
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
         steps = range(self.progress.step, self._num_steps)
         self._teacher.fill({place for step in steps for place in self._order[step]})
@@ -203,6 +172,8 @@ class Loop:
         weights = self._distiller.loss.weights(step, self._num_steps)
         phase = phase_at(step, self._config.align)
         quality, shares, reach = Agreement(), dict[str, Tensor](), self._parallel.reach(self._distiller.student)
+        # It costs a backward pass of its own.
+        reached = logged and self._distiller.compares_states and self._is_due(trainer.grad_norm_interval)
         for place, batch in enumerate(step_batches):
             here = self._processes.rows(batch).to(self._accelerator.device)
             last = place == len(step_batches) - 1
@@ -212,6 +183,7 @@ class Loop:
                     result: StepResult = self._wrapped(here, states, counts, weights, phase)
                 if logged and self._distiller.compares_states:
                     quality.add(result.comparison)
+                if reached:
                     reach.add(result)
                 self._accelerator.backward(result.total * self._processes.number)
             for name, loss in result.losses.items():
@@ -238,11 +210,19 @@ class Loop:
         }
         if logged and self._distiller.compares_states:
             quality.reduce(self._processes.sum)
+            self._watch(quality, row)
+        if reached:
             reach.reduce(self._processes.sum)
             row["kv_grad_norm"] = reach.norm()
             expected = phase.student_learns and any(weights[term] for term in self._distiller.state_terms)
-            self._watch(quality, reach.norm(), expected, row)
+            if expected and not row["kv_grad_norm"]:
+                LOGGER.warning("no gradient: the alignment loss does not reach the student (step %d)", step + 1)
         return losses, row
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether what is measured every so many steps is due in this one, which is logged; also in the first and last."""
+        step, since_last_logged = self.progress.step + 1, self._config.trainer.log_interval
+        return step in (1, self._num_steps) or step // interval > (step - since_last_logged) // interval
 
     def _clip(self, limit: float) -> dict[str, Tensor]:
         """Clip student and aligner each by its own norm: one arm's aligner must not scale its student's update."""
@@ -251,8 +231,8 @@ class Loop:
             norms["aligner_grad_norm"] = self._parallel.clip(self._distiller.trainable_projection.parameters(), limit)
         return norms
 
-    def _watch(self, quality: Agreement, reach: float, expected: bool, row: dict[str, Any]) -> None:
-        """Add the diagnostics to a row, and warn by name of a collapse or of a student that is not taught."""
+    def _watch(self, quality: Agreement, row: dict[str, Any]) -> None:
+        """Add the agreement to a row, and warn by name of a collapse."""
         by_kind = quality.result()
         for kind, each in by_kind.items():
             row.update(each.row(kind))
@@ -265,10 +245,6 @@ class Loop:
             if place not in self.progress.collapses:
                 self.progress.collapses.append(place)
                 LOGGER.warning("collapse: %s (step %d)", what, self.progress.step + 1)
-        if expected and reach == 0.0:
-            LOGGER.warning(
-                "no gradient: the alignment loss does not reach the student (step %d)", self.progress.step + 1
-            )
 
     def _log(self, row: dict[str, Any], steps: list[tuple[float, int]]) -> None:
         elapsed_s, tokens = sum(step[0] for step in steps), sum(step[1] for step in steps)
@@ -287,9 +263,10 @@ class Loop:
         self.progress.evaluation_due = False
 
     def _save(self) -> None:
-        keep = self._config.trainer.keep_checkpoints
-        progress = self.progress
-        checkpoint.save(self._accelerator, self._checkpoints, progress.step, progress.state(), keep, self._schedule)
+        keep, step = self._config.trainer.keep_checkpoints, self.progress.step
+        state = {**self.progress.state(), "overhead": self._stopwatch.parts()}
+        with self._stopwatch.timed("checkpoints"):
+            checkpoint.save(self._accelerator, self._checkpoints, step, state, keep, self._schedule)
 
     def batches(self, first: int) -> Iterator[list[Batch]]:
         """Micro-batches of each optimizer step from `first` on."""

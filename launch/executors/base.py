@@ -117,6 +117,10 @@ class Executor(ABC, Generic[ClusterType]):
     def gpus_per_run(self) -> int:
         """Return how many GPUs a run has."""
 
+    @abstractmethod
+    def most_at_once(self) -> int:
+        """Return how many runs of the sweep may run at once."""
+
     def has_accounting(self) -> bool:
         """Whether the scheduler keeps a record of jobs that ended."""
         return False

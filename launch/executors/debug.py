@@ -40,6 +40,10 @@ class DebugExecutor(Executor[DebugCluster]):
         """Return 1 where this process sees a GPU, else 0."""
         return min(1, len(visible_gpus()))
 
+    def most_at_once(self) -> int:
+        """Return 1."""
+        return 1
+
     def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
         """Ask for nothing."""
         return []

@@ -65,6 +65,8 @@ class RunState:
         Progress; 0 and None where it is not known.
     attempt, job, host
         Of the last start.
+    training_s, overhead_s
+        Of one that is done: time in training steps, and time that was none; 0 where it is not known.
     """
 
     id: str
@@ -79,6 +81,8 @@ class RunState:
     attempt: int
     job: str
     host: str
+    training_s: float = 0.0
+    overhead_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def _row(
         return RunState(name, arm, loss, seed, state, reason, 0, 0, None, 0, job, "")
     eta_s = _eta_s(directory, status) if state == "running" else None
     progress = (status.step, status.total_steps, eta_s, status.attempt)
-    return RunState(name, arm, loss, seed, state, reason, *progress, job or status.job, status.host)
+    where = (job or status.job, status.host)
+    return RunState(name, arm, loss, seed, state, reason, *progress, *where, status.training_s, status.overhead_s)
 
 
 def _eta_s(directory: RunDirectory, status: Status) -> float | None:

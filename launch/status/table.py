@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +124,19 @@ def _lines(now: Overview) -> list[Text]:
         if helper.state != "done":
             reason = f": {helper.reason}" if helper.reason else ""
             lines.append(Text(f"{helper.id} job {helper.state}{reason}", style=_COLOURS.get(helper.state, "")))
-    return lines + [Text(note, style="yellow") for note in now.notes]
+    return lines + _overhead(now) + [Text(note, style="yellow") for note in now.notes]
+
+
+def _overhead(now: Overview) -> list[Text]:
+    """What of a run's time is no training step: its start, calibration, evaluations, probe, answers."""
+    known = [run for run in now.runs if run.state == "done" and run.overhead_s]
+    if not known:
+        return []
+    overhead_s = statistics.median(run.overhead_s for run in known)
+    share = statistics.median(run.overhead_s / (run.overhead_s + run.training_s) for run in known)
+    return [
+        Text(f"overhead: {overhead_s:.0f} s of a run are no training steps, {share:.0%} of it (median of {len(known)})")
+    ]
 
 
 def watch(look: Callable[[], Overview], console: Console, interval_s: float) -> Overview:

@@ -21,6 +21,7 @@ from kv_align.config.config import Config
 from kv_align.config.schema import validate
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
+from kv_align.runs.stopwatch import process_began
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.journal.journal import Journal
 from launch.journal.pause import finds_space, pause, tell
@@ -111,7 +112,7 @@ class _Attempt:
                 return DISK_FULL
             if to_log:
                 print_to(self.journal.log_file(name), self.rank)
-            return self._execute(node_problem)
+            return self._execute(to_log, node_problem)
         except Preempted as preempted:
             status = self.directory.status()
             if self.rank == 0 and status is not None and status.state == "running":  # it could not say so itself
@@ -128,7 +129,7 @@ class _Attempt:
             reason = f"{type(error).__name__}: {error}"
             return self._note(exit_code_of(reason), reason)
 
-    def _execute(self, node_problem: NodeProblem | None) -> int:
+    def _execute(self, to_log: bool, node_problem: NodeProblem | None) -> int:
         name, first = self.planned.id, self.rank == 0
         if first:
             if not has_attempt_left(self.sweep, self.journal, name, self.uid):
@@ -142,7 +143,7 @@ class _Attempt:
         problem = node_problem(self.journal, self.planned) if node_problem is not None else ""
         if problem:
             return self._note(NODE_FAILURE, problem)
-        state = _train(self.directory, self.planned, self.criteria_hash)
+        state = _train(self.directory, self.planned, self.criteria_hash, own_process=to_log)
         if state == "finished" and first:
             # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
             shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
@@ -162,12 +163,12 @@ def _interrupted(why: str) -> int:
     return EXIT_CODES["interrupted"]
 
 
-def _train(directory: RunDirectory, planned: PlannedRun, criteria_hash: str) -> State:
+def _train(directory: RunDirectory, planned: PlannedRun, criteria_hash: str, *, own_process: bool) -> State:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
     config = validate(Config, planned.config)
     from kv_align.experiment.experiment import run
 
-    return run(config, directory.path, criteria_hash)
+    return run(config, directory.path, criteria_hash, began=process_began() if own_process else None)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,15 @@ class Row:
     memory_goal: float | None = None
 
 
+SMALL_RUN = (
+    "data.train_examples=512",
+    "data.validation_examples=64",
+    "data.test_examples=64",
+    "evaluation.validation_examples=64",
+    "evaluation.probe_examples=64",
+    "evaluation.exact_match_examples=16",
+    "evaluation.max_new_tokens=32",
+)
 ROWS = (
     Row("plain fine-tuning", ("plain transformers",), 1.00),
     Row("structured kv", ("floor",), 1.05, 1.0),
@@ -181,10 +190,11 @@ def bench_cache(name: str, models: Models, report: Report) -> None:
 
 
 def start_run(folder: Path, seed: int, steps: int) -> subprocess.Popen[bytes]:
-    """Start a run of the embedded pair."""
-    choices = [f"trainer.max_steps={steps}", "trainer.warmup_steps=5", f"seed={seed}", f"hydra.run.dir={folder}"]
+    """Start a run of the embedded pair, of few texts: what is measured is how runs share a GPU."""
+    places = [f"output_dir={folder.parent}", f"run_name={folder.name}", f"seed={seed}"]
+    choices = [f"trainer.max_steps={steps}", f"trainer.warmup_steps={min(5, steps - 1)}", *SMALL_RUN]
     return subprocess.Popen(
-        [sys.executable, "-m", "kv_align.train", *choices],
+        [sys.executable, "-m", "kv_align.train", *places, *choices],
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -201,19 +211,21 @@ def bench_runs(at_once: int, steps: int, report: Report) -> None:
             if failed:
                 report.console.print(f"{failed} of {number} small runs failed")
             hourly[number] = 3600 * (number - failed) / (time.perf_counter() - began)
-    report.numbers[f"small runs an hour, {at_once} at once / one at a time"] = hourly[at_once] / hourly[1]
+            report.numbers[f"small runs that failed, {number} at once"] = failed
+    if hourly[1]:
+        report.numbers[f"small runs an hour, {at_once} at once / one at a time"] = hourly[at_once] / hourly[1]
     report.console.print(
         f"small runs of {steps} steps: {hourly[at_once]:.0f} an hour {at_once} at once, {hourly[1]:.0f} one at a time"
     )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pair", choices=sorted(PAIRS), default="large")
+    parser.add_argument("--pair", choices=sorted(PAIRS), default="large", help="tiny: whether it runs at all, on a CPU")
     parser.add_argument("--at-once", type=int, default=8, help="small runs at once")
     parser.add_argument("--steps", type=int, default=100, help="of each small run")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench_gpu.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = Report(Console(width=140))
     report.console.print(torch.cuda.get_device_name() if device.type == "cuda" else "no GPU: only that it runs")

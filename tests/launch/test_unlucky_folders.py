@@ -94,14 +94,29 @@ def test_the_start_of_several_ids_cancels_none(standin):
     assert [sweep.state(f"baseline-kv-seed{seed}-").state for seed in (1, 10)] == ["cancelled", "pending"]
 
 
-def test_the_disk_check_measures_what_was_downloaded(tmp_path, monkeypatch):
-    cached = tmp_path / "snapshot"
-    cached.mkdir()
-    with (cached / "model.safetensors").open("wb") as file:
-        file.truncate(1000)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(cached))
-    assert preflight._checkpoint_bytes("some/model") == 8000
-    assert preflight._checkpoint_bytes(str(cached)) == 8000
+def test_the_disk_check_reads_how_many_numbers_there_are_in_whatever_precision(tmp_path, monkeypatch):
+    header = {"__metadata__": {}, "a": {"dtype": "BF16", "shape": [30, 10]}, "b": {"dtype": "F32", "shape": [7]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    assert preflight._numbers("some/model") == preflight._numbers(str(tmp_path)) == 307
+    assert preflight._numbers("embedded") == 324_864
+    (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
+    assert preflight._numbers(str(tmp_path)) == 0
+
+
+def test_the_disk_must_hold_what_runs_keep_and_the_checkpoints_of_those_at_once(standin, monkeypatch):
+    """1e9 numbers: 4 GB a student that is kept, 12 a checkpoint, two of them while one is written; 5 MB beside each."""
+    sweep = standin("seeds=2", "cluster.slots=2")
+    monkeypatch.setattr(preflight, "_numbers", lambda student: 1_000_000_000)
+    for free_gb, code in ((72.0, 2), (73.0, 0)):  # 6 x 4.005 + 2 x 2 x 12.005 = 72.05
+        monkeypatch.setattr(
+            "launch.preflight.shutil.disk_usage", lambda path, gb=free_gb: SimpleNamespace(free=int(gb * 1e9))
+        )
+        told = launch(*sweep.words)
+        assert told.code == code
+        if code:
+            assert "the runs need about 72.0 GB and" in told.err or "72.1 GB and" in told.err
 
 
 def test_a_model_on_the_hub_without_safetensors_is_refused_before_anything_is_queued(tmp_path, monkeypatch):

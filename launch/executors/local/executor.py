@@ -16,7 +16,7 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import Executor, JobState
-from launch.executors.local.schema import LocalCluster
+from launch.executors.local.schema import LocalCluster, slots_of
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal, no_locks
 from launch.journal.ledger import JobRef
@@ -37,6 +37,10 @@ class LocalExecutor(Executor[LocalCluster]):
     def gpus_per_run(self) -> int:
         """Return 1 where this machine has a GPU, else 0."""
         return min(1, len(visible_gpus()))
+
+    def most_at_once(self) -> int:
+        """Return the slots."""
+        return slots_of(self.cluster, len(visible_gpus()))
 
     def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
         """Refuse more slots than the GPUs have; say which other sweeps are at work here, and where cores are too few."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kv_align.config.options import PositiveFloat, PositiveInt
 from launch.cluster.schema import OwnCluster
+from launch.worker.sharing import cores
 
 
 class LocalCluster(OwnCluster):
@@ -25,3 +26,8 @@ class LocalCluster(OwnCluster):
     runs_per_gpu: PositiveInt = 1
     threads_per_run: PositiveInt
     grace_s: PositiveFloat
+
+
+def slots_of(cluster: LocalCluster, gpus: int) -> int:
+    """Return how many runs a machine with so many GPUs does at once."""
+    return cluster.slots or gpus * cluster.runs_per_gpu or max(1, cores() // cluster.threads_per_run)

@@ -23,7 +23,7 @@ from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.setting import Setting
 from launch.executors.local.device import Devices
 from launch.executors.local.executor import Queue
-from launch.executors.local.schema import LocalCluster
+from launch.executors.local.schema import LocalCluster, slots_of
 from launch.executors.local.slot import Worker
 from launch.journal.attempts import cause_by_status, end_attempt
 from launch.journal.holds import held_runs
@@ -69,7 +69,7 @@ class Supervisor:
         per_gpu = self.cluster.runs_per_gpu
         if per_gpu != self._asked_per_gpu:
             self._sharing.most = self._asked_per_gpu = per_gpu
-        self.slots = self.cluster.slots or len(self.gpus) * per_gpu or max(1, cores() // self.cluster.threads_per_run)
+        self.slots = slots_of(self.cluster, len(self.gpus))
 
     def work(self) -> None:
         """Take over what still runs, then fill slots until nothing is left, or until asked to leave."""

@@ -41,6 +41,14 @@ class SlurmExecutor(Executor[SlurmCluster]):
         """Return the GPUs of all nodes of a run."""
         return self.cluster.gpus_per_node * self.cluster.nodes
 
+    def most_at_once(self) -> int:
+        """Return what the throttle allows, in jobs of so many runs at once."""
+        gpus = max(1, self.cluster.gpus_per_node)
+        packed = (
+            min(self.cluster.runs_per_job, self.cluster.runs_per_gpu * gpus) if self.cluster.runs_per_gpu > 1 else 1
+        )
+        return self.cluster.throttle * packed
+
     def has_accounting(self) -> bool:
         """Whether sacct has anything to answer with."""
         return self._settings.get("AccountingStorageType", "").endswith("slurmdbd")

@@ -23,7 +23,7 @@ from kv_align.config.identity import content_hash
 from kv_align.runs.run_dir import RunDirectory, append_row, file_digest, read_json, write_json
 
 
-def run(config, path, criteria_hash=None):
+def run(config, path, criteria_hash=None, began=None):
     directory, identity = RunDirectory(path), content_hash(config)
     settings = json.loads((Path(path).parents[1] / "standin.json").read_text())
     if settings.get("ranks"):
