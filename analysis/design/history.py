@@ -116,9 +116,8 @@ class History:
         ]
         if broken:
             sentences.append(
-                f"{self._file.name} was changed: line {broken[0]} does not follow from the one before it, so looks "
-                "may be "
-                "missing."
+                f"{self._file.name} was changed: line {broken[0]} does not follow from the one before it, so looks may "
+                "be missing."
             )
         head = read_json(self._head_file)
         if head is not None and head.get("head") not in digests:
