@@ -69,9 +69,8 @@ def caveat(sides: tuple[Side, Side], comparison: ArmComparison, criteria: Criter
     elif incomplete:
         text = (
             f"{incomplete[0].collected.sweep.name} is not complete as declared: there are an estimate and the spread "
-            "between "
-            "seeds, and neither p value nor interval before it is, since who looks while runs come in finds something "
-            "sooner or later."
+            "between seeds, and neither p value nor interval before it is, since who looks while runs come in finds "
+            "something sooner or later."
         )
     elif is_primary(sides) and tests <= criteria.looks:
         text = "The levels that it is part of are judged by python -m analysis report."

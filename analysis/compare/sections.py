@@ -54,8 +54,7 @@ def quality(sides: tuple[Side, Side]) -> list[Block]:
             ("", "A", "B", "better"),
             tuple(rows),
             "Means over runs, of perplexity the geometric one. KV loss and cosine are seen through the run's own "
-            "aligner and "
-            "cannot be compared between aligners; the probe is the same for both.",
+            "aligner and cannot be compared between aligners; the probe is the same for both.",
             frozenset({"A", "B"}),
         ),
     ]

@@ -160,8 +160,7 @@ def parse_criteria(raw: Any, source: str) -> Criteria:
     ):
         raise ConfigError(
             f"{source}: sequence.0 compares {first.arm} with {first.against} in {first.metric}, loss {first.loss}, "
-            "which is "
-            f"not the primary comparison: begin the sequence with it."
+            "which is not the primary comparison: begin the sequence with it."
         )
     return criteria
 

@@ -115,8 +115,7 @@ def find_runs(sweep: Path) -> list[FoundRun]:
         if visited > MOST_FOLDERS and not runs:
             raise ConfigError(
                 f"{sweep} holds no run in the first {MOST_FOLDERS:,} folders below it: name the folder of a sweep or "
-                "of a "
-                "Hydra multirun itself."
+                "of a Hydra multirun itself."
             )
         if not progress_said and time.monotonic() - began > QUIET_S:
             progress_said = True

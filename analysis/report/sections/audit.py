@@ -141,8 +141,8 @@ def _pairing(study: Study) -> list[Block]:
     unknown = int((study.grid.cells["state"].isin([FINISHED, DIVERGED]) & study.grid.cells["inputs"].eq("")).sum())
     sentence = (
         f"{count(made, 'pair')} of arm and baseline passed the audit: recorded data order, student start and inputs "
-        "(data, "
-        "models, tokenizers) are the same in both runs (SHA-256). The aligner's start differs by arm and is not compared."
+        "(data, models, tokenizers) are the same in both runs (SHA-256). The aligner's start differs by arm and is "
+        "not compared."
     )
     if unknown:
         sentence += (

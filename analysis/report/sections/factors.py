@@ -59,9 +59,8 @@ def section(study: Study, draw: Draw) -> list[Block]:
                 ("factor", "matched", "found", interval, "p", "wins"),
                 tuple(lines),
                 "Mean over all matched pairs of cells that differ in that factor only (matched: how many); × is an "
-                "interaction, the change of one effect by the other. What the design lacks is not estimated; "
-                "seeds in which one of the runs is missing or diverged are left out. p adjusted by Holm over the "
-                "effects, "
+                "interaction, the change of one effect by the other. What the design lacks is not estimated; seeds "
+                "in which one of the runs is missing or diverged are left out. p adjusted by Holm over the effects, "
                 "and over the interactions.",
                 frozenset({"matched", "found", interval, "p", "wins"}),
             )

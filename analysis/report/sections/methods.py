@@ -21,20 +21,17 @@ def section(study: Study, draw: Draw) -> list[Block]:
     primary = criteria.primary
     declared = "not declared before the runs" if study.verdict.exploratory else "declared before the runs"
     test = (
-        f"The primary comparison, {declared}, is {primary.arm} against {primary.baseline} with loss "
-        f"{primary.loss}, tested two-sided at {criteria.alpha:g} by an exact sign-flip test over {seeds} seeds "
-        "(Monte Carlo above 20), which asks for differences that are symmetric about zero where nothing differs; "
-        "where a run "
-        f"of a pair diverged a worst-rank sign-flip test decides.{_skewness(study)} The paper level is a fixed "
-        "sequence of "
+        f"The primary comparison, {declared}, is {primary.arm} against {primary.baseline} with loss {primary.loss}, "
+        f"tested two-sided at {criteria.alpha:g} by an exact sign-flip test over {seeds} seeds (Monte Carlo above "
+        "20), which asks for differences that are symmetric about zero where nothing differs; where a run of a pair "
+        f"diverged a worst-rank sign-flip test decides.{_skewness(study)} The paper level is a fixed sequence of "
         f"{len(criteria.steps)} such tests, each at the full {criteria.alpha:g} and made only if the one before "
-        "passed in the "
-        "declared direction, so that its error is at most that. Intervals are t "
-        f"intervals of {share(criteria.confidence)} coverage. The other arms and the controls of a loss are tested by a "
-        "step-down max-T sign-flip test (Westfall and Young 1993), contrasts and factor effects under Holm. Exact match "
-        "is tested only if the primary comparison passes. Non-inferiority is claimed when the interval excludes "
-        f"{declared_percent(criteria.minimum.tolerated_percent, signed=True)}, equivalence by two one-sided tests within "
-        "that margin."
+        "passed in the declared direction, so that its error is at most that. Intervals are t intervals of "
+        f"{share(criteria.confidence)} coverage. The other arms and the controls of a loss are tested by a step-down "
+        "max-T sign-flip test (Westfall and Young 1993), contrasts and factor effects under Holm. Exact match is "
+        "tested only if the primary comparison passes. Non-inferiority is claimed when the interval excludes "
+        f"{declared_percent(criteria.minimum.tolerated_percent, signed=True)}, equivalence by two one-sided tests "
+        "within that margin."
     )
     looks = (
         f"{count(study.looks.tests, 'look')} with the primary test "
@@ -54,8 +51,7 @@ def _skewness(study: Study) -> str:
     return (
         f" The skewness of the primary differences is {number(seen.skewness, 2, signed=True)} (standard error "
         f"{number(seen.standard_error, 2)} under normality); where it were large, an exact sign test of the median "
-        "would be "
-        f"the alternative ({p_text(seen.sign_test_p)})."
+        f"would be the alternative ({p_text(seen.sign_test_p)})."
     )
 
 

@@ -76,8 +76,7 @@ def _sequence(study: Study) -> Table:
     declared = "declared before the runs" if study.criteria.sequence is not None else "not declared before the runs"
     caption = (
         f"The tests of the paper level in their order, {declared}: each two-sided at {study.criteria.alpha:g}, made "
-        "only if "
-        "the one before passed in its direction."
+        "only if the one before passed in its direction."
     )
     numeric = frozenset({"p", "estimate", "wins"})
     return Table(("test", "outcome", "p", "estimate", "wins"), rows, caption, numeric, marked=frozenset({"outcome"}))

@@ -146,10 +146,9 @@ def power_sentence(comparison: ArmComparison, criteria: Criteria) -> str:
         )
         sentence += (
             f"{seeds} show a true improvement of {asked} (p < {criteria.alpha:g}) with power "
-            f"{share_of_one(at_asked.test)} and "
-            f"of {strong} with {share_of_one(at_strong.test)}; the paper level, which asks for an estimate of {asked} "
-            "too, is "
-            f"reached with at most {share_of_one(at_asked.level)} and {share_of_one(at_strong.level)}"
+            f"{share_of_one(at_asked.test)} and of {strong} with {share_of_one(at_strong.test)}; the paper level, "
+            f"which asks for an estimate of {asked} too, is reached with at most {share_of_one(at_asked.level)} and "
+            f"{share_of_one(at_strong.level)}"
         )
     needed = seeds_needed(comparison, criteria)
     more = (
@@ -209,10 +208,9 @@ def primary_notes(study: Study) -> list[str]:
     if primary.symmetry is not None and primary.symmetry.doubtful:
         notes.append(
             f"The differences are skewed (G1 = {number(primary.symmetry.skewness, 2, signed=True)}), and the "
-            "sign-flip test asks "
-            "for differences that are symmetric about zero where nothing differs: its p may be too small. The exact "
-            "sign test "
-            f"of the median, which does not, gives {p_text(primary.symmetry.sign_test_p)}."
+            "sign-flip test asks for differences that are symmetric about zero where nothing differs: its p may be "
+            "too small. The exact sign test of the median, which does not, gives "
+            f"{p_text(primary.symmetry.sign_test_p)}."
         )
     for pair in primary.pairs.unpaired:
         if pair.refused:
