@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as aligner=flat")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps to do (default: 10)")
     parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with bad_input_exits():
         processes = os.environ.get("WORLD_SIZE", "1")

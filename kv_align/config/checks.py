@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,8 @@ def check_places(config: Config) -> None:
     """Refuse names of folders that are none, or that lead elsewhere."""
     if not config.output_dir.strip():
         raise invalid_value("output_dir", repr(config.output_dir), "the name of a folder, such as outputs")
+    if not config.teacher_cache.strip():
+        raise invalid_value("teacher_cache", repr(config.teacher_cache), "auto, off, or the name of a folder")
     for key, name in (("run_name", config.run_name), ("arm", config.arm)):
         if name is None:
             continue
@@ -66,9 +67,11 @@ def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
         name = getattr(config.model, role)
         try:
             cards[role] = card = model_card(model_path(name, role))
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(
-                f"model.{role}={name} is not allowed: its config.json cannot be read ({error}); "
+                f"model.{role}={name} is not allowed: its config.json cannot be read ({str(error).rstrip('.')}); "
                 "save the model again with save_pretrained."
             ) from None
         needed = role == "teacher" or config.model.student_start == "pretrained"
@@ -122,6 +125,10 @@ def check_teacher_loading(config: Config) -> None:
 
 def check_data(config: Config) -> None:
     """Refuse data that is not there or that cannot be read so."""
+    if config.data.max_length < 2:
+        raise invalid_value(
+            "data.max_length", config.data.max_length, "at least 2: each token is predicted from the one before"
+        )
     if config.data.rationale == "short" and config.data.rationale_every is None:
         raise invalid_value("data.rationale_every", None, "a whole number with data.rationale=short")
     if config.data.rationale != "full" and not get_object(config.data.target).has_reasoning:

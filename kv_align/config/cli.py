@@ -100,7 +100,7 @@ def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of conf/pretrain.yaml, such as data=gsm8k")
     parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with bad_input_exits():
         raw = compose_raw(arguments.overrides, config_name="pretrain", config_dir=arguments.config_dir)
         config = validate(PretrainConfig, raw)
@@ -141,10 +141,13 @@ def _arguments() -> argparse.Namespace | None:
     """Hydra's own arguments; None where it will only show something."""
     from hydra._internal.utils import get_args_parser
 
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()
     if arguments.help:
         print(_TRAIN_HELP.format(program=program("kv_align.train")) + described("train", arguments.config_dir))
         sys.exit(0)
+    # Hydra reads them again, and takes overrides on both sides of an option for unknown words.
+    options = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    sys.argv[1:] = [*options, *arguments.overrides]
     if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA):
         return None
     if arguments.config_path is not None:
@@ -165,8 +168,9 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     """Validate every run of the command line; returns overrides to add to it (the run's name)."""
     overrides, config_dir = arguments.overrides, arguments.config_dir
     own = [override for override in overrides if not override.lstrip("+~").startswith("hydra")]
+    folders: dict[str, Path] = {}
     if len(own) < len(overrides):
-        check_hydra([override for override in overrides if override not in own], config_dir=config_dir)
+        folders = check_hydra([override for override in overrides if override not in own], config_dir=config_dir)
     if not arguments.multirun:
         config, notes = compose_config(own, config_dir=config_dir)
         _check_output_dir(config)
@@ -178,6 +182,9 @@ def _check(arguments: argparse.Namespace) -> list[str]:
             directory = RunDirectory(Path(config.output_dir) / name)
             going_on(directory, config)
             directory.refuse_to_redo()
+            folders["output_dir"] = Path(config.output_dir) / name
+        folders.pop("hydra.sweep.dir", None)
+        _make_folders(folders)
         quoted = name.replace("\\", r"\\").replace("'", r"\'")
         return [f"run_name='{quoted}'"] if config.run_name is None else []
     runs = expand_sweep(own)
@@ -195,6 +202,8 @@ def _check(arguments: argparse.Namespace) -> list[str]:
                     print(f"note: {note}", file=sys.stderr)
                 seen.add(note)
             advance(1)
+    folders.pop("hydra.run.dir", None)
+    _make_folders(folders or {"output_dir": Path(config.output_dir)})
     return []
 
 
@@ -202,6 +211,18 @@ def _folder_name(config: Config) -> str:
     """Return the folder of a run that was given no name: that of version 0.1.0 where it began there."""
     former = default_run_name(config.model_copy(update={"inputs": None}))
     return former if (Path(config.output_dir) / former).is_dir() else default_run_name(config)
+
+
+def _make_folders(folders: dict[str, Path]) -> None:
+    """Make the folders that Hydra is about to write to, by key; it would end in a traceback where they cannot be."""
+    for key, path in folders.items():
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{key}={path} is not allowed: {error.filename} cannot be made ({error.strerror}); name a folder that can "
+                "be written to."
+            ) from None
 
 
 def _check_output_dir(config: Config) -> None:

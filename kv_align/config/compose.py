@@ -48,11 +48,9 @@ def compose_raw(
         For an override that cannot be parsed, a choice or a key that does not exist, or a value that is missing.
     """
     with _hydra(config_dir) as search:
-        _refuse_null_groups(overrides)
-        try:
+        _refuse_wrong_groups(overrides)
+        with _explained():
             composed = compose(config_name, overrides=[*search, *overrides])
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise explain(error) from None
     return _to_container(composed)
 
 
@@ -83,22 +81,28 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return runs
 
 
-def check_hydra(overrides: Sequence[str], *, config_dir: str | None = None) -> None:
-    """Refuse overrides of Hydra's own settings that it could not follow.
+def check_hydra(overrides: Sequence[str], *, config_dir: str | None = None) -> dict[str, Path]:
+    """Refuse overrides of Hydra's own settings that it could not follow; returns the folders that they name, by key.
 
     Raises
     ------
     ConfigError
         For a launcher, sweeper or key that does not exist, or for a run without a folder of its own.
     """
+    folders = {}
     with _hydra(config_dir) as search:
         for override in _parse(overrides):
-            if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value()).strip():
-                raise invalid_value(override.key_or_group, "''", "the name of a folder")
-        try:
-            compose("train", overrides=[*search, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from None
+            if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
+                name = str(override.value()).strip()
+                if not name:
+                    raise invalid_value(override.key_or_group, "''", "the name of a folder")
+                if "${" not in name:
+                    folders[override.key_or_group] = Path(name)
+        with _explained():
+            verbose = compose("train", overrides=[*search, *overrides], return_hydra_config=True).hydra.verbose
+        if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
+            raise invalid_value("hydra.verbose", verbose, "true, false, the name of a logger, or a list of such names")
+    return folders
 
 
 def default_run_name(config: Config) -> str:
@@ -190,17 +194,32 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         raise explain(error) from None
 
 
-def _refuse_null_groups(overrides: Sequence[str]) -> None:
-    """Hydra itself ends in a bare ValueError."""
+def _refuse_wrong_groups(overrides: Sequence[str]) -> None:
+    """Refuse what can name no choice, in which Hydra itself ends in an error of Python."""
     for override in _parse(overrides):
-        if override.is_delete() or override.value() is not None:
-            continue  # Hydra looks at its whole search path for a group's choices
         group = override.key_or_group
+        if not group:
+            raise ConfigError(f"{override.input_line} is not an override: it has no key; write key=value.")
+        if override.is_delete() or override.is_sweep_override():
+            continue
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        if all(isinstance(name, str | dict) for name in names):
+            continue  # Hydra looks at its whole search path for a group's choices
         choices = GlobalHydra.instance().config_loader().get_group_options(group)
         if choices:
+            shown = str(override.input_line).partition("=")[2]
             raise ConfigError(
-                f"{group}=null is not allowed: {group} must be one of {', '.join(choices)}; choose one of these."
+                f"{group}={shown} is not allowed: {group} must be one of {', '.join(choices)}; choose one of these."
             )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise explain(error) from None
 
 
 @contextmanager

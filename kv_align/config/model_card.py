@@ -80,15 +80,27 @@ def tokenizer_path(teacher: str, student: str, role: str) -> str:
 
 
 def model_card(path: str) -> ModelCard | None:
-    """Return the facts in a model folder; None for a name on the hub."""
+    """Return the facts in a model folder; None for a name on the hub.
+
+    Raises
+    ------
+    ValueError
+        If its `config.json` holds no configuration.
+    """
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
         return None
     config = json.loads(config_file.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"it holds {json.dumps(config)[:20]} and no object")
+    sizes = {key: config.get(key) for key in ("num_hidden_layers", "n_layer", "vocab_size")}
+    for key, value in sizes.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"its {key} is {json.dumps(value)} and no whole number above 0")
     tokenizer = Path(path) / "tokenizer.json"
     return ModelCard(
-        num_layers=int(config.get("num_hidden_layers", config.get("n_layer", 0))),
-        vocabulary=int(config.get("vocab_size") or 0),
+        num_layers=sizes["num_hidden_layers"] or sizes["n_layer"] or 0,
+        vocabulary=sizes["vocab_size"] or 0,
         tokenizer_digest=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
         has_weights=any(Path(path).glob("*.safetensors")),
     )

@@ -63,12 +63,15 @@ def make(choice: Choice, *arguments: Any) -> Any:
     Raises
     ------
     ConfigError
-        If the target refuses an option.
+        If the target refuses an option, cannot be imported, or is not all that its group asks for.
     """
     try:
         return get_object(choice.target)(*arguments, **choice.options)
     except ValueError as error:
         raise ConfigError(f"{choice.name}: {error}.") from error
+    except (ImportError, TypeError) as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"_target_={choice.target} is not allowed: {message}; correct that class.") from error
 
 
 def make_source(config: Config) -> DataSource:
@@ -90,8 +93,22 @@ def make_time_warp(config: Config) -> SegmentWarp:
 
 
 def make_loss(choice: Choice, pairing: Callable[[], Pairing]) -> Loss:
-    """Return the loss, with the pair's shapes if it asks for them (by a parameter `pairing`)."""
-    return cast(Loss, make(choice, *([pairing()] if "pairing" in parameters_of(choice.target) else [])))
+    """Return the loss, with the pair's shapes if it asks for them (by a parameter `pairing`).
+
+    Raises
+    ------
+    ConfigError
+        As `make`, and if it does not say what its means are over.
+    """
+    loss = cast(Loss, make(choice, *([pairing()] if "pairing" in parameters_of(choice.target) else [])))
+    for part in loss.parts:
+        counted = getattr(part, "counted", None)
+        if counted not in ("scored", "aligned"):
+            raise ConfigError(
+                f"loss={choice.name} is not allowed: {type(part).__name__}.counted is {counted!r} and must be 'scored' or "
+                "'aligned', the tokens that its components are means over; correct that class."
+            )
+    return loss
 
 
 def choose_layers(

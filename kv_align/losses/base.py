@@ -23,6 +23,7 @@ from kv_align.losses.comparison import Comparison
 from kv_align.losses.functional import Masked
 from kv_align.losses.predictions.linear_head import RowLoss
 from kv_align.models.capture.prepare import Geometry
+from kv_align.runs.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ class Loss(ABC):
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms by name (`kv_loss`, ...) from the means of the components; by default the components of the same names."""
         if missing := self.schedules.keys() - means.keys():
-            raise LookupError(
+            raise ConfigError(
                 f"{type(self).__name__} has the terms {', '.join(self.schedules)} in its schedules and the components "
-                f"{', '.join(means)}: give {', '.join(sorted(missing))} in components, or write a method terms"
+                f"{', '.join(means)}: give {', '.join(sorted(missing))} in components, or write a method terms."
             )
         return {term: means[term] for term in self.schedules}
 

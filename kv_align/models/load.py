@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def load_student(
         model = _pretrained(config, "student", "float32")
     else:
         architecture = _architecture(config, "student")
-        with torch.random.fork_rng(devices=[]):
+        with _readable("student", config.student), torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "student start"))
             model = AutoModelForCausalLM.from_config(
                 architecture, dtype=torch.float32, trust_remote_code=config.student in config.remote_code
@@ -196,7 +196,7 @@ def _architecture(config: ModelConfig, role: str) -> PreTrainedConfig:
 def _pretrained(config: ModelConfig, role: str, dtype: str, **options: Any) -> PreTrainedModel:
     name = getattr(config, role)
     _architecture(config, role)  # says by name what cannot be loaded as a decoder
-    with _readable(role, name), placeable(config) if options else nullcontext():
+    with _readable(role, name), _unreported(), placeable(config) if options else nullcontext():
         model, report = AutoModelForCausalLM.from_pretrained(
             model_path(name, role),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -208,6 +208,18 @@ def _pretrained(config: ModelConfig, role: str, dtype: str, **options: Any) -> P
         )
     _check_complete(f"model.{role}={name}", model, report)
     return model
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep transformers' table of keys that do not match from the terminal: they are refused in one sentence."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_complete(key: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
@@ -255,8 +267,12 @@ class _readable:  # noqa: N801 - a context manager, read as a statement
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError) and not isinstance(error, ConfigError):
-            first_line = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if (
+            isinstance(error, Exception) and not memory and not isinstance(error, ConfigError)
+        ):  # a library's, of any kind
+            first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            first_line = first_line if isinstance(error, OSError | ValueError) and first_line else repr(error)[:200]
             raise ConfigError(
                 f"model.{self._role}={self._name} cannot be loaded ({first_line}): name a folder with safetensors weights, "
                 "a model on the hub that this machine can reach or has downloaded, or embedded."

@@ -140,8 +140,14 @@ class RunDirectory:
         ConfigError
             If another living process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "run.lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "run.lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename} cannot be written ({error.strerror}): make it writable, or choose another output_dir."
+            ) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

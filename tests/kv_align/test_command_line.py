@@ -18,6 +18,7 @@ import yaml
 from kv_align.config.compose import compose_config, compose_raw
 from kv_align.config.identity import content_hash
 from kv_align.runs.run_dir import RunDirectory, Status, read_json
+from tests.conftest import ROOT
 from tests.short_runs import SHORT
 
 HEAVY = ("torch", "transformers", "pandas", "datasets", "accelerate")
@@ -35,7 +36,7 @@ def train(
     *arguments: str, folder: Path, first: tuple[Path, ...] = (), timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, with packages in the folders `first` found before the installed ones."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, first)), "HYDRA_FULL_ERROR": ""}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*first, ROOT))), "HYDRA_FULL_ERROR": ""}
     return subprocess.run(
         [sys.executable, "-m", "kv_align.train", *arguments],
         cwd=folder,
@@ -75,6 +76,9 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     "values": [
         ("seed=-1", ["seed=-1 is not allowed", "at least 0"]),
         ("seed=0,1", ["seed=0,1", "--multirun"]),
+        ("trainer=[1]", ["trainer=[1] is not allowed", "trainer must be one of full, quick"]),
+        ("data.max_length=1", ["data.max_length=1 is not allowed", "at least 2"]),
+        ("teacher_cache=", ["teacher_cache='' is not allowed", "auto, off, or the name of a folder"]),
         ("trainer.batch_size=many", ["trainer.batch_size=many is not allowed", "a whole number"]),
         ("trainer.lr=0", ["trainer.lr=0 is not allowed", "above 0"]),
         ("loss.lambda_kv=-0.5", ["loss.lambda_kv=-0.5 is not allowed", "at least 0"]),
@@ -100,6 +104,8 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         (f"output_dir={__file__}/x", [f"output_dir={__file__}/x is not allowed", "is a file; name a folder"]),
         ("--multirun seed=x,0", ["seed=x is not allowed", "a whole number"]),
         ("output_dir=", ["output_dir='' is not allowed", "the name of a folder"]),
+        ("output_dir=/proc/x", ["output_dir=/proc/x/structured", "/proc/x cannot be made", "can be written to"]),
+        ("--multirun seed=0,1 output_dir=/proc/x", ["output_dir=/proc/x is not allowed", "/proc/x cannot be made"]),
         ("run_name=..", ["run_name='..' is not allowed", "a plain name without slashes"]),
         ("run_name=''", ["run_name='' is not allowed", "or null"]),
         ("run_name=a/b", ["run_name='a/b' is not allowed", "a plain name without slashes"]),
@@ -118,6 +124,11 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
             ["aligner=glob(zz*) is not allowed", "which are flat, none, orthogonal, structured"],
         ),
         ("run_name=it's", ["run_name=it's is not an override", """'run_name="a b"'"""]),
+        ("hydra.run.dir=/proc/x", ["hydra.run.dir=/proc/x is not allowed", "cannot be made"]),
+        ("--multirun seed=0,1 hydra.sweep.dir=/proc/x", ["hydra.sweep.dir=/proc/x is not allowed", "cannot be made"]),
+        ("hydra.verbose=9", ["hydra.verbose=9 is not allowed", "true, false, the name of a logger"]),
+        ("=5", ["=5 is not an override: it has no key"]),
+        ("seed=1 --multirun aligner=bent,flat loss=kv", ["aligner=bent is not allowed"]),
         ("hydra.run.dir=", ["hydra.run.dir='' is not allowed"]),
         ("hydra/launcher=nix", ["hydra/launcher=nix is not allowed", "submitit_slurm"]),
         ("hydra.nix=1", ["hydra.nix is an unknown key"]),
@@ -155,7 +166,7 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported
     done = subprocess.run(
         [sys.executable, "-c", TYPE_ALL, json.dumps([command.split() for command, _ in table])],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(trap), "HYDRA_FULL_ERROR": ""},
+        env={**os.environ, "PYTHONPATH": f"{trap}{os.pathsep}{ROOT}", "HYDRA_FULL_ERROR": ""},
         capture_output=True,
         text=True,
         check=False,
