@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kv_align.runs.errors import ConfigError
+from kv_align.runs.errors import ConfigError, invalid_value
 from launch.cluster.values import read_values
 
 _SHORT = ("seeds", "losses")
@@ -68,6 +68,8 @@ def read_request(words: Sequence[str], config_dir: str | None) -> Request:
         elif group in changes and rest:
             changes[group][rest] = _value(key, value)
         elif key == "output_dir":
+            if not value.strip():
+                raise invalid_value("output_dir", "''", "the name of a folder, such as outputs")
             output_dir = Path(value).expanduser()
         else:
             overrides.append(word)

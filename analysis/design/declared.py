@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from analysis.design.cells import Grid
 from analysis.design.criteria import Criteria, criteria_hash, default_criteria_file, load_criteria, parse_criteria
 from analysis.design.history import Looks
+from analysis.design.pairing import inputs_of
 from analysis.read.collect import Collected
 from analysis.words import count
 from kv_align.runs.sweep_dir import SweepDirectory
@@ -114,9 +114,10 @@ def _not_before_the_runs(collected: Collected, grid: Grid) -> list[str]:
     other = int(((recorded != "") & (recorded != plan.criteria_hash)).sum())
     if other:
         reasons.append(f"{count(other, 'run')} recorded other criteria than those of the plan.")
-    planned = {run.content_hash: json.dumps(run.config.get("inputs") or {}, sort_keys=True) for run in plan.runs}
-    read = zip(used["content_hash"], used["inputs"].fillna(""), strict=True)
-    changed = sum(bool(own) and planned.get(identity, "{}") not in ("{}", own) for identity, own in read)
+    planned = {run.content_hash: run.config.get("inputs") or {} for run in plan.runs}
+    read = [(planned.get(row["content_hash"], {}), inputs_of(row)) for row in used.to_dict("records")]
+    # What a hub gives is known only when it has been read: the plan has no name for it.
+    changed = sum(any(own.get(name) != digest for name, digest in known.items()) for known, own in read if own)
     if changed:
         reasons.append(f"{count(changed, 'run')} read other inputs (data, models or tokenizers) than were planned.")
     return reasons

@@ -22,7 +22,17 @@ from kv_align.runs.digests import digest_of, digest_of_files
 from kv_align.runs.errors import ConfigError
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
 CODE = "source "
 """What the names of inputs that are code begin with; arms may differ in it."""
 
@@ -78,8 +88,9 @@ def check_inputs(config: Config) -> None:
 
 def describe(config: Config, names: list[str]) -> str:
     """Return which inputs have changed, with the place of each, as the beginning of a sentence."""
+    source = "path" if config.data.options.get("path") else "hub_name"
     where = {
-        "data": f"data.path={config.data.options.get('path')}",
+        "data": f"data.{source}={config.data.options.get(source)}",
         **{
             f"source {group}": f"{group}._target_={choice.target}"
             for group, choice in config

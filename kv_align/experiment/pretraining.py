@@ -131,6 +131,8 @@ def check(config: PretrainConfig) -> None:
     ConfigError
         If `output_dir` already holds models or cannot be written to, or a shape is none that a Llama can have.
     """
+    if not config.output_dir.strip():
+        raise invalid_value("output_dir", repr(config.output_dir), "the name of a folder, such as outputs/pretrained")
     output_dir = Path(config.output_dir)
     if (output_dir / "recipe.json").exists():
         raise ConfigError(f"output_dir={output_dir} already holds a finished recipe: name another folder.")

@@ -14,11 +14,14 @@ from kv_align.align.aligner import count_parameters
 from kv_align.config.config import Config
 from kv_align.config.extras import extras_versions
 from kv_align.config.identity import content_hash, continued_run
+from kv_align.config.inputs import changed_inputs, describe
 from kv_align.data.example import Example
 from kv_align.data.loader import data_order
 from kv_align.data.prepared import PreparedSplit
+from kv_align.data.token_cache import tokenizer_digest
 from kv_align.experiment.assembly import Assembly, assemble
 from kv_align.models.load import weights_digest
+from kv_align.runs.digests import digest_of_json
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.run_dir import RunDirectory, read_json, write_json
@@ -49,6 +52,7 @@ def start(
     new = starting_point(config, built) | ({} if criteria_hash is None else {"criteria_sha256": criteria_hash})
     old = read_json(directory.provenance_file)
     if old is not None:
+        _check_read(config, directory, old.get("inputs") or {}, new["inputs"] or {})
         for what in ("data_order_sha256", "texts_sha256", "initial_weights_sha256", "teacher_sha256"):
             if what in old and old[what] != new[what]:  # version 0.1.0 did not record the texts
                 raise ConfigError(
@@ -75,7 +79,7 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
         "initial_aligner_sha256": built.initial_digests["aligner"],
         "texts_sha256": {name: texts_digest(split.examples) for name, split in built.splits.by_name().items()},
         "teacher_sha256": weights_digest(built.teacher_model.model),
-        "inputs": config.inputs,
+        "inputs": None if config.inputs is None else config.inputs | from_the_hub(config, built),
         "continues": continued_run(config),
         "layer_map": built.layers,
         "key_variance": built.distiller.key_variance.tolist(),
@@ -94,6 +98,28 @@ def starting_point(config: Config, built: Assembly) -> dict[str, Any]:
             attempt_provenance() | {"torch_threads": torch.get_num_threads(), "extras": extras_versions(config)}
         ],
     }
+
+
+def from_the_hub(config: Config, built: Assembly) -> dict[str, str]:
+    """Return the SHA-256 of what a name on the hub gave, by the input's name: it is known only when it has been read."""
+    known, found = config.inputs or {}, dict[str, str]()
+    if "data" not in known and config.data.options.get("hub_name"):
+        found["data"] = digest_of_json([texts_digest(split.examples) for split in built.splits.by_name().values()])
+    for role, reader in (("teacher", built.teacher_model), ("student", built.student_model)):
+        if f"{role} config" not in known:
+            found[f"{role} config"] = hashlib.sha256(reader.model.config.to_json_string().encode()).hexdigest()
+            found[f"{role} tokenizer"] = tokenizer_digest(reader.tokenizer)
+    return found
+
+
+def _check_read(config: Config, directory: RunDirectory, before: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse to go on with what the hub gives otherwise than when the run was begun."""
+    changed = [name for name in changed_inputs(before, now) if name in before and name in now]
+    if changed:
+        raise ConfigError(
+            f"{describe(config, changed)} since {directory.path} was begun with it: name a folder that holds what it was, or "
+            "choose another run_name."
+        )
 
 
 def texts_digest(examples: Sequence[Example]) -> str:

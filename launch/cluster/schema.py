@@ -144,7 +144,7 @@ def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]
         if file.is_file():
             try:
                 raw = read_values(file.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}; correct it.") from None
             if not isinstance(raw, dict):
                 raise ConfigError(f"{file} is not allowed: it must be a mapping of keys to values; correct it.")

@@ -16,7 +16,17 @@ _WHOLE = r"(0|[1-9][0-9_]*)"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own but for its numbers."""
+    """YAML's own but for its numbers, and for a key that stands twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; refuse a key that stands twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice} stands twice; leave one of them out", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -11,6 +11,8 @@ from kv_align.config.schema import Section, validate
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 from launch.cluster.schema import PER_ARM, read_choice
 
+_MOST_SEEDS = 10_000
+
 
 class Arm(Section):
     """One arm: the experiment it is, what is changed about it, and what it needs of the cluster.
@@ -65,8 +67,10 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
                 f"sweep.{key}", [field for field in Sweep.model_fields if field not in ("arms", "controls")], "a sweep"
             )
         raw[key] = value
-    if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", raw["name"]):
-        raise invalid_value("sweep.name", raw.get("name"), "a plain name of letters, digits, - and _, such as demo")
+    if not isinstance(raw.get("name"), str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", raw["name"]):
+        raise invalid_value(
+            "sweep.name", raw.get("name"), "a plain name of up to 100 letters, digits, - and _, such as demo"
+        )
     raw["seeds"] = seeds_of(raw.get("seeds"))
     sweep = validate(Sweep, raw)
     if sweep.baseline not in sweep.arms:
@@ -91,6 +95,8 @@ def seeds_of(seeds: object) -> list[int]:
     ConfigError
         If it is neither, or there are none, a negative one, or one twice.
     """
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > _MOST_SEEDS:
+        raise invalid_value("seeds", seeds, f"a count of at most {_MOST_SEEDS}")
     listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if (
         not isinstance(listed, list)

@@ -105,6 +105,19 @@ def test_a_frozen_run_whose_input_changed_is_refused_by_the_inputs_name(
     assert content_hash(frozen.model_copy(update={"inputs": now})) != content_hash(frozen)
 
 
+@pytest.mark.parametrize(
+    "file", ["spiece.model", "vocab.txt", "cl100k.tiktoken", "additional_chat_templates/tools.jinja"]
+)
+def test_whatever_a_tokenizer_may_be_read_from_is_an_input(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    frozen = config_of(inputs, monkeypatch)
+    (inputs / "student" / file).parent.mkdir(exist_ok=True)
+    (inputs / "student" / file).write_text("another")
+    with pytest.raises(ConfigError, match=r"^the tokenizer of model\.student=.* has changed"):
+        check_inputs(frozen)
+
+
 def test_code_that_an_own_aligner_imports_is_an_input_too(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = config_of(inputs, monkeypatch)
     (inputs / "own_helper.py").write_text("SCALE = 2\n")

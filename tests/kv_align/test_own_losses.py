@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kv_align.config.schema import Choice
-from kv_align.experiment.build import make_loss
+from kv_align.experiment.choices import make_loss
 from kv_align.runs.errors import ConfigError
 
 MINE = """

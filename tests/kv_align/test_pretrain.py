@@ -62,6 +62,7 @@ def test_plain_texts_have_no_answers_to_try(tmp_path, capsys):
         (["teacher.head_dim=3"], r"teacher\.head_dim=3 is not allowed: set teacher\.head_dim to an even number"),
         (["student.num_key_value_heads=3"], r"student\.num_key_value_heads=3 .* to a divisor of student\.num_heads=4"),
         (["data.max_length=1"], r"data\.max_length=1 is not allowed: set data\.max_length to at least 2"),
+        (["output_dir=''"], r"output_dir='' is not allowed: set output_dir to the name of a folder"),
         (["batch_size=41"], r"batch_size=41 is not allowed: set batch_size to at most 40, the texts to train on"),
     ],
 )

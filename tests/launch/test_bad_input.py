@@ -14,6 +14,9 @@ WRONG = [
     ),
     (["sweep=tiny", "cluster=pbs"], "cluster=pbs is not allowed: cluster must be one of debug, local, slurm"),
     (["sweep=tiny", "cluster=local", "seeds=0"], "seeds=0 is not allowed: set seeds to a count of at least 1"),
+    (["sweep=tiny", "cluster=local", "seeds=1000000000000"], "set seeds to a count of at most 10000"),
+    (["sweep=tiny", "cluster=local", f"sweep.name={'n' * 300}"], "set sweep.name to a plain name of up to 100 letters"),
+    (["sweep=tiny", "cluster=local", "output_dir="], "output_dir='' is not allowed: set output_dir to the name of a"),
     (["sweep=tiny", "cluster=local", "seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
     (["sweep=tiny", "cluster=local", "seeds=few"], "seeds=few is not allowed"),
     (["sweep=tiny", "cluster=local", "losses=[]"], "losses=[] is not allowed: set losses to a list of at least one"),
@@ -96,8 +99,12 @@ def test_a_file_that_is_not_yaml_and_one_that_is_no_sweep(tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "broken.yaml").write_text("arms: [")
     (tmp_path / "sweep" / "other.yaml").write_text("hydra: {}")
+    (tmp_path / "sweep" / "latin.yaml").write_bytes(b"name: \xe9")
+    (tmp_path / "sweep" / "twice.yaml").write_text("name: twice\nseeds: 2\nseeds: 3\n")
     for name, sentence in (
         ("broken", "is not YAML"),
+        ("latin", "latin.yaml is not YAML: 'utf-8' codec can't decode"),
+        ("twice", "twice.yaml is not YAML: seeds stands twice; leave one of them out"),
         ("other", "sweep=other is not allowed: its file declares no arms"),
     ):
         told = launch("submit", f"sweep={name}", "cluster=local", "--config-dir", str(tmp_path), "--dry-run")
