@@ -77,11 +77,24 @@ def validate(kind: type[SectionType], raw: dict[str, Any]) -> SectionType:
 def _unknown(kind: type[BaseModel], location: tuple[str | int, ...]) -> ConfigError:
     *parents, _ = location
     for parent in parents:
-        annotation = kind.model_fields[str(parent)].annotation
-        members = [annotation, *getattr(annotation, "__args__", ())]
-        kind = next(member for member in members if isinstance(member, type) and issubclass(member, BaseModel))
+        if str(parent) not in kind.model_fields:
+            continue  # a name that the user gave, in a mapping of sections
+        kind = _section_in(kind.model_fields[str(parent)].annotation)
     where = ".".join(map(str, parents)) or "the configuration"
     return unknown_key(".".join(map(str, location)), kind.model_fields, where)
+
+
+def _section_in(annotation: Any) -> type[BaseModel]:
+    """Return the section that an annotation is, or holds: `Section`, `Section | None`, `dict[str, Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    members = getattr(annotation, "__args__", ())
+    return next(_section_in(member) for member in members if _holds_section(member))
+
+
+def _holds_section(annotation: Any) -> bool:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return is_section or any(map(_holds_section, getattr(annotation, "__args__", ())))
 
 
 def check_options(group: str, choice: ChoiceType, key: str | None = None) -> ChoiceType:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_align.config.schema import validate
+from kv_align.runs.errors import ConfigError
 from kv_align.runs.files import read_json, write_json
 from launch.cluster.schema import Cluster
 
@@ -37,10 +38,19 @@ class Setting:
 
 
 def read_setting(file: Path, sweep: Path) -> Setting | None:
-    """Return what was frozen in a sweep's directory; None before it was submitted."""
+    """Return what was frozen in a sweep's directory; None before it was submitted.
+
+    Raises
+    ------
+    ConfigError
+        If something of it is missing.
+    """
     raw = read_json(file)
     if raw is None:
         return None
+    missing = [key for key in ("cluster", "resources", "accounting", "code") if key not in raw]
+    if missing:
+        raise ConfigError(f"{file} is damaged, it has no {missing[0]}: restore it, or submit the sweep elsewhere.")
     code = str(sweep / raw["code"])  # a snapshot moves with its sweep
     return Setting(validate(Cluster, raw["cluster"]), raw["resources"], raw["accounting"], code, raw.get("home", ""))
 

@@ -220,7 +220,9 @@ def refusal_faults(model_type: str, reason: str) -> list[str]:
         calls = sum(name in ("softmax", "scaled_dot_product_attention") for name in spy.names) / 2
         return [] if calls > layers else [f"{calls} attentions of {layers} modules"]
     if "that are not one for each token" in reason:
-        wider = [each for each in spy.results if each.dim() == 4 and each.shape[-2] == TOKENS < each.shape[-1]]
+        # A prompt of its own stands before the tokens as keys alone, or as keys and queries.
+        squares = [each for each in spy.results if each.dim() == 4 and each.shape[-2] in (TOKENS, each.shape[-1])]
+        wider = [each for each in squares if each.shape[-1] > TOKENS]
         return [] if wider else ["it attends to a key of each token"]
     cache = getattr(held_by(model), "layers", [])
     shapes = [each.keys.shape for each in cache if getattr(each, "keys", None) is not None and each.keys.dim() == 4]

@@ -100,10 +100,15 @@ def test_a_file_that_is_not_yaml_and_one_that_is_no_sweep(tmp_path):
     (tmp_path / "sweep" / "broken.yaml").write_text("arms: [")
     (tmp_path / "sweep" / "other.yaml").write_text("hydra: {}")
     (tmp_path / "sweep" / "latin.yaml").write_bytes(b"name: \xe9")
+    arms = "arms:\n  one: {experiment: baseline, expect: 5}\n"
+    (tmp_path / "sweep" / "unknown.yaml").write_text(
+        f"name: unknown\nbaseline: one\ncriteria: default\nlosses: [kv]\nseeds: 2\n{arms}"
+    )
     (tmp_path / "sweep" / "twice.yaml").write_text("name: twice\nseeds: 2\nseeds: 3\n")
     for name, sentence in (
         ("broken", "is not YAML"),
         ("latin", "latin.yaml is not YAML: 'utf-8' codec can't decode"),
+        ("unknown", "arms.one.expect is an unknown key: arms.one has the keys expected_percent, experiment"),
         ("twice", "twice.yaml is not YAML: seeds stands twice; leave one of them out"),
         ("other", "sweep=other is not allowed: its file declares no arms"),
     ):
@@ -112,6 +117,16 @@ def test_a_file_that_is_not_yaml_and_one_that_is_no_sweep(tmp_path):
         assert sentence in told.err
     told = launch("submit", "sweep=demo", "cluster=local", "--config-dir", str(tmp_path / "none"), "--dry-run")
     assert "there is no such folder" in told.err
+
+
+@pytest.mark.parametrize("verb", ["resume", "cancel"])
+def test_a_frozen_setting_that_is_damaged_is_named(done, verb):
+    sweep = done("seeds=1")
+    (sweep.path / "launch" / "cluster.json").write_text("{}")
+    told = launch(verb, str(sweep.path))
+    assert told.code == 2
+    assert "launch/cluster.json is damaged, it has no cluster: restore it" in told.err
+    assert told.err.count("\n") == 1
 
 
 def test_a_sweep_is_not_moved_to_another_cluster(done):
