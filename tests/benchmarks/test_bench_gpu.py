@@ -8,6 +8,7 @@ import torch
 from tests.benchmarks.bench_gpu import main
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_in_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     file = tmp_path / "numbers.json"
