@@ -8,6 +8,7 @@ refused, with the reason. Runs of version 0.1.0 recorded no inputs; they are pai
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,7 @@ def audit(a: dict[str, Any], b: dict[str, Any]) -> str:
     return "; ".join([*reasons, *_different_inputs(inputs_of(a), inputs_of(b))])
 
 
-def inputs_of(row: dict[str, Any]) -> dict[str, Any]:
+def inputs_of(row: Mapping[Any, Any]) -> dict[str, Any]:
     """What a cell's run read, as SHA-256 by name; empty where it did not record it."""
     text = row.get("inputs")
     inputs = json.loads(text) if isinstance(text, str) and text else None
