@@ -115,7 +115,8 @@ def _not_before_the_runs(collected: Collected, grid: Grid) -> list[str]:
     if other:
         reasons.append(f"{count(other, 'run')} recorded other criteria than those of the plan.")
     planned = {run.content_hash: run.config.get("inputs") or {} for run in plan.runs}
-    read = [(planned.get(row["content_hash"], {}), inputs_of(row)) for row in used.to_dict("records")]
+    recorded_inputs = zip(used["content_hash"], used["inputs"], strict=True)
+    read = [(planned.get(identity, {}), inputs_of({"inputs": own})) for identity, own in recorded_inputs]
     # What a hub gives is known only when it has been read: the plan has no name for it.
     changed = sum(any(own.get(name) != digest for name, digest in known.items()) for known, own in read if own)
     if changed:

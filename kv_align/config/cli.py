@@ -82,11 +82,7 @@ def train_main(task: Task) -> None:
             names = _check(arguments)
         sys.argv += names
     with bad_input_exits():
-        try:
-            hydra.main(config_path=str(config_directory()), config_name="train", version_base="1.3")(job)()
-        except KeyboardInterrupt:  # before a run notes it itself, or a second time
-            print("kv-align: interrupted; run the same command again to go on", file=sys.stderr)
-            sys.exit(EXIT_CODES["interrupted"])
+        hydra.main(config_path=str(config_directory()), config_name="train", version_base="1.3")(job)()
     sys.exit(EXIT_CODES[end[0]] if len(end) == 1 else 0)
 
 
@@ -112,16 +108,19 @@ def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
 
 
 class bad_input_exits:  # noqa: N801 - a context manager, read as a statement
-    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2."""
+    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2; Ctrl-C is one line as well."""
 
     def __enter__(self) -> None:
         """Do nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Leave if the body raised a `ConfigError`."""
+        """Leave if the body raised a `ConfigError`, or was interrupted by hand."""
         if isinstance(error, ConfigError):
             print(f"kv-align: {error}", file=sys.stderr)
             sys.exit(2)
+        if isinstance(error, KeyboardInterrupt):  # before a run notes it itself, or a second time
+            print("kv-align: interrupted; run the same command again to go on", file=sys.stderr)
+            sys.exit(EXIT_CODES["interrupted"])
 
 
 class FailVisibly(Callback):  # type: ignore[misc]
