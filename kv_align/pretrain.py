@@ -6,8 +6,12 @@
 
 from __future__ import annotations
 
-from kv_align.config.cli import pretrain_main
-from kv_align.config.config import PretrainConfig
+from typing import TYPE_CHECKING
+
+from kv_align.runs.program import interrupts_in_one_line
+
+if TYPE_CHECKING:
+    from kv_align.config.config import PretrainConfig
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -19,7 +23,10 @@ def pretrain(config: PretrainConfig) -> None:
 
 def main() -> None:
     """Read the command line, make the pair, and leave."""
-    pretrain_main(pretrain)
+    with interrupts_in_one_line():
+        from kv_align.config.cli import pretrain_main
+
+        pretrain_main(pretrain)
 
 
 if __name__ == "__main__":

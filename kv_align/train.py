@@ -7,11 +7,14 @@ evaluation, is `kv_align.experiment.experiment.run`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kv_align.config.cli import train_main
-from kv_align.config.config import Config
-from kv_align.runs.run_dir import State
+from kv_align.runs.program import interrupts_in_one_line
 from kv_align.runs.stopwatch import process_began
+
+if TYPE_CHECKING:
+    from kv_align.config.config import Config
+    from kv_align.runs.run_dir import State
 
 
 def train(config: Config, directory: Path) -> State:
@@ -23,7 +26,10 @@ def train(config: Config, directory: Path) -> State:
 
 def main() -> None:
     """Read the command line, do one run or several, and leave."""
-    train_main(train)
+    with interrupts_in_one_line():
+        from kv_align.config.cli import train_main
+
+        train_main(train)
 
 
 if __name__ == "__main__":

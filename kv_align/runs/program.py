@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 COMMAND = "kv-align"
 
@@ -10,3 +12,13 @@ COMMAND = "kv-align"
 def program(module: str) -> str:
     """Return `kv-align VERB` where a module is run by that command, else `python -m MODULE`."""
     return sys.argv[0] if sys.argv[0].startswith(f"{COMMAND} ") else f"python -m {module}"
+
+
+@contextmanager
+def interrupts_in_one_line() -> Iterator[None]:
+    """Leave with 75 and one line where Ctrl-C comes while a command is still importing what it needs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(75)  # as a run that was asked to leave

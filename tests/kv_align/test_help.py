@@ -188,3 +188,12 @@ def test_bash_completes_what_follows_the_equals_sign(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("structured |complete -o default -o nospace -F _kv_align kv-align\n", "")
+
+
+@pytest.mark.parametrize("module", ["kv_align.train", "kv_align.pretrain"])
+def test_an_interruption_while_a_command_still_imports_is_one_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(CONF.parent), *sys.path[1:]])}
+    command = [sys.executable, "-m", module, "seed=1"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "kv-align: interrupted; run the same command again to go on\n")
