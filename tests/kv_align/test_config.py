@@ -373,6 +373,7 @@ WITHOUT_NUMBERS = {
     "trainer.checkpoint_interval",
     "trainer.keep_checkpoints",
     "trainer.tracker",
+    "trainer.grad_norm_interval",  # how often a diagnostic is measured
     "hub.repo",
     "hub.private",
     "teacher_cache",  # whether there is one is in the hash by its precision
