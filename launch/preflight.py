@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import kv_align
+from kv_align.config.model_card import SHIPPED
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import Executor
