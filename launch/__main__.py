@@ -80,6 +80,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     submit.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="sweep=NAME cluster=NAME, and what is changed")
     submit.add_argument("--dry-run", action="store_true", help="stop after the plan: write and queue nothing")
     submit.add_argument("--canary", action="store_true", help="one run first, the others only if it succeeds")
+    submit.add_argument(
+        "--after", type=Path, metavar="SWEEP", help="start when the jobs of this other sweep have ended"
+    )
     submit.add_argument("--wait", action="store_true", help="stay until every run has ended, then write the report")
     submit.add_argument(
         "--when-full",
@@ -131,7 +134,9 @@ def _submit(parsed: argparse.Namespace) -> int:
 
     request = read_request(parsed.settings, parsed.config_dir)
     try:
-        path, unfinished = commands.submit(request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console())
+        path, unfinished = commands.submit(
+            request, dry_run=parsed.dry_run, canary=parsed.canary, console=_console(), after=parsed.after
+        )
     except (PartlyQueued, ClusterFull) as error:
         if parsed.when_full != "wait":
             raise

@@ -16,6 +16,7 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.arguments import Request
+from launch.cluster.schema import Cluster
 from launch.cluster.setting import Setting
 from launch.executors.base import ClusterFull, Executor, PartlyQueued, SchedulerUnavailable, SubmissionUnderWay
 from launch.executors.registry import change_cluster, check_resources, load_cluster, make_executor
@@ -33,8 +34,17 @@ from launch.status.overview import overview
 from launch.worker.code import code_root, freeze_code
 
 
-def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -> tuple[Path, list[str]]:
+def submit(
+    request: Request, *, dry_run: bool, canary: bool, console: Console, after: Path | None = None
+) -> tuple[Path, list[str]]:
     """Plan, check, freeze and queue a sweep; what is queued or done already is left as it is.
+
+    Parameters
+    ----------
+    request, dry_run, canary, console
+        What is asked for, and where to say what is done.
+    after
+        The folder of a sweep whose jobs are to end first.
 
     Returns
     -------
@@ -51,7 +61,8 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
     check_resources(cluster, draft.resources)
     plan = draft.plan
     sweep = SweepDirectory((request.output_dir / "sweeps" / f"{plan.name}-{plan.plan_hash[:8]}").resolve())
-    executor = make_executor(sweep, Setting(cluster, draft.resources, accounting=False, code=str(code_root())))
+    setting = Setting(cluster, draft.resources, accounting=False, code=str(code_root()), after=_first(after, cluster))
+    executor = make_executor(sweep, setting)
     cost = estimate(plan.runs, request.output_dir, executor.gpus_per_run())
     print_plan(plan, sweep.path, cost, draft.notes, console)
     if dry_run:
@@ -67,8 +78,21 @@ def submit(request: Request, *, dry_run: bool, canary: bool, console: Console) -
         executor = as_frozen(sweep, executor, console) if was_submitted(journal) else freeze(executor)
         if before is None:
             sweep.write_plan(plan)
-        unfinished = _queue(executor, None, names, canary=canary, fresh_only=True, console=console, checked=fresh)
-        return sweep.path, unfinished
+        queued = _queue(executor, None, names, canary=canary, fresh_only=True, console=console, checked=fresh)
+    return sweep.path, _work(executor, queued, console)
+
+
+def _first(after: Path | None, cluster: Cluster) -> str:
+    """Return the folder of the sweep that goes first; refuse one that this cluster cannot wait for."""
+    if after is None:
+        return ""
+    other, executor, _ = _open(after)
+    if executor.cluster.kind != cluster.kind or not executor.can_follow:
+        raise ConfigError(
+            f"--after={after} is not allowed: it is a sweep on cluster={executor.cluster.name}, and cluster={cluster.name} "
+            "cannot wait for that; name one on the same Slurm or local cluster, or submit when it is over."
+        )
+    return str(other.path.resolve())
 
 
 def queue_rest(path: Path, console: Console, every_s: float) -> None:
@@ -78,7 +102,9 @@ def queue_rest(path: Path, console: Console, every_s: float) -> None:
         _, executor, plan = _open(path)
         try:
             with executor.journal.lock():
-                _queue(executor, None, {run.id for run in plan.runs}, canary=False, fresh_only=True, console=console)
+                names = {run.id for run in plan.runs}
+                queued = _queue(executor, None, names, canary=False, fresh_only=True, console=console)
+            _work(executor, queued, console)
             return
         except (PartlyQueued, ClusterFull, SchedulerUnavailable) as error:
             say([str(error)], console)
@@ -134,7 +160,8 @@ def resume(
                 journal.changed(changes)
 
         executor = make_executor(sweep, setting)
-        return _queue(executor, retry, names, canary=False, fresh_only=False, console=console, write=write)
+        queued = _queue(executor, retry, names, canary=False, fresh_only=False, console=console, write=write)
+    return _work(executor, queued, console)
 
 
 def extend(path: Path, seeds: object, console: Console) -> list[str]:
@@ -154,7 +181,8 @@ def extend(path: Path, seeds: object, console: Console) -> list[str]:
         sweep.write_plan(plan)
         console.print(f"{len(added)} runs added to {sweep.path}", markup=False, highlight=False, soft_wrap=True)
         names = {run.id for run in added}
-        return _queue(executor, None, names, canary=False, fresh_only=False, console=console, checked=True)
+        queued = _queue(executor, None, names, canary=False, fresh_only=False, console=console, checked=True)
+    return _work(executor, queued, console)
 
 
 def cancel(path: Path, wanted: Sequence[str], console: Console) -> None:
@@ -216,7 +244,7 @@ def _queue(
     checked: bool = False,
     write: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Submit those of the named runs that need it; the lock is held, so what is seen stays true.
+    """Submit those of the named runs that need it, and return these; the lock is held, so what is seen stays true.
 
     Parameters
     ----------
@@ -236,25 +264,31 @@ def _queue(
     chosen = [
         run for run in now.runs if run.id in names and (run.state == "missing" if fresh_only else needs(run, retry))
     ]
-    unfinished = []
-    if chosen:
-        ids = [run.id for run in chosen]
-        say([] if checked else check(executor, plan, ids), console)
+    ids = [run.id for run in chosen]
+    if not ids:
         write()
-        ledger = executor.journal.ledger()
-        former = {name: ledger.jobs[name] for name in ids if name in ledger.jobs}
-        if former:
-            executor.journal.cancelled(list(former))
-            executor.withdraw(former)
-        console.print(f"queueing {len(ids)} runs on cluster={executor.cluster.name}", highlight=False)
-        unfinished = executor.submit(plan, ids, canary=canary)
-    else:
-        write()
+        return []
+    say([] if checked else check(executor, plan, ids), console)
+    write()
+    ledger = executor.journal.ledger()
+    former = {name: ledger.jobs[name] for name in ids if name in ledger.jobs}
+    if former:
+        executor.journal.cancelled(list(former))
+        executor.withdraw(former)
+    console.print(f"queueing {len(ids)} runs on cluster={executor.cluster.name}", highlight=False)
+    executor.submit(plan, ids, canary=canary)
+    return ids
+
+
+def _work(executor: Executor[Any], queued: list[str], console: Console) -> list[str]:
+    """Do what is done here and now, and say how the sweep looks; returns those of the runs done here that did not finish."""
+    unfinished = executor.work(queued) if queued else []
     try:
-        counts = counts_in_words(overview(sweep).counts())
+        counts = counts_in_words(overview(executor.sweep).counts())
     except SchedulerUnavailable as error:  # all that was asked for is done
         counts = str(error).rstrip(".")
-    console.print(f"{counts}; python -m launch status {sweep.path}", markup=False, highlight=False, soft_wrap=True)
-    if not chosen:
+    message = f"{counts}; python -m launch status {executor.sweep.path}"
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    if not queued:
         print("nothing to queue", file=sys.stderr)
     return unfinished

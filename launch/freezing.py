@@ -44,6 +44,8 @@ def as_frozen(sweep: SweepDirectory, asked: Executor[Any], console: Console) -> 
         say(
             [f"cluster.{key} stays {frozen[key]}, as it was when the sweep was submitted; {change} changes it"], console
         )
+    if asked.setting.after not in ("", setting.after):
+        say([f"--after {asked.setting.after} comes too late: the sweep was submitted without it"], console)
     _say_which_code(setting, console)
     return executor
 

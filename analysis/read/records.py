@@ -223,8 +223,11 @@ def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _code(attempt: dict[str, Any]) -> str:
-    """Commit, with the start of its diff's hash where the checkout was changed."""
-    commit, diff = _text(attempt.get("git_commit")) or "unknown", attempt.get("git_diff")
+    """Commit, with the start of its diff's hash where the checkout was changed; of a copy without one, that of its files."""
+    commit, diff = _text(attempt.get("git_commit")), attempt.get("git_diff")
+    if not commit:
+        files = _text(attempt.get("code_sha256"))
+        return f"no commit, files {files[:8]}" if files else "unknown"
     diff = diff if isinstance(diff, str) else ""
     return f"{commit}+{hashlib.sha256(diff.encode()).hexdigest()[:8]}" if diff else commit
 

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kv_align.runs.files import file_digest
+
 LOGGER = logging.getLogger(__name__)
 # Tokens of well-known services, private keys, and long values that are assigned to what is called a secret.
 _SECRET = re.compile(
@@ -37,12 +39,20 @@ def attempt_provenance() -> dict[str, Any]:
         "started": time.time(),
         "git_commit": commit,
         "git_diff": diff,
+        "code_sha256": code_digest(),
         "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def code_digest() -> str:
+    """Return one SHA-256 of all source files of this package: copies and installations have no commit to tell them apart."""
+    package = Path(__file__).parents[1]
+    lines = [f"{file.relative_to(package).as_posix()} {file_digest(file)}" for file in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -28,6 +28,8 @@ class Setting:
         The folder that jobs import the packages from.
     home
         Where the sweep lay when it was submitted, which is where its jobs look for it; empty for version 0.1.0.
+    after
+        The folder of another sweep, whose jobs end before those of this one start; empty: none.
     """
 
     cluster: Cluster
@@ -35,6 +37,7 @@ class Setting:
     accounting: bool
     code: str
     home: str = ""
+    after: str = ""
 
 
 def read_setting(file: Path, sweep: Path) -> Setting | None:
@@ -52,7 +55,8 @@ def read_setting(file: Path, sweep: Path) -> Setting | None:
     if missing:
         raise ConfigError(f"{file} is damaged, it has no {missing[0]}: restore it, or submit the sweep elsewhere.")
     code = str(sweep / raw["code"])  # a snapshot moves with its sweep
-    return Setting(validate(Cluster, raw["cluster"]), raw["resources"], raw["accounting"], code, raw.get("home", ""))
+    cluster, own = validate(Cluster, raw["cluster"]), raw["resources"]
+    return Setting(cluster, own, raw["accounting"], code, raw.get("home", ""), raw.get("after", ""))
 
 
 def write_setting(file: Path, sweep: Path, setting: Setting) -> None:
@@ -64,5 +68,6 @@ def write_setting(file: Path, sweep: Path, setting: Setting) -> None:
         "accounting": setting.accounting,
         "code": frozen_code,
         "home": str(sweep),
+        "after": setting.after,
     }
     write_json(file, {"cluster": setting.cluster.model_dump(), **content})

@@ -67,7 +67,35 @@ class JobState:
 class Executor(ABC, Generic[ClusterType]):
     """Executes the runs of one sweep.
 
-    A kind of cluster is a module with a subclass of this as its `EXECUTOR` (`launch.executors.registry`).
+    A kind of cluster is a module with a subclass of this as its `EXECUTOR` (`launch.executors.registry`), and the methods
+    below that are abstract. Commands come and go, so what one of them did the next one finds in the journal
+    (`self.journal`), and each kind owes it the following.
+
+    *Submitting.* Before the scheduler is called, `self.journal.submitting(batches, uid)` notes what is going to be one job
+    or one array: `batches[i]` are the runs that its element i does one after the other, and `uid` is a name that was never
+    used before (`uuid.uuid4().hex[:12]`). After it, `submitted(uid, job)` notes the scheduler's id, or `refused(uid)` that
+    it took nothing. Where it gave no answer neither is noted, and `recover` finds out before the next command goes on. With
+    `canary`, the others are a submission of their own with `after=` the uid of the first, and do not start before that run
+    is complete. From all this a `JobRef` (run -> submission, element, job) is made, which the other methods are given.
+
+    *Doing a run.* A job calls `python -m launch.worker SWEEP UID RUN...` with the code in `self.setting.code` first on
+    PYTHONPATH (`launch.worker.code.with_code_first`), or `launch.worker.worker.execute`. That passes over runs that were
+    cancelled, are held, or were submitted again under another uid; it notes the `start` of each attempt, and goes on from
+    the newest checkpoint. SIGTERM or SIGUSR2 asks it to leave with one. Its exit code says how it went
+    (`launch.journal.retry.cause_of`).
+
+    *Ending.* Whoever sees that process end, also where it was killed, calls `launch.journal.attempts.end_attempt` with the
+    cause. That notes the `end` and returns whether the policy of `cluster.retry` gives the run another attempt; who called
+    it then starts that for the same uid, `launch.journal.retry.delay_s` later. A run of which a start is noted and no end
+    counts as going on as long as `states` does not say otherwise.
+
+    *Cancelling.* `cancel` and `withdraw` are called when the journal says already that the runs are cancelled, so a job that
+    starts in that moment passes over them; they end what runs, or see that it leaves. No job of a former submission may
+    come back later: a run has one job at a time.
+
+    The sweep's lock is held while `recover`, `submit`, `cancel` and `withdraw` are called, and by nobody while runs are
+    done. A `ConfigError` is one sentence to the user, exit code 2, and means that nothing was queued. The test
+    `tests/launch/executors/test_registry.py` has a kind that keeps to this in sixty lines.
 
     Parameters
     ----------
@@ -82,10 +110,13 @@ class Executor(ABC, Generic[ClusterType]):
         The keys of `conf/cluster/` that this kind has.
     ask_every_s
         So often the scheduler may be asked by one who watches; the runs' status files are read in between.
+    can_follow
+        Whether runs can wait until another sweep of the same kind has no jobs left (`Setting.after`).
     """
 
     schema: ClassVar[type[OwnCluster]]
     ask_every_s: ClassVar[float] = 0.0
+    can_follow: ClassVar[bool] = False
 
     def __init__(self, sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> None:
         self._plan = plan
@@ -135,18 +166,23 @@ class Executor(ABC, Generic[ClusterType]):
         """
 
     @abstractmethod
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
         """Queue runs, with the sweep's lock held; with `canary` the first alone, and the others if it succeeds.
-
-        Returns
-        -------
-        Of the runs that were done here and now, those that did not finish.
 
         Raises
         ------
         PartlyQueued
             If some of them are queued and the others are not.
         """
+
+    def work(self, runs: Sequence[str]) -> list[str]:
+        """Do runs that were just queued in this process, without the lock; most kinds leave that to their jobs.
+
+        Returns
+        -------
+        Of the runs that were done here and now, those that did not finish.
+        """
+        return []
 
     @abstractmethod
     def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:

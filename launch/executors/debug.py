@@ -1,9 +1,10 @@
-"""In this process, one run after the other: what submit returns from is over."""
+"""In this process, one run after the other: when a command returns, they are over."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import uuid
@@ -48,18 +49,24 @@ class DebugExecutor(Executor[DebugCluster]):
         """Ask for nothing."""
         return []
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
-        """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
+        """Note the runs as queued here; `work` does them."""
         write_json(self._process_file, this_process())
         submission = self.journal.submitting([[run] for run in runs], uuid.uuid4().hex[:12])
         self.journal.submitted(submission.uid, submission.uid)
+        self._uid, self._canary = submission.uid, canary
+
+    def work(self, runs: Sequence[str]) -> list[str]:
+        """Do the runs; a failing canary keeps the others from being done, an interruption ends the sweep."""
         for number, name in enumerate(runs):
             print(f"run {number + 1} of {len(runs)}: {name}", flush=True)
             with _also_to(self.journal.log_file(name)):
-                code = execute(str(self.sweep.path), [name], submission.uid, to_log=False)
+                code = execute(str(self.sweep.path), [name], self._uid, to_log=False)
             cause = cause_of(code, RunDirectory(self.sweep.runs / name).status())
-            end_attempt(self.sweep, self.journal, name, submission.uid, cause, self.cluster.retry, code)
-            if code in (EXIT_CODES["interrupted"], DISK_FULL) or (code and canary and number == 0):
+            if code or self.journal.attempts(name, self._uid):  # else it was cancelled before its turn
+                end_attempt(self.sweep, self.journal, name, self._uid, cause, self.cluster.retry, code)
+            interrupted = code == EXIT_CODES["interrupted"] and name not in self.journal.ledger().cancelled
+            if interrupted or code == DISK_FULL or (code and self._canary and number == 0):
                 break
         return [name for name in runs if not RunDirectory(self.sweep.runs / name).is_complete()]
 
@@ -78,7 +85,11 @@ class DebugExecutor(Executor[DebugCluster]):
         return states
 
     def cancel(self, jobs: Mapping[str, JobRef]) -> None:
-        """Leave it to the process that does them, which looks before each run."""
+        """Ask the run that is being done to leave; the process that does them passes over the others."""
+        for name, ref in jobs.items():
+            process = living(self.journal.attempts(name, ref.uid))
+            if process is not None:
+                os.kill(process.pid, signal.SIGTERM)
 
     def _is_done_elsewhere(self) -> bool:
         """Whether another process of this machine does the sweep now."""

@@ -33,9 +33,9 @@ def held_runs(
         if after is not None
         for name in ledger.submissions[after].names
     }
-    failed = {}
+    failed, attempted = {}, journal.attempted()
     for run in plan.runs:
-        if run.id in ledger.jobs and (run.arm in arms or run.id in canaries):
+        if run.id in attempted and run.id in ledger.jobs and (run.arm in arms or run.id in canaries):
             attempts = journal.attempts(run.id, ledger.jobs[run.id].uid)
             if given_up(attempts):
                 failed[run.id] = ending(attempts)
@@ -52,7 +52,7 @@ def held_runs(
             continue
         # By what the failing run could see of the journal, since its clock may be another one.
         if hold_arm and run.arm in broken and order[submission.uid] < broken[run.arm][0]:
-            held[run.id] = f"held: {broken[run.arm][1]} ended with an error in the code"
+            held[run.id] = f"{broken[run.arm][1]} ended with an error in the code: mend it and resume"
         if submission.after is not None:
             lost = [
                 name
@@ -60,11 +60,11 @@ def held_runs(
                 if name in failed or name in ledger.cancelled
             ]
             if lost:
-                held[run.id] = f"held: the canary {lost[0]} did not finish"
+                held[run.id] = f"the canary {lost[0]} did not finish: resume queues both again"
         if submission.prepare is not None:
             reason = _prepare_failed(journal, ledger, submission.prepare)
             if reason:
-                held[run.id] = f"held: {reason}"
+                held[run.id] = reason
     return held
 
 

@@ -4,7 +4,8 @@
     launch/journal.jsonl      append-only, written with the sweep's lock held: submitting, submitted, refused, cancelled,
                               changed
     launch/attempts/<id>.jsonl  append-only, written by whoever runs that run: start, note, end, each with its submission
-    launch/lock               held by the command that changes the sweep; released by the operating system if that dies
+    launch/lock               held by the command that changes the sweep, and says which that is or was; released by the
+                              operating system if it dies
     logs/<id>.log             what a run printed, all attempts one after the other
 
 A `submitting` row is written before the scheduler is called and `submitted` after it, so that a submitter that dies between
@@ -13,14 +14,18 @@ the two leaves a trace by which the next one finds the job.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import os
+import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.files import append_row, read_rows
@@ -30,6 +35,8 @@ from launch.journal.ledger import Ledger, Submission, read_ledger
 from launch.journal.processes import this_process
 
 _WAIT_S = 120.0
+_MOMENT_S = 0.5
+_SHOWN = 120  # characters of a command line
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What flock says on a file system without locks."""
 
@@ -59,29 +66,42 @@ class Journal:
         ConfigError
             If that takes longer than two minutes, or the sweep cannot be written.
         """
-        deadline = time.monotonic() + _WAIT_S
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            opened = (self.folder / "lock").open("a")
+            opened = (self.folder / "lock").open("a+")
         except OSError as error:
             raise ConfigError(
                 f"{self.sweep.path} cannot be changed: {error.strerror} ({error.filename}); make it writable."
             ) from None
         with opened as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise ConfigError(
-                            f"{self.sweep.path} is being changed by another launch command for more than "
-                            f"{_WAIT_S:.0f} s: wait for it, or end it."
-                        ) from None
-                    time.sleep(0.1)
-                except OSError as error:
-                    raise no_locks(self.sweep.path, error) from None
+            self._take(file)
+            with contextlib.suppress(OSError):  # on a full disk it is held all the same
+                file.truncate(0)
+                file.write(_this_command())
+                file.flush()
             yield
+
+    def _take(self, file: TextIO) -> None:
+        """Lock a file; says who has it where that takes more than a moment."""
+        began, holder = time.monotonic(), ""
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                waited_s = time.monotonic() - began
+                if waited_s > _MOMENT_S and not holder:
+                    file.seek(0)
+                    holder = file.read() or "another launch command"
+                    print(f"launch: waiting for {holder}, which is changing {self.sweep.path}", file=sys.stderr)
+                if waited_s > _WAIT_S:
+                    raise ConfigError(
+                        f"{self.sweep.path} is being changed by {holder} for more than {_WAIT_S:.0f} s: wait for it, or end "
+                        "it."
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:
+                raise no_locks(self.sweep.path, error) from None
 
     def setting(self) -> Setting | None:
         """Return how the sweep is executed; None before it was submitted."""
@@ -154,6 +174,11 @@ class Journal:
         rows = _rows(self._attempts_file(run))
         return rows if uid is None else [row for row in rows if row.get("uid") == uid]
 
+    def attempted(self) -> set[str]:
+        """Return the runs and helper jobs of which there are attempts: one look at a folder instead of one at each file."""
+        folder = self.folder / "attempts"
+        return {file.stem for file in folder.glob("*.jsonl")}
+
     def add_attempt(self, run: str, event: str, uid: str, **facts: Any) -> None:
         """Append a row to a run's attempts; which clock made its `time` is not known, so nothing is decided by that."""
         file = self._attempts_file(run)
@@ -170,6 +195,13 @@ class Journal:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     return read_rows(file, "event") if file.exists() else []
+
+
+def _this_command() -> str:
+    """Return who this process is, for one who waits for it."""
+    program, *words = sys.argv
+    name = Path(program).parent.name if Path(program).stem == "__main__" else Path(program).stem
+    return f"process {os.getpid()} on {socket.gethostname()} ({' '.join([name, *words])[:_SHOWN]})"
 
 
 def no_locks(path: Path, error: OSError) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.executors.base import SchedulerUnavailable
-from launch.status.judgement import STUCK, WAITING, Overview, RunState, counts_in_words
+from launch.status.judgement import STUCK, WAITING, Overview, RunState, counts_in_words, needs
 
 _COLOURS = {
     "done": "green",
@@ -92,8 +93,9 @@ def _listed(now: Overview, full_up_to: int) -> list[RunState]:
 
 def _table(runs: Sequence[RunState], width: int | None = None) -> Table:
     """Return a row for each run; with a width, of one line of so many characters."""
+    names = _without_hashes([run.id for run in runs])
     rows = [
-        (run.id, run.state, f"{run.step}/{run.total_steps}" if run.total_steps else "", _left(run), run.reason)
+        (names[run.id], run.state, f"{run.step}/{run.total_steps}" if run.total_steps else "", _left(run), run.reason)
         for run in runs
     ]
     table = Table(box=None, pad_edge=False)
@@ -111,6 +113,12 @@ def _table(runs: Sequence[RunState], width: int | None = None) -> Table:
     return table
 
 
+def _without_hashes(names: Sequence[str]) -> dict[str, str]:
+    """Return shorter names, by which the verbs find the runs too, where they are as many."""
+    short = {name: re.sub(r"-[0-9a-f]{8}$", "", name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
 def _cut(text: str, length: int | None) -> str:
     return text if length is None or len(text) <= length else text[: max(0, length - 1)] + "…"
 
@@ -124,7 +132,13 @@ def _lines(now: Overview) -> list[Text]:
         if helper.state != "done":
             reason = f": {helper.reason}" if helper.reason else ""
             lines.append(Text(f"{helper.id} job {helper.state}{reason}", style=_COLOURS.get(helper.state, "")))
-    return lines + _overhead(now) + [Text(note, style="yellow") for note in now.notes]
+    lines += _overhead(now) + [Text(note, style="yellow") for note in now.notes]
+    again = [run.state for run in now.runs if needs(run, None)]
+    if now.planned and set(again) - {"missing"}:
+        path = Path(now.path)
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        lines.append(Text(f"to queue {len(again)} of them again: python -m launch resume {shown}"))
+    return lines
 
 
 def _overhead(now: Overview) -> list[Text]:

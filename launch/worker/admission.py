@@ -47,7 +47,7 @@ def is_held(plan: Plan, journal: Journal, name: str, broken: Collection[str] = (
     hold_arm = setting.cluster.hold_arm
     reason = held_runs(plan, journal, journal.ledger(), hold_arm=hold_arm, among=[name]).get(name)
     if hold_arm and any(run.id == name and run.arm in broken for run in plan.runs):
-        reason = "held: a run of its arm ended with an error in the code"
+        reason = "a run of its arm ended with an error in the code"
     if reason is not None:
         tell(f"kv-align: {name} is not started: {reason}")
     return reason is not None

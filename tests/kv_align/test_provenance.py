@@ -67,3 +67,21 @@ def test_a_diff_is_left_out_on_demand_and_still_tells_two_states_apart(
     assert "a = " not in first + second
     assert first.startswith("left out by KV_ALIGN_GIT_DIFF=off; its SHA-256 is ")
     assert first != second
+
+
+def test_copies_without_a_commit_are_told_apart_by_their_source_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "kv_align"
+    (package / "runs").mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "runs" / "provenance.py"))
+    digests = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        (package / "code.py").write_text(text)
+        (package / "notes.txt").write_text(text * 2)  # is no code
+        found = provenance.attempt_provenance()
+        assert found["git_commit"] == ""
+        digests.append(found["code_sha256"])
+    assert digests[0] == digests[2] != digests[1]
+    (package / "code.py").rename(package / "other.py")
+    assert provenance.code_digest() not in digests

@@ -77,8 +77,10 @@ class FaultDriver:
             **({} if disk is None else {"disk full": (2, self._fill_disk)}),
         }
         self._twice: dict[str, str] = {}
+        self._due = self.random.sample(list(self._kinds), len(self._kinds))
 
     def drive(self, count: int, timeout_s: float) -> Tally:
+        """Do so; every kind happens once before any of them happens again."""
         deadline = time.monotonic() + timeout_s
         names, weights = list(self._kinds), [weight for weight, _ in self._kinds.values()]
         while sum(self.tally.faults.values()) < count and time.monotonic() < deadline:
@@ -91,9 +93,11 @@ class FaultDriver:
                 self._resume_if_idle()
                 time.sleep(0.3)
                 continue
-            kind = self.random.choices(names, weights)[0]
+            kind = self._due.pop(0) if self._due else self.random.choices(names, weights)[0]
             if self._kinds[kind][1](self.random.choice(running)):
                 self.tally.faults[kind] = self.tally.faults.get(kind, 0) + 1
+            elif kind not in self.tally.faults:  # there was nothing that it could happen to
+                self._due.append(kind)
             time.sleep(self.random.uniform(0.0, 0.8))
         while set(self.sweep.counts()) != {"done"} and time.monotonic() < deadline:
             self._look()
@@ -223,11 +227,11 @@ class FaultDriver:
         return True
 
     def _hold(self, name: str) -> bool:
-        """Hold a job that waits; whoever resumes queues it anew."""
+        """Hold a job that waits, or queue one that runs again and hold it; whoever resumes queues it anew."""
         waiting = [run.job for run in overview(self.sweep.directory).runs if run.state == "pending" and run.job]
-        if not waiting:
-            return False
-        return self.slurm.call("scontrol", "hold", self.random.choice(waiting)).returncode == 0
+        if waiting:
+            return self.slurm.call("scontrol", "hold", self.random.choice(waiting)).returncode == 0
+        return self.slurm.call("scontrol", "requeuehold", self._job(name)).returncode == 0
 
     def _prepare_fails(self, name: str) -> bool:
         """Queue a run behind a prepare job that takes its time to fail, and mend what was wrong."""

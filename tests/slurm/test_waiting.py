@@ -205,3 +205,17 @@ def test_a_job_is_submitted_from_a_job_as_from_anywhere(slurm, sweep_on, monkeyp
     done_as_undisturbed(sweep)
     slurm.settle()
     assert ending(Journal(sweep.directory).attempts(sweep.runs()[0].id))["cause"] == "finished"
+
+
+def test_a_sweep_waits_for_the_jobs_of_the_one_that_it_was_submitted_after(slurm, sweep_on):
+    first = sweep_on("sweep=one", behaviour={"hang_at": {"baseline": 3}, "once": True})
+    first.submit()
+    second = sweep_on("sweep=one", "sweep.name=second", behaviour={})
+    second.submit("--after", str(first.path))
+    first.wait_step("baseline", 2)
+    state = second.state("baseline")
+    assert (state.state, state.reason) == ("pending", "waits for the jobs that come before it (Dependency)")
+    asked = slurm.out("squeue", "-h", "-j", state.job, "-o", "%E").strip()
+    assert asked.startswith(f"afterany:{first.state('baseline').job}")
+    assert launch("cancel", str(first.path)).code == 0, "however it ends"
+    done_as_undisturbed(second)

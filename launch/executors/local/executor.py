@@ -33,6 +33,7 @@ class LocalExecutor(Executor[LocalCluster]):
     """Executes runs in slots of this machine; see `Executor`."""
 
     schema = LocalCluster
+    can_follow = True
 
     def gpus_per_run(self) -> int:
         """Return 1 where this machine has a GPU, else 0."""
@@ -78,7 +79,7 @@ class LocalExecutor(Executor[LocalCluster]):
     def _other_host(self, queue: Queue) -> str:
         return queue.host if queue.host != socket.gethostname() else ""
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
         """Write the queue and see that a supervisor works on it."""
         parts = [runs[:1], runs[1:]] if canary else [runs]
         after = None
@@ -88,7 +89,6 @@ class LocalExecutor(Executor[LocalCluster]):
                 self.journal.submitted(submission.uid, submission.uid)
                 after = submission.uid
         start_supervisor(self.sweep.path, Path(self.setting.code))
-        return []
 
     def states(self, jobs: Mapping[str, JobRef], silent: Collection[str] = ()) -> dict[str, JobState]:
         """Answer from what the supervisor and its workers wrote, and from whether they live."""
@@ -112,7 +112,9 @@ class LocalExecutor(Executor[LocalCluster]):
             elif name in held:
                 states[name] = JobState("held", held[name])
             elif supervised:
-                states[name] = JobState("pending")
+                states[name] = JobState(
+                    "pending", f"waits for {self.setting.after}" if waits_for_other(self.setting) else ""
+                )
             elif is_written(RunDirectory(self.sweep.runs / name)):
                 states[name] = JobState("running")
             elif not self._may_live_elsewhere(name):
@@ -193,6 +195,11 @@ class Queue:
         except BlockingIOError:
             return True
         return False
+
+
+def waits_for_other(setting: Setting) -> bool:
+    """Whether the sweep that goes first is still worked on."""
+    return bool(setting.after) and Queue(Journal(SweepDirectory(setting.after))).is_supervised()
 
 
 def is_written(directory: RunDirectory) -> bool:

@@ -22,7 +22,7 @@ from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.setting import Setting
 from launch.executors.local.device import Devices
-from launch.executors.local.executor import Queue
+from launch.executors.local.executor import Queue, waits_for_other
 from launch.executors.local.schema import LocalCluster, slots_of
 from launch.executors.local.slot import Worker
 from launch.journal.attempts import cause_by_status, end_attempt
@@ -199,7 +199,7 @@ class Supervisor:
     def _fill(self) -> None:
         now = time.monotonic()
         free = sorted(set(range(self.slots)) - {worker.slot for worker in self.workers.values()})
-        if not free or now < self._paused_until:
+        if not free or now < self._paused_until or waits_for_other(self.setting):
             return
         ready = [name for name in self._waiting() if now >= self._not_before.get(name, 0.0)]
         for slot in free:

@@ -32,6 +32,7 @@ class SlurmExecutor(Executor[SlurmCluster]):
 
     schema = SlurmCluster
     ask_every_s = 30.0
+    can_follow = True
 
     def __init__(self, sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> None:
         super().__init__(sweep, setting, plan)
@@ -92,10 +93,9 @@ class SlurmExecutor(Executor[SlurmCluster]):
             limit = f"at most {most:g}, the limit of {','.join(asked)}"
             raise invalid_value("cluster.time_min", resources["time_min"], limit)
 
-    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> list[str]:
+    def submit(self, plan: Plan, runs: Sequence[str], *, canary: bool) -> None:
         """Queue the runs: one sbatch per array, behind the prepare job and the canary, before the report."""
         Submitter(self.sweep, self.jobs, self.journal, self.states).submit(plan, runs, self._largest, canary=canary)
-        return []
 
     def recover(self) -> None:
         """Note the jobs of submitters that died between sbatch and the journal's next line.

@@ -19,7 +19,6 @@ from launch.executors.base import ClusterFull, JobState, PartlyQueued, Scheduler
 from launch.executors.slurm.errors import complaint
 from launch.executors.slurm.jobs import Array, JobMaker
 from launch.executors.slurm.query import ArrayLeft, arrays_left, outside_of_jobs, scancel
-from launch.executors.slurm.task import Helper, Worker
 from launch.executors.slurm.throttle import Line
 from launch.journal.journal import Journal
 from launch.journal.ledger import PREPARE, REPORT, JobRef, Submission
@@ -37,6 +36,8 @@ def job_name(submission: Submission) -> str:
 
 def work_of(sweep: SweepDirectory, submission: Submission) -> list[Any]:
     """Return what each of a submission's elements does."""
+    from launch.executors.slurm.task import Helper, Worker  # what a run needs is not imported to look at one
+
     if submission.command is not None:
         return [Helper(str(sweep.path), submission.names[0], submission.uid, submission.command)]
     return [Worker(str(sweep.path), batch, submission.uid) for batch in submission.batches]
@@ -90,13 +91,13 @@ class Submitter:
         arrays = [
             (array, number) for number, part in enumerate(parts) for array in self.jobs.arrays(plan, part, largest)
         ]
-        line = Line(self._live_arrays(), [len(array.batches) for array, _ in arrays], self.cluster.throttle)
-        prepare = self._prepare()
+        line = Line(_live_arrays(self.journal), [len(array.batches) for array, _ in arrays], self.cluster.throttle)
+        prepare, other = self._prepare(), self._other_sweep()
         queued: list[Submission] = []
         try:
             for number, (array, part) in enumerate(arrays):
                 after = queued[0] if canary and part else None
-                needs = [f"afterok:{first.job}" for first in (prepare, after) if first is not None]
+                needs = [f"afterok:{first.job}" for first in (prepare, after) if first is not None] + other
                 needs += line.behind(number)
                 new = self._fitting(array, line.share(number), needs, after, prepare, queued)
                 line.add(new)
@@ -112,21 +113,11 @@ class Submitter:
         if self.cluster.report:
             self._report()
 
-    def _live_arrays(self) -> dict[str, ArrayLeft]:
-        """Return what is left of this sweep's arrays, by job."""
-        ledger = self.journal.ledger()
-        jobs = {
-            ref.submission.job
-            for name, ref in ledger.runs.items()
-            if ref.submission.job is not None and not self._is_over(name)
-        }
-        try:
-            return arrays_left(jobs)
-        except SchedulerUnavailable:
-            return {}
-
-    def _is_over(self, name: str) -> bool:
-        return (self.sweep.runs / name / "summary.json").exists()
+    def _other_sweep(self) -> list[str]:
+        """Return the dependency on what is left of the sweep that goes first."""
+        after = self.jobs.setting.after
+        jobs = _live_arrays(Journal(SweepDirectory(after))) if after else {}
+        return [f"afterany:{':'.join(jobs)}"] if jobs else []
 
     def _fitting(
         self,
@@ -194,7 +185,7 @@ class Submitter:
     def _report(self) -> None:
         """Queue the report behind all jobs of the sweep, instead of the one that waits."""
         self._withdraw(REPORT)
-        jobs = self._live_arrays()
+        jobs = _live_arrays(self.journal)
         command = f"{self.jobs.python} -m analysis report {shlex.quote(str(self.sweep.path))}"
         try:
             self._helper(REPORT, command, "afterany:" + ":".join(jobs) if jobs else None)
@@ -229,6 +220,19 @@ class Submitter:
         job = jobs[0].job_id.partition("_")[0]
         self.journal.submitted(submission.uid, job)
         return self.journal.ledger().submissions[submission.uid]
+
+
+def _live_arrays(journal: Journal) -> dict[str, ArrayLeft]:
+    """Return what is left of a sweep's arrays, by job."""
+    jobs = {
+        ref.submission.job
+        for name, ref in journal.ledger().runs.items()
+        if ref.submission.job is not None and not (journal.sweep.runs / name / "summary.json").exists()
+    }
+    try:
+        return arrays_left(jobs)
+    except SchedulerUnavailable:
+        return {}
 
 
 @contextmanager

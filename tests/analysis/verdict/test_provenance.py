@@ -45,6 +45,22 @@ def test_pairs_whose_runs_were_made_differently_are_warned_about_at_the_top(tmp_
     assert "- Mixed: 2 devices (cpu; cuda)." in text
 
 
+def test_copies_of_the_code_without_a_commit_are_told_apart_by_their_files(tmp_path):
+    from analysis.read.collect import collect
+
+    sweep = write_sweep(tmp_path / "s", replace(SMALL, seeds=2))
+    for planned in make_plan(replace(SMALL, seeds=2)).runs:
+        file = sweep.run(planned).provenance_file
+        content = json.loads(file.read_text())
+        digest = ("1a2b3c4d" if planned.seed else "5e6f7a8b") * 8
+        content["attempts"][0] |= {"git_commit": "", "git_diff": "", "code_sha256": digest}
+        write_json(file, content)
+    runs = collect(sweep.path).runs
+    said, mixed = origin_sentences(origins(runs, runs.index))
+    assert mixed
+    assert said[0] == "Mixed: 2 git commits (no commit, files 5e6f7a8b; no commit, files 1a2b3c4d)."
+
+
 def test_pairs_that_were_made_alike_are_not(tmp_path):
     sweep = write_sweep(tmp_path / "s", replace(SMALL, seeds=2))
     from analysis.design.cells import grid_of

@@ -54,14 +54,20 @@ def test_a_lost_artefact_fails_the_run_for_who_waits_until_it_is_resumed(done, m
     assert sweep.counts() == {"done": 3}
 
 
-def test_status_while_it_works_what_it_printed_and_an_exit_code_that_is_true(standin):
-    behaviour = {"hang_at": {"v4_0_2": 3}, "raise_at": {"baseline": 3}}
-    sweep = standin("cluster=debug", "seeds=1", behaviour=behaviour)
+def submitting(sweep):
+    """A process that submits the sweep, and has frozen its plan."""
     command = [sys.executable, "-m", "launch", *sweep.words]
     submitter = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not sweep.directory.plan_file.exists():
         assert submitter.poll() is None, submitter.stdout.read()
         time.sleep(0.05)
+    return submitter
+
+
+def test_status_while_it_works_what_it_printed_and_an_exit_code_that_is_true(standin):
+    behaviour = {"hang_at": {"v4_0_2": 3}, "raise_at": {"baseline": 3}}
+    sweep = standin("cluster=debug", "seeds=1", behaviour=behaviour)
+    submitter = submitting(sweep)
     sweep.wait_step("v4_0_2", 2)
     assert sweep.counts() == {"running": 1, "pending": 1, "failed": 1}
     sweep.behave({})
@@ -75,3 +81,19 @@ def test_status_while_it_works_what_it_printed_and_an_exit_code_that_is_true(sta
     again = [sys.executable, "-m", "launch", "resume", str(sweep.path)]
     assert subprocess.run(again, stdout=subprocess.DEVNULL, check=False, timeout=120).returncode == 0
     assert sweep.counts() == {"done": 3}
+
+
+def test_a_cancel_is_honoured_while_it_works(standin):
+    sweep = standin("cluster=debug", "seeds=2", behaviour={"hang_at": {"baseline-kv-seed0": 3}})
+    submitter = submitting(sweep)
+    sweep.wait_step("baseline-kv-seed0", 2)
+    assert launch("cancel", str(sweep.path), "baseline").out == "2 runs cancelled\n"
+    printed, _ = submitter.communicate(timeout=60)
+    assert submitter.returncode == 1, printed
+    assert sweep.counts() == {"done": 4, "cancelled": 2}, "the others were done"
+    assert sweep.directory.run(sweep.runs()[0]).status().state == "interrupted", "with a checkpoint"
+    assert not sweep.directory.run(sweep.runs()[1]).path.exists()
+    sweep.behave({})
+    again = [sys.executable, "-m", "launch", "resume", str(sweep.path)]
+    assert subprocess.run(again, capture_output=True, check=False, timeout=120).returncode == 0
+    assert sweep.counts() == {"done": 6}

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ def test_a_torn_line_costs_only_itself(tmp_path):
     assert [row["event"] for row in read_rows(file, "event")] == ["one", "three"]
 
 
-def test_the_lock_excludes_and_dies_with_its_holder(tmp_path):
+def test_the_lock_excludes_names_its_holder_and_dies_with_it(tmp_path, capsys):
     code = (
         "import sys, time; from kv_align.runs.sweep_dir import SweepDirectory; from launch.journal.journal import Journal\n"
         "with Journal(SweepDirectory(sys.argv[1])).lock():\n    print('held', flush=True); time.sleep(60)"
@@ -57,7 +58,9 @@ def test_the_lock_excludes_and_dies_with_its_holder(tmp_path):
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
-    assert not got.wait(0.5)
+    assert not got.wait(1.5)
+    waiting = f"launch: waiting for process {holder.pid} on {socket.gethostname()} (-c {tmp_path}"
+    assert capsys.readouterr().err.startswith(waiting)
     holder.kill()
     assert got.wait(5.0)
     thread.join()

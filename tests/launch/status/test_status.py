@@ -1,5 +1,6 @@
 """The truth about runs, from synthetic folders: what the scheduler, the status file and the artefacts say together."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -157,11 +158,15 @@ def test_the_table_of_many_runs_shows_what_matters(tmp_path):
         begun = last.begin(plan.runs[-1].config, arm="b", content_hash="g", total_steps=8)
     last.update(begun, state="failed", reason="RuntimeError: made to fail")
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(show(overview(sweep), 5, 5))
+    with contextlib.chdir(tmp_path.parent):
+        console.print(show(overview(sweep), 5, 5))
     shown = console.export_text().splitlines()
     assert shown[1].split()[1:5] == ["failed", "0/8", "RuntimeError:", "made"], "what must be looked at comes first"
-    assert shown[-2:] == ["tiny: 80 done, 1 failed, 9 missing", "and 5 more that are neither done nor pending"]
-    assert len(shown) == 1 + 5 + 2
+    assert shown[1].split()[0] == "none-ce-seed29", "the hash says nothing to a reader"
+    assert shown[6] == "tiny: 80 done, 1 failed, 9 missing"
+    words = f"to queue 10 of them again: python -m launch resume {tmp_path.name}".split()
+    assert " ".join(shown[7:-1]).split() == words
+    assert shown[-1] == "and 5 more that are neither done nor pending"
     assert all(len(line) <= 80 for line in shown)
     assert journal.ledger().jobs == {}
 

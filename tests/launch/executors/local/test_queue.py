@@ -114,7 +114,7 @@ def test_a_code_error_holds_its_arm_and_no_other(standin):
     assert counts == {"done": 4, "held": 1, "failed": 1}
     assert sweep.state("baseline-kv-seed0").reason == "RuntimeError: made to fail at step 2"
     held = sweep.state("baseline-kv-seed1")
-    assert held.reason == f"held: {sweep.id_of('baseline-kv-seed0')} ended with an error in the code"
+    assert held.reason == f"{sweep.id_of('baseline-kv-seed0')} ended with an error in the code: mend it and resume"
     sweep.behave({})
     assert launch("resume", str(sweep.path)).code == 0
     sound(sweep)
@@ -145,7 +145,9 @@ def test_the_others_wait_for_the_canary(standin):
     sweep.submit("--canary")
     counts = sweep.wait(lambda counts: "failed" in counts and "pending" not in counts)
     assert counts == {"held": 2, "failed": 1}
-    assert sweep.state("none").reason == f"held: the canary {sweep.id_of('baseline')} did not finish"
+    assert (
+        sweep.state("none").reason == f"the canary {sweep.id_of('baseline')} did not finish: resume queues both again"
+    )
     sweep.behave({})
     launch("resume", str(sweep.path))
     sound(sweep)
@@ -259,3 +261,21 @@ def test_code_that_changed_is_refused_by_name_and_taken_by_resume(standin):
     told = launch("resume", str(sweep.path))
     assert "note: kv_align/losses/functional.py changed since the sweep was submitted" in told.out
     sound(sweep)
+
+
+def test_a_sweep_waits_for_the_one_that_it_was_submitted_after(standin):
+    first = standin("seeds=1", behaviour={"hang_at": {"none": 3}, "once": True})
+    first.submit()
+    second = standin("sweep.name=second", "seeds=1")
+    second.submit("--after", str(first.path))
+    first.wait_step("none", 2)
+    assert second.counts() == {"pending": 3}
+    assert second.state("none").reason == f"waits for {first.path}"
+    assert launch("cancel", str(first.path)).code == 0, "however it ends"
+    second.wait_done()
+    words = [word for word in second.words if not word.startswith("cluster")]
+    told = launch(*words, "cluster=debug", "--after", str(first.path))
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "cluster=debug cannot wait for that" in told.err
+    told = launch(*words, "cluster=local", "--after", str(first.path.parent))
+    assert (told.code, told.err.count("\n")) == (2, 1)
