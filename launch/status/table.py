@@ -32,7 +32,7 @@ _FIRST = ("failed", "diverged", "lost", "blocked", "held", "cancelled", "missing
 """Where not all can be listed, the first of these are."""
 _FIRST_LIVE = ("running", *(state for state in _FIRST if state != "running"))
 _FULL_UP_TO = 60
-_MOST_ROWS = 200
+_MOST_ROWS = 60
 _LIVE_ROWS = 25
 
 

@@ -22,7 +22,7 @@ def test_a_full_disk_pauses_the_sweep_until_there_is_space(slurm, sweep_on, smal
     sweep.wait_step("baseline-kv-seed0", 5)
     fill_disk(small_disk)
     sweep.wait(lambda counts: any("paused" in note for note in overview(sweep.directory).notes), 60)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         assert set(sweep.counts()) <= {"pending", "preempted", "running", "done"}, sweep.counts()
         time.sleep(0.3)
