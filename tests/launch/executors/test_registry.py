@@ -33,6 +33,9 @@ class LineExecutor(Executor[LineCluster]):
     def gpus_per_run(self):
         return 0
 
+    def most_at_once(self):
+        return 1
+
     def submit(self, plan, runs, *, canary):
         submission = self.journal.submitting([runs], uuid.uuid4().hex[:12])
         job = subprocess.Popen(
