@@ -15,6 +15,7 @@ from pathlib import Path
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, read_json
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.cluster.setting import Setting
 from launch.executors.base import Executor, JobState
 from launch.executors.local.schema import LocalCluster, slots_of
 from launch.journal.holds import held_runs
