@@ -78,6 +78,8 @@ def test_a_status_comes_back_as_it_was_written(tmp_path: Path) -> None:
         "host": os.uname().nodename,
         "pid": os.getpid(),
         "job": "",
+        "peak_memory_gb": None,
+        "gpu_memory_gb": None,
     }
     assert before <= status.started == status.updated <= time.time()
     assert run.read_config() == CONFIG
