@@ -80,6 +80,8 @@ def test_a_status_comes_back_as_it_was_written(tmp_path: Path) -> None:
         "job": "",
         "peak_memory_gb": None,
         "gpu_memory_gb": None,
+        "overhead_s": 0.0,
+        "training_s": 0.0,
     }
     assert before <= status.started == status.updated <= time.time()
     assert run.read_config() == CONFIG
