@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import psutil
-
 _taken = False
 
 
@@ -58,5 +56,7 @@ def process_began() -> float:
     if _taken:
         return time.time()
     _taken = True
+    import psutil  # a job's first lines do without packages
+
     began: float = psutil.Process().create_time()
     return began
