@@ -56,7 +56,7 @@ def process_began() -> float:
     if _taken:
         return time.time()
     _taken = True
-    import psutil  # a job's first lines do without packages
+    import psutil  # of a run alone: jobs import this module too
 
     began: float = psutil.Process().create_time()
     return began

@@ -93,7 +93,8 @@ def test_a_checkout_that_is_gone_is_named_and_resume_takes_another(slurm, sweep_
 
 def test_an_interpreter_that_is_gone_is_named(slurm, sweep_on, tmp_path, closed):
     link = tmp_path / "python"
-    link.symlink_to(sys.executable)
+    link.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # a link would lose the environment's packages
+    link.chmod(0o755)
     sweep = sweep_on("seeds=1", f"cluster.python={link}", behaviour={})
     sweep.submit()
     link.unlink()
