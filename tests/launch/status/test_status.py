@@ -190,7 +190,8 @@ def test_a_terminal_of_80_by_24_shows_the_counts_and_what_runs_before_the_rest()
     assert lines[0] == "tiny: 5 running, 20 pending, 40 held"
     assert lines[1:3] == ["prepare job failed: exit code 7", lines[2]]
     assert lines[2].startswith("paused: ")
-    assert [line.split()[1] for line in lines[4:9]] == ["running"] * 5
+    assert lines[3] == "to queue 40 of them again: python -m launch resume /somewhere"
+    assert [line.split()[1] for line in lines[5:10]] == ["running"] * 5
     assert lines[-1].endswith("more")
 
 
