@@ -102,7 +102,8 @@ def test_runs_share_gpus_by_the_memory_of_the_first(standin, monkeypatch, tmp_pa
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     behaviour = {"gpu_gb": 10.0, "peak_gb": {"": 2.5}, "step_s": 0.2, "threads": True}
-    words = ("seeds=4", "cluster.slots=null", "cluster.runs_per_gpu=8", "trainer.max_steps=8")
+    # Long enough for three to meet where starting one takes seconds.
+    words = ("seeds=4", "cluster.slots=null", "cluster.runs_per_gpu=8", "trainer.max_steps=30")
     sweep = standin(*words, behaviour=behaviour)
     sweep.submit()
     sweep.wait_done(120)
