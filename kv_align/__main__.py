@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kv_align import __version__
 from kv_align.config.help.commands import VERBS, Verb
-from kv_align.runs.program import COMMAND
+from kv_align.runs.program import COMMAND, interrupts_in_one_line
 
 
 def main() -> None:
@@ -30,11 +30,8 @@ def main() -> None:
 def run(name: str, verb: Verb, words: Sequence[str]) -> int | None:
     """Call a verb's `main` as if it had been called by name; returns its exit code."""
     sys.argv = [f"{COMMAND} {name}", *verb.first, *words]
-    try:
+    with interrupts_in_one_line():
         code: int | None = importlib.import_module(verb.module).main()
-    except KeyboardInterrupt:
-        print(f"{COMMAND}: interrupted", file=sys.stderr)
-        return 130
     return code
 
 

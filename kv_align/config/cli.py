@@ -108,19 +108,16 @@ def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
 
 
 class bad_input_exits:  # noqa: N801 - a context manager, read as a statement
-    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2; Ctrl-C is one line as well."""
+    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2."""
 
     def __enter__(self) -> None:
         """Do nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Leave if the body raised a `ConfigError`, or was interrupted by hand."""
+        """Leave if the body raised a `ConfigError`."""
         if isinstance(error, ConfigError):
             print(f"kv-align: {error}", file=sys.stderr)
             sys.exit(2)
-        if isinstance(error, KeyboardInterrupt):  # before a run notes it itself, or a second time
-            print("kv-align: interrupted; run the same command again to go on", file=sys.stderr)
-            sys.exit(EXIT_CODES["interrupted"])
 
 
 class FailVisibly(Callback):  # type: ignore[misc]

@@ -21,17 +21,15 @@ from kv_align.runs.run_dir import RunDirectory
 _NOT_HASHED = {
     "": ("output_dir", "run_name", "arm", "teacher_cache", "hub"),
     "model": ("teacher_device_map",),
-    "trainer": (
-        *(
-            "parallel",
-            "num_workers",
-            "grad_norm_interval",
-            "checkpoint_interval",
-            "keep_checkpoints",
-            "tracker",
-            "name",
-        ),
-    ),
+    "trainer": [
+        "parallel",
+        "num_workers",
+        "grad_norm_interval",
+        "checkpoint_interval",
+        "keep_checkpoints",
+        "tracker",
+        "name",
+    ],
     "*": ("name",),
 }
 

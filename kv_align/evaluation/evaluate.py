@@ -30,9 +30,6 @@ from kv_align.teacher.teacher import Autocast, StateSource, Teacher, TeacherFor
 from kv_align.training.agreement import Agreement, KindAgreement
 from kv_align.training.step import Counts, Distiller
 
-_ANSWERS_A_TEXT = 4
-"""Answers that are written at once for each text that is read at once: a step of writing holds one token of each."""
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -164,7 +161,7 @@ class Evaluator:
                 self._student.model,
                 self._student.tokenizer,
                 encoded,
-                batch_size=_ANSWERS_A_TEXT * self._config.batch_size,
+                batch_size=self._config.batch_size,
                 max_new_tokens=self._config.max_new_tokens,
                 progress=progress,
             )

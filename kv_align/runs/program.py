@@ -16,7 +16,7 @@ def program(module: str) -> str:
 
 @contextmanager
 def interrupts_in_one_line() -> Iterator[None]:
-    """Leave with 75 and one line where Ctrl-C comes while a command is still importing what it needs."""
+    """Leave with 75 and one line on a Ctrl-C that no run notes itself: in imports and checks, or the second one."""
     try:
         yield
     except KeyboardInterrupt:

@@ -70,8 +70,7 @@ class PackedJob:
         self._codes: list[int] = []
         self._broken: set[str] = set()
         self._leaving = False
-        plan = self.sweep.plan()
-        self._arms = {run.id: run.arm for run in plan.runs} if plan is not None else {}
+        self._arms = {run.id: run.arm for run in self.sweep.frozen_plan().runs}
 
     def execute(self) -> int:
         """Do the runs; returns the exit code of the job, as `launch.worker.worker.execute` does."""
@@ -127,10 +126,9 @@ class PackedJob:
             self._sharing.observe(name, status, ended=True)
             cause = cause_of(code, status)
             if cause == "out_of_memory" and each.shared and not self._leaving:
-                setting = self.journal.setting()
-                assert setting is not None
+                policy = self.journal.frozen_setting().cluster.retry
                 tell(f"kv-align: {name} ran out of memory beside others: it is tried again alone")
-                end_attempt(self.sweep, self.journal, name, self.uid, cause, setting.cluster.retry, code, shared=True)
+                end_attempt(self.sweep, self.journal, name, self.uid, cause, policy, code, shared=True)
                 self._sharing.did_not_fit(at_once)
                 self._alone.add(name)
                 self._waiting.append(name)

@@ -134,8 +134,8 @@ def test_a_second_interrupt_is_not_waited_with(capsys: pytest.CaptureFixture[str
 
 def test_an_interrupt_before_the_run_notes_it_is_one_line(tmp_path: Path) -> None:
     script = (
-        "import signal, sys\nsys.argv = ['train']\nfrom kv_align.config.cli import train_main\n"
-        "train_main(lambda config, path: signal.raise_signal(signal.SIGINT))\n"
+        "import signal, sys\nsys.argv = ['train']\nfrom kv_align import train\n"
+        "train.train = lambda config, path: signal.raise_signal(signal.SIGINT)\ntrain.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (75, "kv-align: interrupted; run the same command again to go on\n")

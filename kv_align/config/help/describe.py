@@ -17,12 +17,21 @@ _STRUCTURE = frozenset({"name", "kind", "_target_", "defaults", "hydra"})
 _DESIGNS = ("experiment", "sweep", "criteria")  # files of which a user writes their own, not single keys
 _NAMELESS = ("experiment", "cluster")
 _GROUPS = {
-    "train": (
-        *("experiment", "model", "adapter", "data", "aligner", "init", "layer_map", "time_warp", "keys", "loss"),
+    "train": [
+        "experiment",
+        "model",
+        "adapter",
+        "data",
+        "aligner",
+        "init",
+        "layer_map",
+        "time_warp",
+        "keys",
+        "loss",
         "trainer",
-    ),
-    "pretrain": ("data",),
-    "submit": ("sweep", "cluster", "criteria"),
+    ],
+    "pretrain": ["data"],
+    "submit": ["sweep", "cluster", "criteria"],
 }
 """The groups of each entry point, in the order in which they are shown."""
 
