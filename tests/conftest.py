@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +31,19 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 GSM8K_FOLDER = Path(os.environ.get("KV_ALIGN_GSM8K", Path(__file__).parents[2] / "shared" / "data" / "gsm8k"))
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A shell has what it starts in the background ignore Ctrl-C, and all that the tests start would do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_as_they_were() -> Iterator[None]:
+    """Fail a test that leaves a signal handled otherwise: what later tests start would inherit that it is ignored."""
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in _SIGNALS] == before
 
 
 @pytest.fixture(scope="module", autouse=True)

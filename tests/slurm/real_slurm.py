@@ -256,7 +256,8 @@ class RealSlurm:
         while not condition():
             if time.monotonic() > deadline:
                 tails = {file.name: file.read_text(errors="replace")[-800:] for file in self.dir.glob("*.out")}
-                raise TimeoutError(f"{what}: not within {timeout_s:.0f} s; {tails}")
+                jobs = self.out("squeue", "-h", "-r", "-o", "%i %T %r %j %E")
+                raise TimeoutError(f"{what}: not within {timeout_s:.0f} s; jobs: {jobs}; {tails}")
             time.sleep(0.1)
 
 

@@ -181,11 +181,15 @@ def _requeue(wait_s: float) -> str:
     """Have Slurm end this job and queue it again; see `Ending.come_back`."""
     job = os.environ["SLURM_JOB_ID"]
     tell(f"kv-align: queueing job {job} again")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue ends this process too, which has something left to do
-    refusal = call_scontrol("requeue", job)
-    if wait_s and not refusal:
-        # Without it Slurm waits for some minutes of its own.
-        call_scontrol("update", f"JobId={job}", f"StartTime=now+{wait_s:.0f}", pauses_s=(0.5, 1.0))
+    # The requeue ends this process too, which has something left to do.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        refusal = call_scontrol("requeue", job)
+        if wait_s and not refusal:
+            # Without it Slurm waits for some minutes of its own.
+            call_scontrol("update", f"JobId={job}", f"StartTime=now+{wait_s:.0f}", pauses_s=(0.5, 1.0))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return refusal
 
 

@@ -112,6 +112,10 @@ def browser() -> Iterator[Browser]:
                 session.close()
         finally:
             driver.terminate()
+            try:
+                driver.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                driver.kill()
 
 
 def _wait(port: int) -> None:
