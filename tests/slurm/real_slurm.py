@@ -161,15 +161,15 @@ class RealSlurm:
         lines = [line for line in self.conf.read_text().splitlines() if not line.startswith("AccountingStorageEnforce")]
         self.conf.write_text("\n".join([*lines, *([f"AccountingStorageEnforce={what}"] if what else [])]) + "\n")
         self.restart_controller()
-        self.settle()
+        self.settle(240.0)  # what Slurm queued again just before its run ended starts two minutes later, and passes over it
 
-    def settle(self) -> None:
+    def settle(self, timeout_s: float = 60.0) -> None:
         """Wait until no job is left and both nodes can take one."""
         for node in ("n1", "n2"):
             if node not in self.processes:
                 self.start_node(node)
         self.call("scontrol", "update", "nodename=n1,n2", "state=resume")  # says no where nothing is wrong
-        self.until("no job is left", lambda: not self.out("squeue", "-h").strip())
+        self.until("no job is left", lambda: not self.out("squeue", "-h").strip(), timeout_s)
         self.until(
             "both nodes are idle",
             lambda: self.out("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2,

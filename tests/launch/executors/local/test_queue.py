@@ -34,6 +34,18 @@ def test_a_sweep_is_done_and_its_supervisor_leaves(standin):
     assert sweep.supervisor() is None
 
 
+def test_packages_of_the_working_directory_are_not_taken_for_the_projects(standin, tmp_path, monkeypatch):
+    for name in ("analysis", "launch", "kv_align", "conf"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "__init__.py").write_text("raise SystemExit(9)\n")
+        (tmp_path / "mine" / f"{name}.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    sweep = standin("seeds=1")
+    assert launch(*sweep.words, "--wait").code == 0
+    sound(sweep)
+    assert (sweep.path / "report" / "report.html").is_file()
+
+
 def test_a_killed_worker_goes_on_from_its_checkpoint(standin):
     sweep = standin("seeds=1", behaviour={"hang_at": {"baseline": 4}, "once": True})
     sweep.submit()
