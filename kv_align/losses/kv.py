@@ -13,8 +13,11 @@ from kv_align.losses.comparison import AttentionComparison, Comparison, StateCom
 from kv_align.losses.functional import Masked, cosine_distance, scaled_mse
 
 
+_WEIGHTS = {None: (1.0, 1.0), "keys": (1.0, 0.0), "values": (0.0, 1.0)}
+
+
 class KeyValue(Loss):
-    """`lambda_kv (key term + value term)`.
+    """`lambda_kv (key term + value term)`, or one of the two terms alone.
 
     Parameters
     ----------
@@ -22,6 +25,8 @@ class KeyValue(Loss):
         `mse`, over the teacher's fixed variance of each layer, or `cosine` (1 - cos).
     lambda_kv, lambda_kv_decay, lambda_kv_warmup_steps
         The weight and its schedule, see `Schedule`.
+    terms
+        `keys` or `values`: which term alone teaches; the other one is measured only. None: both.
     """
 
     signals = ("keys_values",)
@@ -34,8 +39,10 @@ class KeyValue(Loss):
         lambda_kv: NonNegativeFloat,
         lambda_kv_decay: Decay,
         lambda_kv_warmup_steps: NonNegativeInt,
+        terms: Literal["keys", "values"] | None = None,
     ) -> None:
         self._metric = metric
+        self._key_weight, self._value_weight = _WEIGHTS[terms]
         self.schedules = {"kv_loss": Schedule(lambda_kv, lambda_kv_decay, lambda_kv_warmup_steps)}
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
@@ -54,7 +61,8 @@ class KeyValue(Loss):
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """`kv_loss`."""
-        return {"kv_loss": means["key_loss"] + means["value_loss"]}
+        # A weight of zero, and not a term left out: the maps of the other term still have a gradient for all processes to sum.
+        return {"kv_loss": self._key_weight * means["key_loss"] + self._value_weight * means["value_loss"]}
 
 
 class KeyValueStruct(Loss):

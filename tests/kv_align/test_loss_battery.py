@@ -120,6 +120,8 @@ def plain_values(comparison: Comparison) -> dict[str, Tensor]:
 REFERENCES: dict[str, Reference] = {"kv": plain_kv, "logit_kd": plain_logits, "kv+logit": plain_kv_logit}
 VARIANTS = [
     Entry("kv", ("loss.metric=cosine",), plain_kv_cosine),
+    Entry("kv", ("loss.terms=keys",), plain_kv),
+    Entry("kv", ("loss.terms=values",), plain_kv),
     Entry("logit_kd", ("loss.top_k=5", "loss.temperature=2.0")),
     Entry("kv+struct+logit", ("loss.parts.logit.top_k=5",)),
     Entry("relations", ("loss.layers=[0,2]", "loss.relation_heads=2")),
@@ -256,7 +258,7 @@ def test_what_its_class_says_is_what_it_does(entry):
     leaves = {name: torch.zeros(()).requires_grad_() for name in components}
     for term in loss.terms(leaves).values():
         term.backward()
-    assert all(leaf.grad != 0 for leaf in leaves.values())
+    assert all(leaf.grad is not None for leaf in leaves.values())
     assert set(composed_of(choice)) == (
         {"loss"} if len(loss.parts) == 1 else {f"loss.parts.{at}" for at in choice.parts}
     )
@@ -384,6 +386,16 @@ def test_the_step_divides_each_part_of_a_sum_by_its_own_count():
     assert result.alignment.item() == pytest.approx(0.25 * kv.item(), rel=1e-6)
     task = result.losses["task_loss"].item()
     assert result.total.item() == pytest.approx(task + 0.25 * kv.item() + 2 * logit.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("terms", "teaches"), [("null", (1.0, 1.0)), ("keys", (1.0, 0.0)), ("values", (0.0, 1.0))])
+def test_of_keys_and_values_the_chosen_ones_teach(terms, teaches):
+    means = {name: torch.tensor(value, requires_grad=True) for name, value in (("key_loss", 2.0), ("value_loss", 3.0))}
+    total = loss_of(Entry("kv", (f"loss.terms={terms}",))).terms(means)["kv_loss"]
+    assert total.item() == 2.0 * teaches[0] + 3.0 * teaches[1]
+    total.backward()
+    # Of a term that does not teach the gradient is 0 and not missing, which processes that sum gradients would wait for.
+    assert tuple(mean.grad.item() for mean in means.values()) == teaches
 
 
 def test_parts_of_a_sum_have_weights_on_their_own_schedules():
