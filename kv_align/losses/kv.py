@@ -12,7 +12,6 @@ from kv_align.losses.base import Loss, Schedule
 from kv_align.losses.comparison import AttentionComparison, Comparison, StateComparison
 from kv_align.losses.functional import Masked, cosine_distance, scaled_mse
 
-
 _WEIGHTS = {None: (1.0, 1.0), "keys": (1.0, 0.0), "values": (0.0, 1.0)}
 
 
@@ -61,7 +60,7 @@ class KeyValue(Loss):
 
     def terms(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """`kv_loss`."""
-        # A weight of zero, and not a term left out: the maps of the other term still have a gradient for all processes to sum.
+        # A weight of zero, and no term left out: the other term's maps still have a gradient for all processes to sum.
         return {"kv_loss": self._key_weight * means["key_loss"] + self._value_weight * means["value_loss"]}
 
 

@@ -161,7 +161,8 @@ class RealSlurm:
         lines = [line for line in self.conf.read_text().splitlines() if not line.startswith("AccountingStorageEnforce")]
         self.conf.write_text("\n".join([*lines, *([f"AccountingStorageEnforce={what}"] if what else [])]) + "\n")
         self.restart_controller()
-        self.settle(240.0)  # what Slurm queued again just before its run ended starts two minutes later, and passes over it
+        # What Slurm queued again just before its run ended starts two minutes later, and passes over it.
+        self.settle(240.0)
 
     def settle(self, timeout_s: float = 60.0) -> None:
         """Wait until no job is left and both nodes can take one."""
