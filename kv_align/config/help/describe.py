@@ -157,7 +157,7 @@ def described(entry: str, config_dir: str | None = None, width: int = 80) -> str
     return "\n".join(lines)
 
 
-def groups_of(entry: str) -> tuple[str, ...]:
+def groups_of(entry: str) -> list[str]:
     """Return the groups of an entry point."""
     return _GROUPS[entry]
 
