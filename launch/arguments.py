@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kv_align.runs.errors import ConfigError, invalid_value
-from launch.cluster.values import read_values
+from kv_align.runs.values import read_values
 
 _SHORT = ("seeds", "losses")
 

@@ -161,6 +161,7 @@ def resume(
 
         executor = make_executor(sweep, setting)
         queued = _queue(executor, retry, names, canary=False, fresh_only=False, console=console, write=write)
+        executor.clear_away()
     return _work(executor, queued, console)
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["KV_ALIGN_DATA_CACHE"] = "off"
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,10 @@ transformers_logging.disable_progress_bar()
 
 GSM8K_FOLDER = Path(os.environ.get("KV_ALIGN_GSM8K", Path(__file__).parents[2] / "shared" / "data" / "gsm8k"))
 
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A shell has what it starts in the background ignore Ctrl-C, and all that the tests start would do so too.

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import kv_align
 from kv_align.runs.digests import digest_of_json
 from kv_align.runs.errors import ConfigError, first_error, unknown_key
+from kv_align.runs.values import read_values
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 PositivePercent = Annotated[float, Field(gt=0, lt=100)]
@@ -174,8 +175,10 @@ def load_criteria(file: Path) -> tuple[Criteria, dict[str, Any]]:
         If it cannot be read or something in it is not allowed.
     """
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raw = read_values(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--criteria={file} is not YAML: {' '.join(str(error).split())}; correct it.") from None
+    except (OSError, UnicodeDecodeError):
         raise ConfigError(
             f"--criteria={file} cannot be read: name a YAML file such as conf/criteria/default.yaml."
         ) from None

@@ -75,6 +75,8 @@ def going_on(directory: RunDirectory, config: Config) -> Config:
     former = config.model_copy(update={"inputs": None})
     if before is not None and before.content_hash == content_hash(former):
         return former
+    if directory.holds_no_step():
+        return config
     stored = {} if before is None or not directory.config_file.exists() else directory.read_config()
     inputs = stored.get("inputs")
     if before is not None and inputs and config.inputs is not None:

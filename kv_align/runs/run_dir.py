@@ -173,6 +173,8 @@ class RunDirectory:
     def earlier_attempt(self, content_hash: str) -> Status | None:
         """Return the status that an earlier attempt of this run left; None where there is none.
 
+        A run of another configuration that was refused before its first step left nothing that could be lost.
+
         Raises
         ------
         ConfigError
@@ -180,6 +182,8 @@ class RunDirectory:
         """
         before = self.status()
         if before is not None and before.content_hash != content_hash:
+            if self.holds_no_step():
+                return None
             raise ConfigError(
                 f"{self.path} holds another run ({before.arm}, seed {before.seed}, hash {before.content_hash[:8]}): "
                 "nothing was overwritten; choose another run_name or output_dir."
@@ -191,15 +195,16 @@ class RunDirectory:
             )
         return before
 
+    def holds_no_step(self) -> bool:
+        """Whether no step was trained here: all that an attempt left is what it was told and why it ended."""
+        status = self.status()
+        left = (self.provenance_file, self.metrics_file, self.summary_file, self.student, self.checkpoints)
+        return status is not None and status.step == 0 and not any(file.exists() for file in left)
+
     def refuse_to_redo(self) -> None:
-        """Refuse a finished run that lost artefacts which no checkpoint can give back: doing it again would overwrite it.
+        """Raise ConfigError for a finished run that lost artefacts which no checkpoint can give back.
 
-        For the command line; a launcher that is told to do such a run again means it.
-
-        Raises
-        ------
-        ConfigError
-            If this is such a run.
+        For the command line, where doing it again would overwrite it; a launcher that is told to means it.
         """
         status = self.status()
         finished = status is not None and status.state == "finished" and self.summary_file.exists()
@@ -212,10 +217,7 @@ class RunDirectory:
     def begin(self, config: dict[str, Any], *, arm: str, content_hash: str, total_steps: int) -> Status:
         """Write the configuration and a `running` status, and return it. Call it with the lock held.
 
-        Raises
-        ------
-        ConfigError
-            If the directory holds a run of another configuration.
+        Raises as `earlier_attempt` does.
         """
         before = self.earlier_attempt(content_hash)
         now = time.time()
@@ -269,7 +271,10 @@ class RunDirectory:
             and summary is not None
             and any(self.student.glob("*.safetensors"))
             and self.metrics_file.exists()
-            and all(_has_size(self.path / name, size) for name, size in summary.get("artefacts", {}).items())
+            and all(
+                (file := self.path / name).is_file() and file.stat().st_size == size
+                for name, size in summary.get("artefacts", {}).items()
+            )
         )
 
     def artefact_sizes(self) -> dict[str, int]:
@@ -285,13 +290,6 @@ def status_of(raw: dict[str, Any] | None) -> Status | None:
         return Status(**raw) if raw is not None else None
     except TypeError:
         return None
-
-
-def _has_size(file: Path, size: int) -> bool:
-    try:
-        return file.stat().st_size == size
-    except OSError:
-        return False
 
 
 def _scheduler_job() -> str:

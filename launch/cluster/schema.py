@@ -17,7 +17,7 @@ from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFl
 from kv_align.config.schema import Section
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, unknown_key
-from launch.cluster.values import read_values
+from kv_align.runs.values import read_values
 
 PER_ARM = ("partition", "constraint", "time_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node")
 """Keys of a cluster that single arms of a sweep may have otherwise."""

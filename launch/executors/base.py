@@ -207,3 +207,6 @@ class Executor(ABC, Generic[ClusterType]):
 
     def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
         """See that runs which are about to be submitted again, and count as cancelled, have no job left from before."""
+
+    def clear_away(self) -> None:
+        """Cancel what waits in the queue though all its runs are done: a held job would stand there for ever."""

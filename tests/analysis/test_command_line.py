@@ -32,6 +32,10 @@ def test_the_command_line_reports_and_requires(small, capsys, monkeypatch):
         (["report", "nowhere"], "nowhere is no folder"),
         (["report", "SWEEP", "--baseline", "x"], "--baseline=x is not allowed: the arms are baseline, v4_0_1"),
         (["report", "SWEEP", "--criteria", "gone.yaml"], "--criteria=gone.yaml cannot be read"),
+        (
+            ["report", "SWEEP", "--criteria", "SWEEP/twice.yaml"],
+            "is not YAML: alpha stands twice; leave one of them out",
+        ),
         (["compare", "SWEEP:v4", "SWEEP:none"], "the arms of that sweep are baseline"),
         (["compare", "nowhere", "SWEEP:none"], "A=nowhere is not allowed"),
         (["compare", "SWEEP", "SWEEP:none"], "is no run's folder"),
@@ -39,6 +43,7 @@ def test_the_command_line_reports_and_requires(small, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(small, capsys, arguments, sentence):
+    (small.path / "twice.yaml").write_text("alpha: 0.05\nalpha: 0.5\n")
     given = [each.replace("SWEEP", str(small.path)) for each in arguments]
     assert main(given) == 2
     said = capsys.readouterr().err

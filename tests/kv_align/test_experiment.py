@@ -273,6 +273,12 @@ def test_a_directory_with_another_run_is_left_alone(finished: Callable[..., RunD
     assert (run.summary_file.read_bytes(), run.config_file.read_bytes()) == before
 
 
+def test_a_command_that_was_refused_can_be_corrected_under_the_same_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data"):
+        do_run(short_config("trainer.max_steps=2", "data.max_length=4"), tmp_path)
+    assert do_run(short_config("trainer.max_steps=2"), tmp_path) == "finished"
+
+
 @pytest.mark.parametrize("rationale", ["short", "none"])
 def test_a_student_that_sees_less_reasoning_is_aligned_through_the_time_warp(tmp_path: Path, rationale: str) -> None:
     run = finish(tmp_path, f"data.rationale={rationale}", "trainer.max_steps=3")

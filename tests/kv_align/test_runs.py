@@ -166,6 +166,17 @@ def test_another_configuration_is_refused_and_nothing_is_written(tmp_path: Path,
     assert contents(tmp_path) == before
 
 
+def test_what_was_refused_before_its_first_step_stands_in_nobodys_way(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.update(begin(run), state="failed", reason="layer 9 is not there")
+    begun = begin(run, content_hash="b" * 64)
+    assert (begun.content_hash, begun.attempt) == ("b" * 64, 1)
+    run.update(begun, state="failed")
+    write_json(run.provenance_file, {})  # what it started from is on record
+    with pytest.raises(ConfigError, match="holds another run"):
+        begin(run, content_hash="c" * 64)
+
+
 def test_an_earlier_attempt_is_the_status_it_left(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert run.earlier_attempt("a" * 64) is None

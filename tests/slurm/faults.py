@@ -103,6 +103,7 @@ class FaultDriver:
             self._look()
             self._resume_if_idle()
             time.sleep(0.5)
+        launch("resume", str(self.sweep.path))  # nothing is left in the queue that nobody needs
         return self._count()
 
     def _look(self) -> None:

@@ -69,8 +69,9 @@ def test_a_worker_refuses_code_that_changed_until_somebody_resumes_with_it(slurm
     edited.write_text(edited.read_text() + "# edited\n")
     closed()
     sweep.wait(lambda counts: counts == {"failed": 3}, 60)
+    said = f"kv_align/losses/functional.py of {checkout} changed since the sweep was submitted"
+    slurm.until("its log says why", lambda: sweep.state("none").reason.startswith(said))
     reason = sweep.state("none").reason
-    assert reason.startswith(f"kv_align/losses/functional.py of {checkout} changed since the sweep was submitted")
     assert "run resume, which takes the code as it is then" in reason
     told = launch_from(checkout, "resume", str(sweep.path))
     assert "note: kv_align/losses/functional.py changed since the sweep was submitted" in told.stdout, told.stderr
@@ -83,7 +84,9 @@ def test_a_checkout_that_is_gone_is_named_and_resume_takes_another(slurm, sweep_
     shutil.rmtree(checkout)
     closed()
     sweep.wait(lambda counts: counts == {"failed": 3}, 60)
-    assert sweep.state("none").reason == f"its job ended before it could start: the code in {checkout} is gone"
+    said = f"its job ended before it could start: the code in {checkout} is gone"
+    # Slurm may know of the end a moment before the job's log is there.
+    slurm.until("its log says why", lambda: sweep.state("none").reason == said)
     assert f"the code that its jobs run is not in {checkout} any more" in overview(sweep.directory).notes[0]
     assert launch("logs", str(sweep.path), "none").out.endswith(f"the code in {checkout} is gone\n")
     told = launch("resume", str(sweep.path))
@@ -100,7 +103,7 @@ def test_an_interpreter_that_is_gone_is_named(slurm, sweep_on, tmp_path, closed)
     link.unlink()
     closed()
     sweep.wait(lambda counts: counts == {"failed": 3}, 60)
-    assert str(link) in sweep.state("none").reason
+    slurm.until("its log says why", lambda: str(link) in sweep.state("none").reason)
     assert str(link) in launch("logs", str(sweep.path), "none").out
     told = launch("resume", str(sweep.path))
     assert told.code == 2, "nothing is queued that could not start"

@@ -50,6 +50,21 @@ def test_a_job_that_an_administrator_holds_is_shown_as_held_and_queued_anew(slur
     assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 1]
 
 
+def test_a_held_job_whose_run_is_done_is_cleared_away_by_resume(slurm, sweep_on):
+    sweep = sweep_on("seeds=1", behaviour={})
+    sweep.submit()
+    sweep.wait_done()
+    job = sweep.state("none").job
+    slurm.until(
+        "its job has ended", lambda: not slurm.out("squeue", "-h", "-j", job, "-t", "running,completing").strip()
+    )
+    assert slurm.call("scontrol", "requeuehold", job).returncode == 0
+    assert "held" in slurm.out("squeue", "-h", "-r", "-j", job, "-o", "%r")
+    assert sweep.counts() == {"done": 3}
+    assert launch("resume", str(sweep.path)).err == "nothing to queue\n"
+    slurm.until("nothing stands in the queue", lambda: slurm.out("squeue", "-h").strip() == "")
+
+
 def test_drained_nodes_are_a_note_and_not_a_refusal(slurm, sweep_on, drained):
     sweep = sweep_on("seeds=1", behaviour={})
     told = sweep.submit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -177,6 +178,21 @@ class SlurmExecutor(Executor[SlurmCluster]):
         """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
         whole, _ = self._jobs_of(jobs)
         self._refuse_failure(scancel(whole))
+
+    def clear_away(self) -> None:
+        """Cancel what waits in the queue though all its runs are done, as after a requeue in a run's last moment."""
+        jobs = {
+            submission.job_of(index)
+            for submission in self.journal.ledger().submissions.values()
+            if submission.job is not None
+            for index, batch in enumerate(submission.batches)
+            if all(RunDirectory(self.sweep.runs / name).is_complete() for name in batch)
+        }
+        with contextlib.suppress(SchedulerUnavailable):  # they do nothing but stand there
+            known = job_states(jobs, accounting=False)
+            scancel(
+                [job for job in sorted(jobs) if job in known and known[job].phase in ("pending", "held", "blocked")]
+            )
 
     def _refuse_failure(self, message: str) -> None:
         if message:

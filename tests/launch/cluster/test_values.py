@@ -5,7 +5,7 @@ import yaml
 
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError
-from launch.cluster.values import read_values
+from kv_align.runs.values import read_values
 from launch.executors.registry import executor_class, kinds, load_cluster
 from tests.launch.sweeps import CONF, launch
 

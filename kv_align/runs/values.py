@@ -1,4 +1,4 @@
-"""Values as `conf/cluster`, `conf/sweep` and the command line of launch have them: YAML whose numbers are decimal.
+"""Values as `conf/cluster`, `conf/sweep`, `conf/criteria` and the command line of launch have them: YAML in decimal numbers.
 
 YAML itself reads `4:00:00` as 14400 (base sixty) and `0240` as 160 (base eight). Here both are text, so that a key that is
 a number refuses them, and one whose text goes to the scheduler hands on what was written.
