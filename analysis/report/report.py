@@ -17,7 +17,7 @@ from analysis.report.render.document import Block, Document, Figure, Paragraph, 
 from analysis.report.render.latex import to_latex
 from analysis.report.render.page import to_html
 from analysis.report.render.style import figure_style, write_figure
-from analysis.report.sections import audit, factors, found, methods, training, verdict
+from analysis.report.sections import audit, factors, found, harness, methods, training, verdict
 from analysis.report.sections.tables import Draw
 from analysis.report.sections.wording import conclusion, headline, label
 from analysis.stats.paired import relative_percent
@@ -29,6 +29,7 @@ FIGURES = "figures"
 SECTIONS: tuple[Callable[[Study, Draw], list[Block]], ...] = (
     verdict.section,
     found.section,
+    harness.section,
     training.section,
     factors.section,
     audit.section,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -95,6 +95,11 @@ def warmup_of(asked: int, num_steps: int) -> int:
     return asked if asked < num_steps else num_steps // 10
 
 
+def _tasks(value: object) -> object:
+    """Return one name as a list of it, and no names as None."""
+    return [value] if isinstance(value, str) and value else value or None
+
+
 class EvaluationConfig(Section):
     """What is measured, on which examples, and when: the same in every arm."""
 
@@ -108,6 +113,7 @@ class EvaluationConfig(Section):
     probe_examples: Annotated[int, Ge(2)]
     probe_ridge: PositiveFloat
     calibration_examples: PositiveInt
+    lm_eval: Annotated[list[Annotated[str, MinLen(1)]] | None, BeforeValidator(_tasks)] = None
 
 
 class HubConfig(Section):

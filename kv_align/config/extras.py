@@ -10,7 +10,7 @@ from kv_align.config.config import Config
 from kv_align.config.signals import declared
 from kv_align.runs.errors import ConfigError
 
-_BROUGHT_BY = {"peft": "kv-align[lora]", "bitsandbytes": "kv-align[quantized]"}
+_BROUGHT_BY = {"peft": "kv-align[lora]", "bitsandbytes": "kv-align[quantized]", "lm_eval": "kv-align[lm_eval]"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ def extras_of(config: Config) -> list[Extra]:
     if config.model.teacher_quantization is not None:
         asked = f"model.teacher_quantization={config.model.teacher_quantization}"
         extras.append(Extra("bitsandbytes", asked, "model.teacher_quantization=null"))
+    if config.evaluation.lm_eval:
+        asked = f"evaluation.lm_eval=[{','.join(config.evaluation.lm_eval)}]"
+        extras.append(Extra("lm_eval", asked, "evaluation.lm_eval=null"))
     return extras
 
 

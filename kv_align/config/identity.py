@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_align.config.config import Config
-from kv_align.config.inputs import changed_inputs, describe
+from kv_align.config.inputs import changed_inputs, describe, task_files
 from kv_align.config.schema import Choice
 from kv_align.config.targets import FORMER_PATHS, choice_identity
 from kv_align.runs.digests import digest_of_json
@@ -53,6 +53,9 @@ def content_hash(config: Config) -> str:
     ]
     if "data" in config.inputs:
         raw["data"]["path"] = None
+    own = {str(file): config.inputs[name] for name, file in task_files(config).items() if name in config.inputs}
+    if own:
+        raw["evaluation"]["lm_eval"] = [own.get(str(Path(task)), task) for task in config.evaluation.lm_eval or ()]
     if raw["teacher_cache_keeps"] != "targets":  # what is rounded
         raw["teacher_cache_keeps"] = None
     return digest_of_json(_set(raw))

@@ -53,6 +53,8 @@ def digest_inputs(config: Config) -> dict[str, str]:
     files = get_object(config.data.target)(**config.data.options).files
     if files:
         digests["data"] = digest_of_files((file.name, file) for file in files)
+    for name, file in task_files(config).items():
+        digests[name] = digest_of(file)
     for group, choice in config:
         if isinstance(choice, Choice):
             for key, each in {
@@ -62,6 +64,12 @@ def digest_inputs(config: Config) -> dict[str, str]:
                 if each.target and each.target not in own_choices(group):
                     digests[f"{CODE}{key}"] = digest_of_files(_sources(each.target))
     return digests
+
+
+def task_files(config: Config) -> dict[str, Path]:
+    """Return the user's own tasks for `lm-eval`, by the name of the input."""
+    tasks = [Path(task) for task in config.evaluation.lm_eval or ()]
+    return {f"task {at + 1} ({task.name})": task for at, task in enumerate(tasks) if task.is_file()}
 
 
 def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:

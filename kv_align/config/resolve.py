@@ -68,8 +68,15 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     check_logits(config, teacher, student)
     absolute = {"teacher": config.model.teacher, "student": config.model.student}
     absolute = {role: name if name in SHIPPED else model_path(name, role) for role, name in absolute.items()}
+    tasks = config.evaluation.lm_eval and [
+        str(Path(task).resolve()) if Path(task).is_file() else task for task in config.evaluation.lm_eval
+    ]
     config = config.model_copy(
-        update={"model": config.model.model_copy(update=absolute), "data": absolute_data(config)}
+        update={
+            "model": config.model.model_copy(update=absolute),
+            "data": absolute_data(config),
+            "evaluation": config.evaluation.model_copy(update={"lm_eval": tasks}),
+        }
     )
     config = config.model_copy(update={"inputs": digest_inputs(config)})
     return config, notes + _fitted_to_noise(config)

@@ -12,10 +12,12 @@ from kv_align.config.compose import arm_name
 from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, settings_hash
 from kv_align.evaluation.evaluate import Validation, share_correct
+from kv_align.evaluation.harness import task_scores
 from kv_align.experiment.assembly import Assembly
 from kv_align.experiment.student_card import student_card
 from kv_align.runs.preemption import Preemption
 from kv_align.runs.run_dir import RunDirectory, append_row, give_usual_mode, read_rows, write_json
+from kv_align.training.distributed.processes import is_first
 
 
 def conclude(config: Config, directory: RunDirectory, built: Assembly, preemption: Preemption) -> None:
@@ -39,11 +41,16 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
     with timed("artefacts"):
         _write_artefacts(config, directory, built, validation, answers)
+    scores: dict[str, float] = {}
+    if evaluation.lm_eval and is_first():  # the saved student, whatever it was shared out over
+        with timed("harness"):
+            device = built.student_model.model.device
+            scores = task_scores(evaluation.lm_eval, directory.student, device, evaluation.batch_size)
     with timed("evaluation"):
         summary = _summary(config, directory, built, validation, row)
     (directory.student / "README.md").write_text(student_card(config, directory, summary), encoding="utf-8")
     parts = built.stopwatch.parts()
-    summary |= {"overhead_s": sum(parts.values()), "overhead_s_by_part": parts}
+    summary |= scores | {"overhead_s": sum(parts.values()), "overhead_s_by_part": parts}
     write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})
 
 

@@ -19,6 +19,7 @@ from kv_align.data.example import Example
 from kv_align.data.loader import data_order
 from kv_align.data.prepared import PreparedSplit
 from kv_align.data.token_cache import tokenizer_digest
+from kv_align.evaluation.harness import check_tasks
 from kv_align.experiment.assembly import Assembly, assemble
 from kv_align.models.load import weights_digest
 from kv_align.runs.digests import digest_of_json
@@ -39,6 +40,7 @@ def start(
     stopwatch: Stopwatch | None = None,
 ) -> Assembly:
     """Put a run together, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
+    check_tasks(config.evaluation.lm_eval or ())
     built = assemble(config, directory, checkpoints, stopwatch)
     for split in (built.splits.train, built.splits.validation):
         if split.cut or split.dropped:

@@ -422,6 +422,8 @@ def another(annotation: Any, value: Any) -> Any:
         case _:
             assert value is None
             members = typing.get_args(annotation)
+            if any(typing.get_origin(member) is list for member in members):
+                return ["other"]
             literals = [each for member in members for each in typing.get_args(member) if isinstance(each, str)]
             return literals[0] if literals else "other" if str in members else 1
 

@@ -18,7 +18,7 @@ from kv_align.config.targets import BASES, FORMER_PATHS, RESULTS, check_target, 
 from kv_align.runs import digests
 from kv_align.runs.digests import digest_of
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.run_dir import RunDirectory
+from kv_align.runs.run_dir import RunDirectory, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +179,7 @@ def begun(path: Path, config: Config) -> RunDirectory:
     directory = RunDirectory(path)
     raw = config.model_dump(by_alias=True)
     directory.begin(raw, arm="a", content_hash=content_hash(config), total_steps=20)
+    write_json(directory.provenance_file, {})
     return directory
 
 

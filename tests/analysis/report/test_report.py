@@ -361,3 +361,25 @@ def test_the_notebook_that_readme_shows_reads_a_sweep(golden, golden_sweep, tmp_
     assert names["curves"]["none"].xs(1, level="step").iloc[0] == pytest.approx(
         of_none.loc[of_none["step"] == 1, "task_loss"].mean()
     )
+
+
+def test_scores_of_the_harness_are_told_by_arm_and_paired_by_seed(tmp_path):
+    sweep = write_sweep(tmp_path / "sweep", SMALL)
+    values = {("baseline", 0): 0.2, ("baseline", 1): 0.4, ("v4_0_2", 0): 0.3, ("v4_0_2", 1): 0.6, ("v4_0_2", 2): 0.9}
+    for planned in make_plan(SMALL).runs:
+        file = sweep.run(planned).summary_file
+        if (planned.arm, planned.seed) in values:
+            own = {"lm_eval_sums_acc": values[planned.arm, planned.seed]}
+            write_json(file, json.loads(file.read_text()) | own)
+    text = write_report(sweep.path, now=NOW).markdown.read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if "sums" in line and "|" in line
+    ]
+    by_arm = {row[1]: row[3:] for row in rows}
+    assert by_arm["baseline"] == ["2", "0.3000", "0.14", "–", "–"]
+    # Two pairs: +0.1 and +0.2, so 0.15 with t(1) = 12.706 times 0.05.
+    assert by_arm["v4_0_2"] == ["3", "0.6000", "0.30", "+0.15", "−0.49 to +0.79"]
+    assert by_arm["none"] == ["0", "–", "–", "–", "–"]
+    assert "Secondary and not tested" in text
