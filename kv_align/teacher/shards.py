@@ -6,7 +6,8 @@
 
 The key is a hash of content, so other content is another folder and nothing is ever out of date. Files are mapped into
 memory, so the runs on a machine share them. Jobs that fill one folder at once share the work: a shard that another writes
-is left to it. Knows nothing of what the tensors are.
+is left to it. A shard is written while the next one is computed. Which texts are computed together is the same whoever does
+it, so that a cache holds the same numbers to the last bit. Knows nothing of what the tensors are.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.progress import progress_bar
-from kv_align.runs.run_dir import file_digest, give_usual_mode, read_json, write_json
+from kv_align.runs.run_dir import file_digest, read_json, write_json
 
 LOGGER = logging.getLogger(__name__)
-SHARD = 64
-"""Examples of one file, and of what is held in memory while it is made."""
+SHARD = 32
+"""Examples of one file, which are computed even where one of them is wanted; two files of each tensor are in memory while
+they are made."""
 AT_ONCE = 16
 """Examples that are computed at once where nothing else is said."""
 _POLL_S = 0.2
@@ -48,6 +51,13 @@ class _Opened(NamedTuple):
     flat: Tensor
     shape: list[int]
     native: torch.dtype
+
+
+class _Made(NamedTuple):
+    """What is to be written of one shard under one name."""
+
+    flat: Tensor
+    manifest: dict[str, object]
 
 
 class Shards:
@@ -109,18 +119,24 @@ class Shards:
                 "folder, or teacher_cache=off."
             ) from None
         self._check_space(missing)
-        with progress_bar("teacher cache", len(missing)) as advance:
+        writing: Future[None] | None = None
+        with progress_bar("teacher cache", len(missing)) as advance, ThreadPoolExecutor(1) as writer:
             while missing:
                 for shard in list(missing):
-                    with self._lock(shard, wait=False) as held:
-                        if not held:
+                    with ExitStack() as stack:
+                        if not stack.enter_context(self._lock(shard, wait=False)):
                             continue
                         if self._lacks(shard):
-                            self._write(shard)
+                            made = self._make(shard)
+                            if writing is not None:
+                                writing.result()
+                            writing = writer.submit(self._write, shard, made, stack.pop_all())
                     missing.remove(shard)
                     advance(1)
                 if missing:
                     time.sleep(_POLL_S)
+            if writing is not None:
+                writing.result()
 
     def padded(self, name: str, examples: Sequence[int], length: int) -> Tensor:
         """Return examples' tensors [B, ..., length, D], each token at its place; zeros where there is none, or none kept."""
@@ -161,7 +177,7 @@ class Shards:
             if not self._is_sound(name, shard):
                 LOGGER.warning("%s is damaged: computing it again", file)
                 manifest.unlink(missing_ok=True)
-                self._write(shard)
+                self._write(shard, self._make(shard), ExitStack())
 
     def _lacks(self, shard: int) -> bool:
         return not all(self._files(name, shard)[1].is_file() for name in self._names)
@@ -182,33 +198,38 @@ class Shards:
                 span = self._spans[example]
                 yield name, example, row[..., span.start : span.stop, :]
 
-    def _write(self, shard: int) -> None:
+    def _make(self, shard: int) -> dict[str, _Made]:
+        """Compute a shard, by name."""
         examples = self._examples(shard)
         starts = list(accumulate((len(self._spans[example]) for example in examples), initial=0))
-        flat: dict[str, Tensor] = {}
-        manifests: dict[str, dict[str, object]] = {}
+        made: dict[str, _Made] = {}
         # Texts of like length together: little padding.
         by_length = sorted(examples, key=lambda example: self._spans[example].stop)
         for start in range(0, len(by_length), self._at_once):
             for name, example, block in self._blocks(by_length[start : start + self._at_once]):
                 shape = _shape_of_token(block)
                 per_token = math.prod(shape)
-                if name not in flat:
-                    flat[name] = torch.empty(self._tokens(examples) * per_token, dtype=self._stored(block.dtype))
-                    manifests[name] = {"shape": shape, "native": str(block.dtype).removeprefix("torch.")}
-                flat[name][starts[example - examples.start] * per_token :][: block.numel()] = block.flatten()
-        for name, numbers in flat.items():
-            file, manifest = self._files(name, shard)
-            if manifest.is_file():
-                continue  # of another set of names that shares the folder, or sound beside a damaged one
-            temporary = file.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"states": numbers}, temporary)
-            give_usual_mode(temporary)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            digest = file_digest(temporary)
-            temporary.replace(file)
-            write_json(manifest, {"sha256": digest, **manifests[name]})
+                if name not in made:
+                    flat = torch.empty(self._tokens(examples) * per_token, dtype=self._stored(block.dtype))
+                    made[name] = _Made(flat, {"shape": shape, "native": str(block.dtype).removeprefix("torch.")})
+                made[name].flat[starts[example - examples.start] * per_token :][: block.numel()] = block.flatten()
+        return made
+
+    def _write(self, shard: int, made: dict[str, _Made], held: ExitStack) -> None:
+        """Write a shard, then let go of its lock."""
+        with held:
+            for name, each in made.items():
+                file, manifest = self._files(name, shard)
+                if manifest.is_file():
+                    continue  # of another set of names that shares the folder, or sound beside a damaged one
+                content = save({"states": each.flat})
+                temporary = file.with_suffix(f".{os.getpid()}.tmp")
+                with temporary.open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(file)
+                write_json(manifest, {"sha256": hashlib.sha256(content).hexdigest(), **each.manifest})
 
     def _stored(self, native: torch.dtype) -> torch.dtype:
         return self._dtype or native if native.is_floating_point else torch.int32
