@@ -6,11 +6,11 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional as F
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -21,11 +21,14 @@ from transformers import (
 from kv_align.config.config import LlamaShape, PretrainConfig, warmup_of
 from kv_align.data.batch import DataOrder, pad
 from kv_align.data.encode import Encoded, encode
-from kv_align.data.example import DataSource, Example
+from kv_align.data.example import DataSource, Example, Segment
 from kv_align.evaluation.answers import AnswerKind, gold_answer, written_answer
 from kv_align.evaluation.exact_match import generate_answers
 from kv_align.experiment.choices import make
 from kv_align.experiment.quiet import quiet_libraries
+from kv_align.losses.predictions.linear_head import predictions_of, row_losses
+from kv_align.losses.predictions.next_token import CrossEntropy
+from kv_align.models.head import find_head
 from kv_align.runs.errors import ConfigError, invalid_value
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import file_digest, give_usual_mode, write_json
@@ -86,12 +89,16 @@ def fit(
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_of(config.warmup_steps, shape.steps), shape.steps)
     model.train()
+    head = find_head(model)
+    assert head is not None  # a plain Llama has one
     with progress_bar(label, shape.steps) as advance:
         for step in range(shape.steps):
-            tokens = pad([encoded[i] for i in order[step]], pad_id).to(model.device)
-            logits = model(**tokens.inputs).logits
-            labels = tokens.ids.masked_fill(~tokens.mask, -100)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            tokens = pad([encoded[i] for i in order[step]], pad_id)
+            # Whole texts: the question is learned too.
+            tokens = replace(tokens, segments=torch.full_like(tokens.segments, Segment.REASONING)).to(model.device)
+            output = model.base_model(**tokens.inputs, use_cache=False)
+            predictions = predictions_of(output, head).at(tokens.predicting)
+            loss = row_losses(predictions, [CrossEntropy(tokens.predicted)]).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

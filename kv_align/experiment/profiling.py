@@ -120,11 +120,11 @@ def _stages(built: Assembly, batch: Batch) -> Stages:
 
     def student() -> Any:
         with autocast():
-            return distiller.student(**tokens.inputs, use_cache=False)
+            return distiller.body(**tokens.inputs, use_cache=False)
 
     stages.run("batch", lambda: batch, lambda b: {"student ids": b.student.ids, "teacher ids": b.teacher.ids})
     states = stages.run("teacher", teacher, lambda given: given.tensors)
-    stages.run("student", student, lambda output: {"logits": output.logits})
+    stages.run("student", student, lambda output: {next(iter(output)): output[0]})
     if built.distiller.aligner is not None and states.target is None:
         aligner = built.distiller.aligner
 

@@ -124,6 +124,12 @@ class Distiller(nn.Module):
         self.register_buffer("value_variance", value_variance)
 
     @property
+    def body(self) -> nn.Module:
+        """What of the student is run: all of it, or what its head's logits are made of some rows at a time."""
+        body: nn.Module = self.student if self._head is None else self.student.base_model
+        return body
+
+    @property
     def compares_states(self) -> bool:
         """Whether the student is taught by the teacher's states, through an aligner or without."""
         return self.aligner is not None or self.layer_time_map is not None
@@ -177,8 +183,7 @@ class Distiller(nn.Module):
         tokens, parts = batch.student, list[object]()
         wants_hidden = {"output_hidden_states": True} if "hidden" in teacher else {}
         with record() as recorder:
-            run = self.student if self._head is None else self.student.base_model
-            output = run(**tokens.inputs, use_cache=False, **wants_hidden)
+            output = self.body(**tokens.inputs, use_cache=False, **wants_hidden)
         if self.aligner is not None:
             parts += self._projected(recorder, self._target(self.aligner, batch, teacher, phase), phase)
         parts += self._unprojected(recorder, output.hidden_states, batch, teacher, phase)

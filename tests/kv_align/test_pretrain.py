@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
 from kv_align.config.compose import compose_raw
 from kv_align.config.config import PretrainConfig
 from kv_align.config.schema import validate
+from kv_align.data.batch import DataOrder, pad
+from kv_align.data.encode import Encoded
 from kv_align.experiment import pretraining as recipe
 from kv_align.experiment.pretraining import check, pretrain
 from kv_align.runs.errors import ConfigError
@@ -99,3 +102,24 @@ def test_texts_that_cannot_be_read_are_refused(tmp_path):
         raw = compose_raw([*overrides, *text, f"output_dir={tmp_path / 'pair'}"], config_name="pretrain")
         with pytest.raises(ConfigError, match=sentence):
             pretrain(validate(PretrainConfig, raw))
+
+
+def test_whole_texts_are_learned_by_their_plain_cross_entropy():
+    config = short(Path("unused"), "batch_size=2", "student.steps=3", "learning_rate=0.1")
+    model, reference = (recipe.build_llama(config.student, 300, 32, 0, seed=1) for _ in range(2))
+    texts = [Encoded([5, 9, 7, 30][: 4 - at % 2], [0, 0, 1, 2][: 4 - at % 2], False) for at in range(6)]
+    losses = [loss for _, loss in recipe.fit(model, texts, 1, config, config.student, "student")]
+    order = DataOrder(len(texts), 2, config.seed)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=0.1, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 1, 3)
+    for step, loss in enumerate(losses):
+        tokens = pad([texts[at] for at in order[step]], 1)
+        labels = tokens.ids.masked_fill(~tokens.mask, -100)
+        expected = reference(**tokens.inputs, labels=labels).loss
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        optimizer.zero_grad()
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    assert losses[-1] != pytest.approx(losses[0], rel=1e-2)
