@@ -12,11 +12,13 @@ import pytest
 from kv_align.data import prepared
 from kv_align.evaluation import evaluate
 from kv_align.evaluation.evaluate import Evaluator
+from kv_align.experiment.assembly import assemble
 from kv_align.experiment.calibration import Calibrator
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.preemption import Preempted, Preemption, leave_if_asked
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, read_rows
+from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config
 
 CONFIG = short_config("evaluation.batch_size=2", "teacher_cache=auto")
@@ -99,6 +101,26 @@ def test_a_run_asked_to_leave_in_an_evaluation_on_the_way_saves_the_step_and_mak
     assert do_run(CONFIG, run.path) == "finished"
     assert [row["step"] for row in read_rows(run.evaluations_file)] == [0, 3, 6]
     assert results(run) == undisturbed
+
+
+@pytest.mark.parametrize("what", ["validate", "probe", "teacher_loss"])
+def test_an_evaluation_is_left_after_the_batch_that_is_under_way(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = assemble(short_config("evaluation.batch_size=2"), RunDirectory(tmp_path), tmp_path)
+    arguments = (built.distiller, built.validation_teacher) if what == "validate" else ()
+    read = Teacher._run
+    passes: list[int] = []
+
+    def asking(self: Teacher, *given: Any) -> Any:
+        passes.append(1)
+        signal.raise_signal(signal.SIGTERM)
+        return read(self, *given)
+
+    monkeypatch.setattr(Teacher, "_run", asking)
+    with Preemption(), pytest.raises(Preempted):
+        getattr(built.evaluator, what)(*arguments)
+    assert len(passes) == 1, "no second batch was begun"
 
 
 def test_a_bar_that_may_be_left_is_left_and_one_that_saves_first_is_not() -> None:

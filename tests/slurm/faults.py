@@ -55,6 +55,7 @@ class FaultDriver:
         self.folder, self.disk = folder, disk
         self._suspects: dict[str, str] = {}
         self._serial = 0
+        self._last = ""
         self.tally = Tally()
         self._kinds = {
             "killed process": (6, self._kill),
@@ -93,7 +94,7 @@ class FaultDriver:
                 self._resume_if_idle()
                 time.sleep(0.3)
                 continue
-            kind = self._due.pop(0) if self._due else self.random.choices(names, weights)[0]
+            kind = self._last = self._due.pop(0) if self._due else self.random.choices(names, weights)[0]
             if self._kinds[kind][1](self.random.choice(running)):
                 self.tally.faults[kind] = self.tally.faults.get(kind, 0) + 1
             elif kind not in self.tally.faults:  # there was nothing that it could happen to
@@ -112,16 +113,21 @@ class FaultDriver:
         for run in self.sweep.runs():
             found = (self.sweep.path / "runs" / run.id).glob("working.*")
             processes[run.id] = sum(_works(file.suffix[1:]) for file in found)
-        jobs: Counter[str] = Counter()
-        live = set(self.slurm.out("squeue", "-h", "-r", "-t", "pending,running", "-o", "%i").split())
+        jobs: dict[str, list[str]] = {}
+        lines = self.slurm.out("squeue", "-h", "-r", "-t", "pending,running", "-o", "%i|%T %r").splitlines()
+        live = dict(line.split("|", 1) for line in lines)
         ledger = Journal(self.sweep.directory).ledger()
         for submission in ledger.submissions.values():
             for index, batch in enumerate(submission.batches):
-                if submission.job is not None and submission.job_of(index) in live:
-                    jobs.update(batch)
+                job = None if submission.job is None else submission.job_of(index)
+                for name in batch if job in live else ():
+                    jobs.setdefault(name, []).append(f"{job} {live[job]}")
         self._twice |= {name: f"{number} processes" for name, number in processes.items() if number > 1}
         # A second job passes over a run that is not its own any more, but has no business in the queue.
-        self.tally.queued_twice |= {name: f"{number} jobs" for name, number in jobs.items() if number > 1}
+        for name, each in jobs.items():
+            if len(each) > 1 and name not in self.tally.queued_twice:
+                events = Journal(self.sweep.directory).attempts(name, ledger.jobs[name].uid)
+                self.tally.queued_twice[name] = f"{'; '.join(each)}; after {self._last}; {events[-3:]}"
         self._look_for_stuck(ledger)
 
     def _look_for_stuck(self, ledger) -> None:
