@@ -39,6 +39,15 @@ class FakeSlurm:
         for kind, text in (("out", out), ("err", err), ("rc", f"{code}\n")):
             (self.folder / f"{name}.{kind}").write_text(text)
 
+    def says_in_turn(self, name: str, *outs: str) -> None:
+        """Have a command print one text after the other; the last one for ever."""
+        for place, out in enumerate(outs):
+            (self.folder / f"{name}.turn{place:03d}").write_text(out)
+        (self.folder / name).write_text(
+            f'#!/bin/bash\ncd {self.folder}\necho "{name} $*" >> calls\n'
+            f"turns=({name}.turn*)\ncat ${{turns[0]}}\n[ ${{#turns[@]}} -gt 1 ] && rm ${{turns[0]}}\nexit 0\n"
+        )
+
     def refuses(self, text: str) -> None:
         """Have sbatch refuse what is submitted, though it took it when it was tested."""
         (self.folder / "takes").unlink(missing_ok=True)

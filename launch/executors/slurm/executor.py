@@ -25,6 +25,8 @@ from launch.journal.holds import held_runs
 from launch.journal.ledger import UNDER_WAY_S, JobRef, Submission
 
 _JUST_NOW_S = 30.0  # sacct knows a job a moment after sbatch returned
+_GONE_S, _LOOK_S = 20.0, 0.5
+"""So long a former job is waited for before its runs are queued anew, and between two looks."""
 _CANCEL_ASKS_S = 10.0  # one who cancels is not kept waiting by a Slurm that is slow to answer
 
 
@@ -175,18 +177,35 @@ class SlurmExecutor(Executor[SlurmCluster]):
         self._refuse_failure(scancel(whole) or scancel(shared, "--signal=USR2"))
 
     def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
-        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself."""
+        """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself.
+
+        And see them gone: a job that ends to be queued again takes no scancel until it is, and would stand beside the new one.
+        """
         whole, _ = self._jobs_of(jobs)
         self._refuse_failure(scancel(whole))
+        deadline = time.monotonic() + _GONE_S
+        while whole and time.monotonic() < deadline:
+            try:
+                known = job_states(whole, accounting=False, timeout_s=_CANCEL_ASKS_S)
+            except SchedulerUnavailable:
+                return
+            whole = [job for job in whole if job in known and known[job].phase != "ended"]
+            self._refuse_failure(scancel([job for job in whole if known[job].reason != ENDING]))
+            if whole:
+                time.sleep(_LOOK_S)
 
     def clear_away(self) -> None:
-        """Cancel what waits in the queue though all its runs are done, as after a requeue in a run's last moment."""
+        """Cancel what waits in the queue though all its runs are done, or another job's by now."""
+        ledger = self.journal.ledger()
         jobs = {
             submission.job_of(index)
-            for submission in self.journal.ledger().submissions.values()
+            for submission in ledger.submissions.values()
             if submission.job is not None
             for index, batch in enumerate(submission.batches)
-            if all(RunDirectory(self.sweep.runs / name).is_complete() for name in batch)
+            if all(
+                RunDirectory(self.sweep.runs / name).is_complete() or ledger.jobs[name].uid != submission.uid
+                for name in batch
+            )
         }
         with contextlib.suppress(SchedulerUnavailable):  # they do nothing but stand there
             known = job_states(jobs, accounting=False)

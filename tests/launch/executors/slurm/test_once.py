@@ -37,7 +37,24 @@ def test_resume_withdraws_the_former_jobs_first(queued, fake_slurm):
     assert Journal(sweep.directory).ledger().jobs[sweep.runs()[1].id].job == "78_1"
 
 
-def test_resume_withdraws_all_jobs_that_a_run_ever_had_and_what_is_just_ending(queued, fake_slurm):
+def test_resume_sees_former_jobs_gone_that_end_only_to_come_back(queued, fake_slurm, monkeypatch):
+    sweep = queued()
+    name, journal = sweep.runs()[0].id, Journal(sweep.directory)
+    journal.submitting([[name]], "refused")
+    journal.refused("refused")
+    monkeypatch.setattr("launch.executors.slurm.executor._LOOK_S", 0.01)
+    fake_slurm.says("sacct", "77_0|FAILED|None\n77_[1-2]|RUNNING|None\n")
+    fake_slurm.says("scancel", err="scancel: error: Kill job error: Job/step already completing or completed\n", code=1)
+    fake_slurm.accepts(78)
+    fake_slurm.says_in_turn("squeue", *["77_0|COMPLETING|None\n"] * 4, "77_0|PENDING|BeginTime\n", "")
+    fake_slurm.calls()
+    assert "queueing 1 runs" in run_launch("resume", str(sweep.path), name).out
+    called = [line.split(" -")[0] for line in fake_slurm.calls("scancel", "sbatch") if "--test-only" not in line]
+    assert [line.split(" /")[0] for line in called] == ["scancel 77_0", "scancel 77_0", "sbatch"]
+
+
+def test_resume_withdraws_all_jobs_that_a_run_ever_had_and_what_is_just_ending(queued, fake_slurm, monkeypatch):
+    monkeypatch.setattr("launch.executors.slurm.executor._GONE_S", 0.0)
     sweep = queued()
     name = sweep.runs()[0].id
     journal = Journal(sweep.directory)
