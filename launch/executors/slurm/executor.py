@@ -179,7 +179,7 @@ class SlurmExecutor(Executor[SlurmCluster]):
     def withdraw(self, jobs: Mapping[str, JobRef]) -> None:
         """Cancel what may be left of former jobs; one that still has other runs to do passes over these by itself.
 
-        And see them gone: a job that ends to be queued again takes no scancel until it is, and would stand beside the new one.
+        And see them gone: a job that ends to be queued again takes no scancel until it is, and would stand beside the new.
         """
         whole, _ = self._jobs_of(jobs)
         self._refuse_failure(scancel(whole))
