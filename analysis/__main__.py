@@ -18,7 +18,7 @@ BAD_INPUT, NOT_REACHED = 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 3 the required level was not reached."""
     asked = _parser().parse_args(arguments)
-    from kv_align.runs.errors import ConfigError
+    from kv_align.runs.errors import ConfigError, of_the_system
 
     try:
         if asked.verb != "compare":
@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except (FileExistsError, NotADirectoryError) as error:
         print(f"{_program()}: {error.filename} is a file where a folder is needed: move it away.", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"{_program()}: {of_the_system(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -102,7 +107,10 @@ def _required(report: Report, level: str | None) -> int:
 
 def _compare(asked: argparse.Namespace) -> int:
     from analysis.compare.report import write_comparison
+    from kv_align.runs.errors import ConfigError
 
+    if asked.output.suffix != ".md" or asked.output.is_dir():
+        raise ConfigError(f"--output={asked.output} is not allowed: name a file that ends in .md.")
     print(write_comparison(asked.a, asked.b, asked.output))
     return 0
 

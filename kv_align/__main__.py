@@ -15,7 +15,7 @@ def main() -> None:
     """Run the verb that the command line begins with; leaves the process."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if words else sys.stderr)
         sys.exit(0 if words else 2)
     if words[0] == "--version":
         print(f"{COMMAND} {__version__}")

@@ -18,6 +18,12 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.program import interrupts_in_one_line, program
 
 
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not allowed: set it to a whole number from 1 on")
+    return int(word)
+
+
 def main() -> None:
     """Read the command line, profile, and leave with 0, 1 (not finite, or not taught) or 2 (bad input)."""
     parser = argparse.ArgumentParser(
@@ -27,7 +33,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as aligner=flat")
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps to do (default: 10)")
+    parser.add_argument("--steps", type=_count, default=10, help="optimizer steps to do (default: 10)")
     parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -45,7 +51,7 @@ def main() -> None:
         from kv_align.experiment.quiet import quiet_libraries
 
         quiet_libraries()
-        sound = profile(config, max(1, arguments.steps))
+        sound = profile(config, arguments.steps)
     sys.exit(0 if sound else 1)
 
 

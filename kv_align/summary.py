@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kv_align.runs.errors import ConfigError
 from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory, read_json, read_last_row
 
@@ -64,7 +65,11 @@ def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
     others = []
     for file in sorted(folder.rglob("status.json")):
         directory = RunDirectory(file.parent)
-        status, summary = directory.status(), _summary(directory)
+        try:
+            status, summary = directory.status(), _summary(directory)
+        except ConfigError as error:
+            others.append(str(error))
+            continue
         if summary is not None and status is not None and status.state == "finished":
             runs.setdefault(summary["content_hash"], summary)  # a run that was done twice counts once
         else:
@@ -79,15 +84,20 @@ def _summary(directory: RunDirectory) -> dict[str, Any] | None:
     if summary is None:
         return None
     config, provenance = directory.read_config(), read_json(directory.provenance_file) or {}
+    if not all(isinstance(summary.get(name), str) for name in ("content_hash", "arm", "loss")):
+        raise ConfigError(f"{directory.summary_file} is damaged: its run is left out; restore it.")
+    parts = [config.get("aligner"), config.get("data") or {}, config.get("model") or {}]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ConfigError(f"{directory.config_file} is damaged: its run is left out; restore it.")
     data = {key: value for key, value in (config.get("data") or {}).items() if key != "name"}
     basis = {
         "steps": summary.get("steps"),
         "data": provenance.get("texts_sha256") or data,  # version 0.1.0 did not record the texts
         "teacher": provenance.get("teacher_sha256") or (config.get("model") or {}).get("teacher"),
     }
-    last = (read_last_row(directory.metrics_file) if directory.metrics_file.exists() else None) or {}
+    last = (read_last_row(directory.metrics_file) if directory.metrics_file.is_file() else None) or {}
     terms = [key.removeprefix("weight_") for key in last if key.startswith("weight_")]
-    return {**summary, "terms": terms, "aligned": bool(config["aligner"]["_target_"]), "basis": basis}
+    return {**summary, "terms": terms, "aligned": bool(config["aligner"].get("_target_")), "basis": basis}
 
 
 def _cells(runs: list[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
@@ -260,7 +270,11 @@ def main() -> None:
     form.add_argument("--csv", action="store_true", help="one row for each finished run, as CSV")
     form.add_argument("--json", action="store_true", help="what each finished run wrote at its end, as JSON")
     asked = parser.parse_args()
-    if not asked.folder.is_dir():
+    try:
+        there = asked.folder.is_dir()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         print(f"kv-align: {asked.folder} is no folder: name one that holds runs, such as outputs.", file=sys.stderr)
         sys.exit(2)
     if not (asked.csv or asked.json):

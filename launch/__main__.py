@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kv_align.runs.errors import ConfigError
+from kv_align.runs.errors import ConfigError, of_the_system
 from kv_align.runs.program import program
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        what = error.filename or "a file or a program"
-        print(
-            f"launch: {what} cannot be used: {error.strerror or error}; see to that and run this again.",
-            file=sys.stderr,
-        )
+        print(f"launch: {of_the_system(error)}", file=sys.stderr)
         return 2
 
 

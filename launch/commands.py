@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.arguments import Request
@@ -288,7 +289,7 @@ def _work(executor: Executor[Any], queued: list[str], console: Console) -> list[
         counts = counts_in_words(overview(executor.sweep).counts())
     except SchedulerUnavailable as error:  # all that was asked for is done
         counts = str(error).rstrip(".")
-    message = f"{counts}; python -m launch status {executor.sweep.path}"
+    message = f"{counts}; {program('launch')} status {executor.sweep.path}"
     console.print(message, markup=False, highlight=False, soft_wrap=True)
     if not queued:
         print("nothing to queue", file=sys.stderr)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 import kv_align
 from kv_align.runs.digests import digest_of_json
-from kv_align.runs.errors import ConfigError, first_error, unknown_key
+from kv_align.runs.errors import ConfigError, first_error, invalid_value, unknown_key
 from kv_align.runs.values import read_values
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -19,7 +20,7 @@ PositivePercent = Annotated[float, Field(gt=0, lt=100)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Primary(_Section):
@@ -86,10 +87,10 @@ class Criteria(_Section):
     ideal: Ideal
     collapse_share: Share
     secondary: Literal["exact_match"] | None
-    training_window: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+    training_window: Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]], Strict(False)]
     threshold_share: Share
     contrasts: dict[str, Contrast]
-    sequence: Annotated[tuple[SequenceStep, ...], Field(min_length=1)] | None = None
+    sequence: Annotated[tuple[SequenceStep, ...], Field(min_length=1), Strict(False)] | None = None
 
     @property
     def steps(self) -> tuple[SequenceStep, ...]:
@@ -151,7 +152,13 @@ def parse_criteria(raw: Any, source: str) -> Criteria:
                 section = known[str(parent)].annotation if str(parent) in known else inside
                 known = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else known
             raise unknown_key(".".join(map(str, finding["loc"])), known, source) from None
-        raise first_error(error, f"{source}:") from None
+        raise ConfigError(f"{source}: {first_error(error)}") from None
+    begin, end = criteria.training_window
+    if begin >= end:
+        raise invalid_value(f"{source}: training_window", f"[{begin}, {end}]", "a first step and a later last one")
+    if criteria.ideal.strong_percent < criteria.ideal.improvement_percent:
+        allowed = f"at least ideal.improvement_percent={criteria.ideal.improvement_percent:g}"
+        raise invalid_value(f"{source}: ideal.strong_percent", f"{criteria.ideal.strong_percent:g}", allowed)
     first, primary = criteria.steps[0], criteria.primary
     if (first.arm, first.against, first.loss, first.metric) != (
         primary.arm,
@@ -197,3 +204,16 @@ def default_criteria_file() -> Path:
 def criteria_hash(raw: dict[str, Any]) -> str:
     """SHA-256 (hex) of criteria, the same as the plan's of the same ones."""
     return digest_of_json(raw)
+
+
+def main() -> None:
+    """Check the file that is named first; leaves with 2 and one sentence where it is wrong."""
+    try:
+        load_criteria(Path(sys.argv[1]))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

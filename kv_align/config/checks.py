@@ -26,6 +26,15 @@ def check_places(config: Config) -> None:
         raise invalid_value("output_dir", repr(config.output_dir), "the name of a folder, such as outputs")
     if not config.teacher_cache.strip():
         raise invalid_value("teacher_cache", repr(config.teacher_cache), "auto, off, or the name of a folder")
+    if config.hub.repo is not None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+
+        try:
+            validate_repo_id(config.hub.repo)
+        except HFValidationError:
+            allowed = "a repository's name on the hub, such as me/student, or null"
+            raise invalid_value("hub.repo", repr(config.hub.repo), allowed) from None
     for key, name in (("run_name", config.run_name), ("arm", config.arm)):
         if name is None:
             continue

@@ -28,7 +28,7 @@ from kv_align.config.identity import going_on
 from kv_align.config.resolve import resolve
 from kv_align.config.schema import validate
 from kv_align.config.targets import config_directory
-from kv_align.runs.errors import ConfigError
+from kv_align.runs.errors import ConfigError, of_the_system
 from kv_align.runs.program import program
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
@@ -51,6 +51,7 @@ def train_main(task: Task) -> None:
     Exit codes are `kv_align.runs.run_dir.EXIT_CODES`, and 2 for bad input.
     """
     with bad_input_exits():
+        _check_processes()
         arguments = _arguments()
     end: list[State] = []
 
@@ -108,13 +109,15 @@ def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
 
 
 class bad_input_exits:  # noqa: N801 - a context manager, read as a statement
-    """Print a `ConfigError` as one sentence on standard error and leave with exit code 2."""
+    """Print a `ConfigError`, or what the system has against a file, as one sentence and leave with exit code 2."""
 
     def __enter__(self) -> None:
         """Do nothing yet."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Leave if the body raised a `ConfigError`."""
+        """Leave if the body raised one of them."""
+        if isinstance(error, OSError) and error.filename is not None:
+            error = of_the_system(error)
         if isinstance(error, ConfigError):
             print(f"kv-align: {error}", file=sys.stderr)
             sys.exit(2)
@@ -131,6 +134,17 @@ class FailVisibly(Callback):  # type: ignore[misc]
         if job_return.status == JobStatus.FAILED and "SUBMITIT_EXECUTOR" in os.environ:
             print(f"kv-align: the run failed: {job_return._return_value}", file=sys.stderr)
             sys.exit(1)
+
+
+def _check_processes() -> None:
+    """Refuse an environment that says half of which process of how many this is: it would wait for others for ever."""
+    world, rank = (os.environ.get(name) for name in ("WORLD_SIZE", "RANK"))
+    if world in (None, "1") and rank in (None, "0"):
+        return
+    if world is None or not world.isdecimal() or int(world) < 1:
+        raise ConfigError(f"WORLD_SIZE={world} is not allowed with RANK={rank}: start the processes with torchrun.")
+    if rank is None or not rank.isdecimal() or int(rank) >= int(world):
+        raise ConfigError(f"RANK={rank} is not allowed with WORLD_SIZE={world}: start the processes with torchrun.")
 
 
 def _arguments() -> argparse.Namespace | None:

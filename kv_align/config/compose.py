@@ -218,8 +218,18 @@ def _refuse_wrong_groups(overrides: Sequence[str]) -> None:
 def _explained() -> Iterator[None]:
     try:
         yield
+    except RecursionError:
+        raise ConfigError(
+            "The configuration cannot be composed: the defaults of a choice lead back to it; correct that file."
+        ) from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise explain(error) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ConfigError(
+            f"The configuration cannot be composed: a file is no mapping ({error}); correct it."
+        ) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator
 
-from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from kv_align.config.schema import Choice, Section
 
 
@@ -97,7 +97,9 @@ def warmup_of(asked: int, num_steps: int) -> int:
 
 def _tasks(value: object) -> object:
     """Return one name as a list of it, and no names as None."""
-    return [value] if isinstance(value, str) and value else value or None
+    if isinstance(value, str):
+        value = [value]
+    return [each.strip() if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
 
 
 class EvaluationConfig(Section):
@@ -127,7 +129,7 @@ class Config(Section):
     """Everything one run is told. A choice that has no effect on it is None (see `kv_align.config.resolve`)."""
 
     arm: str | None
-    seed: NonNegativeInt
+    seed: Seed
     output_dir: str
     run_name: str | None
     model: ModelConfig
@@ -165,7 +167,7 @@ class LlamaShape(Section):
 class PretrainConfig(Section):
     """The recipe of a teacher and a student start (`kv_align.pretrain`)."""
 
-    seed: NonNegativeInt
+    seed: Seed
     output_dir: str
     data: DataConfig
     vocabulary_size: PositiveInt

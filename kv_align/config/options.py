@@ -25,6 +25,7 @@ UnitFloat = Annotated[float, Ge(0), Le(1)]
 FractionFloat = Annotated[float, Ge(0), Lt(1)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Parts = Annotated[dict[str, Any], MinLen(2)]
 """Choices of a group that together are one of its choices, by the names under which their options are changed."""
 Decay = Literal["constant", "linear", "cosine"]

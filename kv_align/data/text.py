@@ -141,6 +141,10 @@ def _splits(
             raise ValueError(
                 f"data.{split}_examples={count} leaves nothing of the {len(train)} texts for training; lower it"
             )
+        LOGGER.info(
+            "there is no %s file: %d of the %d texts of the training files are kept apart for it (data.%s_examples)",
+            *(split, count, len(train), split),
+        )
         splits[split], train = train[-count:], train[:-count]
     return {"train": train, **splits}
 
@@ -167,7 +171,8 @@ def _contents(table: Table, columns: _Columns, last_turn: bool) -> list[Example]
     else:
         key, column = ("column", columns.text) if columns.prompt is None else ("prompt_column", " and ".join(pair))
         raise ValueError(
-            f"data.{key}={column} is not in {table.name}, which has {', '.join(table.columns)}; name one of these"
+            f"data.{key}={column} is not in {table.name}, which has {', '.join(table.columns)}; name one of these, or for "
+            "questions with answers data.prompt_column and data.completion_column"
         )
     return [content for content in contents if content is not None]
 

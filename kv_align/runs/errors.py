@@ -58,6 +58,12 @@ def _allowed(finding: Any) -> str:
     return str(_WANTED.get(kind, finding["msg"]))
 
 
+def of_the_system(error: OSError) -> ConfigError:
+    """Return the sentence for what the system has against a file or a program."""
+    what = error.filename or "a file or a program"
+    return ConfigError(f"{what} cannot be used: {error.strerror or error}; see to that and run this again.")
+
+
 def invalid_value(key: str, value: object, allowed: str) -> ConfigError:
     """Return the sentence for a value outside what is allowed."""
     shown = {True: "true", False: "false", None: "null"}.get(value, value) if isinstance(value, bool | None) else value

@@ -28,10 +28,10 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
@@ -133,13 +133,7 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for writing.
-
-        Raises
-        ------
-        ConfigError
-            If another living process holds it.
-        """
+        """Hold the directory for writing; raises ConfigError if another living process holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / "run.lock").open("w")
@@ -163,12 +157,10 @@ class RunDirectory:
     def observed(self) -> Status | None:
         """Return the status; of a run that is running, `updated` is its last heartbeat (`kv_align.runs.heartbeat`)."""
         status = self.status()
-        if status is None or status.state != "running":
-            return status
-        try:
-            return replace(status, updated=max(status.updated, self.status_file.stat().st_mtime))
-        except OSError:
-            return status
+        with suppress(OSError):
+            if status is not None and status.state == "running":
+                return replace(status, updated=max(status.updated, self.status_file.stat().st_mtime))
+        return status
 
     def earlier_attempt(self, content_hash: str) -> Status | None:
         """Return the status that an earlier attempt of this run left; None where there is none.
@@ -208,7 +200,7 @@ class RunDirectory:
         """
         status = self.status()
         finished = status is not None and status.state == "finished" and self.summary_file.exists()
-        if finished and not self.is_complete() and not any(self.checkpoints.glob("step_*")):
+        if finished and not self.is_complete() and not (self.metrics_file.exists() and any(self.checkpoints.glob("*"))):
             raise ConfigError(
                 f"{self.path} holds this run, finished, but its student or metrics are gone, and so are the checkpoints that "
                 "could give them back: nothing was overwritten; restore them, or choose another run_name or output_dir."
@@ -253,7 +245,13 @@ class RunDirectory:
     def read_config(self) -> dict[str, Any]:
         """Return the frozen configuration as plain containers."""
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return dict(yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=loader))
+        try:
+            raw = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            raw = None
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{self.config_file} cannot be read: restore it, or choose another run_name.")
+        return raw
 
     def rewind(self, step: int, evaluations_step: int | None = None) -> None:
         """Drop metrics after `step`, and evaluations after that or `evaluations_step`: what was done beyond a checkpoint."""
@@ -271,9 +269,9 @@ class RunDirectory:
             and summary is not None
             and any(self.student.glob("*.safetensors"))
             and self.metrics_file.exists()
+            and isinstance(artefacts := summary.get("artefacts", {}), dict)
             and all(
-                (file := self.path / name).is_file() and file.stat().st_size == size
-                for name, size in summary.get("artefacts", {}).items()
+                (file := self.path / name).is_file() and file.stat().st_size == artefacts[name] for name in artefacts
             )
         )
 
@@ -286,10 +284,14 @@ class RunDirectory:
 
 def status_of(raw: dict[str, Any] | None) -> Status | None:
     """Return the status that `status.json` held; None where it is none."""
-    try:
-        return Status(**raw) if raw is not None else None
-    except TypeError:
-        return None
+    with suppress(TypeError):
+        status = Status(**raw or {})
+        return status if all(isinstance(getattr(status, name), kind) for name, kind in _KINDS) else None
+    return None
+
+
+_HINTS = get_type_hints(Status).items()
+_KINDS = [(name, kind | int if "float" in str(kind) else kind) for name, kind in _HINTS if name != "state"]
 
 
 def _scheduler_job() -> str:

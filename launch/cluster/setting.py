@@ -54,6 +54,10 @@ def read_setting(file: Path, sweep: Path) -> Setting | None:
     missing = [key for key in ("cluster", "resources", "accounting", "code") if key not in raw]
     if missing:
         raise ConfigError(f"{file} is damaged, it has no {missing[0]}: restore it, or submit the sweep elsewhere.")
+    kinds = {"cluster": dict, "resources": dict, "accounting": bool, "code": str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(raw[key], kind)]
+    if wrong:
+        raise ConfigError(f"{file} is damaged, its {wrong[0]} is none: restore it, or submit the sweep elsewhere.")
     code = str(sweep / raw["code"])  # a snapshot moves with its sweep
     cluster, own = validate(Cluster, raw["cluster"]), raw["resources"]
     return Setting(cluster, own, raw["accounting"], code, raw.get("home", ""), raw.get("after", ""))

@@ -163,7 +163,13 @@ class Journal:
 
     def ledger(self) -> Ledger:
         """Read the journal."""
-        return read_ledger(_rows(self._file))
+        try:
+            return read_ledger(_rows(self._file))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self._file} is damaged: a line of it has no {str(error).strip(chr(39))}; restore it, or submit the sweep "
+                "elsewhere."
+            ) from None
 
     def log_file(self, run: str) -> Path:
         """Return where the output of a run is written."""

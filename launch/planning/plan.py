@@ -23,6 +23,7 @@ from kv_align.runs.progress import progress_bar
 from kv_align.runs.provenance import git_state, package_versions
 from kv_align.runs.sweep_dir import Plan, PlannedRun
 from launch.cluster.schema import read_choice
+from launch.planning.criteria import check_criteria
 from launch.planning.sweep import Arm, Sweep, seeds_of
 
 
@@ -83,6 +84,7 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
     if baseline != sweep.baseline:
         notes.append(f"the baseline was split by an extra axis: the others are compared with {baseline}.")
     criteria = read_choice("criteria", sweep.criteria, config_dir)
+    check_criteria(criteria, sweep.criteria)
     commit, diff = git_state()
     arms: dict[str, dict[str, Any]] = {}
     for cell in cells:
@@ -240,4 +242,7 @@ def _criteria_gap(criteria: dict[str, Any], arms: dict[str, Any], cells: list[Ce
         absent.append(f"loss={primary.get('loss')}")
     if not absent:
         return ""
-    return f"the primary comparison needs {', '.join(absent)}, not in this plan: no verdict can come of it."
+    return (
+        f"the primary comparison needs {', '.join(absent)}, not in this plan: no verdict can come of it; criteria of your "
+        "own name your arms (sweep.criteria=NAME, see conf/README.md)."
+    )

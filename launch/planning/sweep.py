@@ -57,6 +57,7 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
         If there is no such sweep, or a key or value that it does not allow.
     """
     raw = read_choice("sweep", name, config_dir)
+    raw.setdefault("name", name)
     if "arms" not in raw:
         raise ConfigError(
             f"sweep={name} is not allowed: its file declares no arms; choose one that does, such as expected_results."
@@ -78,6 +79,9 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
     twice = set(sweep.arms) & set(sweep.controls)
     if twice:
         raise invalid_value("controls", sorted(twice)[0], "names that are not arms too")
+    doubled = [loss for loss in sweep.losses if sweep.losses.count(loss) > 1]
+    if doubled:
+        raise ConfigError(f"losses: {doubled[0]} stands twice; leave one of them out.")
     if not sweep.losses:
         raise invalid_value("losses", "[]", "a list of at least one loss")
     for label, arm in {**sweep.arms, **sweep.controls}.items():

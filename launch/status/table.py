@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kv_align.runs.program import program
 from launch.executors.base import SchedulerUnavailable
 from launch.status.judgement import STUCK, WAITING, Overview, RunState, counts_in_words, needs
 
@@ -137,7 +138,7 @@ def _lines(now: Overview) -> list[Text]:
     if now.planned and set(again) - {"missing"}:
         path = Path(now.path)
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        lines.append(Text(f"to queue {len(again)} of them again: python -m launch resume {shown}"))
+        lines.append(Text(f"to queue {len(again)} of them again: {program('launch')} resume {shown}"))
     return lines
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kv_align.config.help import completion
 from kv_align.config.help.commands import VERBS
 from kv_align.config.help.completion import complete
 from kv_align.config.help.describe import (
@@ -141,7 +142,7 @@ def test_without_a_command_and_with_a_wrong_one_it_says_what_there_is(tmp_path: 
     nothing, wrong = kv_align(folder=tmp_path), kv_align("trian", folder=tmp_path)
     assert (nothing.returncode, wrong.returncode) == (2, 2)
     for verb in VERBS:
-        assert f"  {verb} " in nothing.stdout
+        assert f"  {verb} " in nothing.stderr
     assert wrong.stderr == f"kv-align: trian is no command; use one of {', '.join(VERBS)}.\n"
 
 
@@ -197,3 +198,14 @@ def test_an_interruption_while_a_command_still_imports_is_one_line(module: str, 
     command = [sys.executable, "-m", module, "seed=1"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (75, "kv-align: interrupted; run the same command again to go on\n")
+
+
+def test_the_completion_of_nothing_is_every_command_and_other_shells_are_refused(monkeypatch, capsys):
+    assert set(complete("")) == {f"{verb} " for verb in VERBS}
+    monkeypatch.setattr(sys, "argv", ["kv-align completion", "zsh"])
+    with pytest.raises(SystemExit) as left:
+        completion.main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        "kv-align: completion takes no words: it writes for bash; put its output into eval.\n"
+    )

@@ -10,6 +10,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from kv_align.config import options
+from kv_align.config.cli import train_main
+from kv_align.config.compose import compose_config
 from kv_align.config.options import (
     LayerList,
     NonNegativeFloat,
@@ -22,6 +24,7 @@ from kv_align.config.options import (
     options_of,
     parameters_of,
 )
+from kv_align.runs.errors import ConfigError
 
 WriteModule = Callable[[str], str]
 _numbers = itertools.count()
@@ -227,3 +230,51 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
         f"option_{name}": getattr(options, name) for name in named
     }
     assert len(named) == 8
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        (
+            {"WORLD_SIZE": "abc", "RANK": "0"},
+            "WORLD_SIZE=abc is not allowed with RANK=0: start the processes with torchrun.",
+        ),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 is not allowed with RANK=None: start the processes with torchrun."),
+        ({"RANK": "1"}, "WORLD_SIZE=None is not allowed with RANK=1: start the processes with torchrun."),
+        ({"WORLD_SIZE": "2"}, "RANK=None is not allowed with WORLD_SIZE=2: start the processes with torchrun."),
+        (
+            {"WORLD_SIZE": "2", "RANK": "5"},
+            "RANK=5 is not allowed with WORLD_SIZE=2: start the processes with torchrun.",
+        ),
+    ],
+    ids=str,
+)
+def test_half_of_what_says_which_process_this_is_is_refused(environment, sentence, monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as left:
+        train_main(lambda config, path: "finished")
+    assert (left.value.code, capsys.readouterr().err) == (2, f"kv-align: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "hub.repo='na me/repo'",
+            "hub.repo='na me/repo' is not allowed: set hub.repo to a repository's name on the hub",
+        ),
+        (f"hub.repo={'n' * 300}/r", "is not allowed: set hub.repo to a repository's name on the hub"),
+        (
+            "seed=99999999999999999999999",
+            "seed=99999999999999999999999 is not allowed: set seed to a number of at most",
+        ),
+        ("evaluation.lm_eval=' '", "evaluation.lm_eval"),
+    ],
+)
+def test_a_name_or_a_number_that_would_fail_at_the_end_is_refused_at_once(override, sentence):
+    with pytest.raises(ConfigError) as refused:
+        compose_config([override])
+    assert sentence in str(refused.value)

@@ -1,7 +1,12 @@
 """Every way to ask for something wrong: one sentence with key, value, and what is allowed; exit 2; nothing queued."""
 
-import pytest
+import json
+import shutil
 
+import pytest
+import yaml
+
+from kv_align.config.targets import config_directory
 from tests.launch.sweeps import CONF, launch
 
 WRONG = [
@@ -142,8 +147,61 @@ def test_criteria_are_declared_before_the_runs(done, tmp_path):
     (tmp_path / "conf" / "criteria").mkdir(parents=True)
     (tmp_path / "conf" / "sweep").mkdir()
     (tmp_path / "conf" / "sweep" / "tiny.yaml").write_text((CONF / "sweep" / "tiny.yaml").read_text())
-    easy = "name: default\nprimary: {arm: v4_0_2, baseline: baseline, loss: kv}\nalpha: 0.5\n"
-    (tmp_path / "conf" / "criteria" / "default.yaml").write_text(easy)
+    default = yaml.safe_load((config_directory() / "criteria" / "default.yaml").read_text())
+    (tmp_path / "conf" / "criteria" / "default.yaml").write_text(yaml.safe_dump({**default, "alpha": 0.5}))
     told = launch(*sweep.words[:-1], str(tmp_path / "conf"))
     assert told.code == 2
     assert "was frozen with other success criteria" in told.err
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"alhpa": 0.1}, "alhpa is an unknown key: criteria=mine has the keys alpha,"),
+        ({"alpha": 0}, "criteria=mine: alpha=0 is not allowed"),
+        ({"alpha": float("nan")}, "criteria=mine: alpha=nan is not allowed"),
+        ({"seeds": True}, "criteria=mine: seeds=true is not allowed"),
+        ({"seeds": "010"}, "criteria=mine: seeds=010 is not allowed"),
+        ({"training_window": [500, 1]}, "criteria=mine: training_window=[500, 1] is not allowed"),
+    ],
+    ids=str,
+)
+def test_criteria_of_ones_own_are_looked_at_before_a_sweep_is_frozen_with_them(tmp_path, change, sentence):
+    default = yaml.safe_load((config_directory() / "criteria" / "default.yaml").read_text())
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "criteria").mkdir()
+    (conf / "criteria" / "mine.yaml").write_text(yaml.safe_dump({**default, **change}))
+    words = ("sweep=tiny", "sweep.criteria=mine", "cluster=debug", f"output_dir={tmp_path / 'out'}")
+    told = launch("submit", *words, "--config-dir", str(conf))
+    assert told.code == 2
+    assert told.err.startswith(f"launch: {sentence}"), told.err
+    assert told.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_stands_twice_is_refused(tmp_path):
+    words = ("sweep=tiny", "cluster=debug", "losses=[kv,kv]", f"output_dir={tmp_path}")
+    told = launch("submit", *words, "--config-dir", str(CONF))
+    assert (told.code, told.err) == (2, "launch: losses: kv stands twice; leave one of them out.\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("cluster.json", {"code": 7}, "cluster.json is damaged, its code is none"),
+        ("cluster.json", {"resources": "x"}, "cluster.json is damaged, its resources is none"),
+        ("journal.jsonl", {"event": "submitted"}, "journal.jsonl is damaged: a line of it has no uid"),
+    ],
+)
+def test_what_launch_wrote_and_was_damaged_is_one_sentence(done, file, damage, sentence):
+    sweep = done("seeds=1")
+    path = sweep.path / "launch" / file
+    if file.endswith("l"):
+        path.write_text(path.read_text() + json.dumps(damage) + "\n")
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    for verb in ("status", "cancel"):
+        told = launch(verb, str(sweep.path))
+        assert (told.code, told.err.count("\n")) == (2, 1)
+        assert sentence in told.err

@@ -11,6 +11,7 @@ import sys
 
 from kv_align.config.help.commands import VERBS
 from kv_align.config.help.describe import choices, groups_of, keys_of_entry
+from kv_align.runs.program import COMMAND
 
 _SCRIPT = """\
 _kv_align() {
@@ -44,7 +45,7 @@ _LAUNCH_OPTIONS = {
 
 def complete(line: str) -> list[str]:
     """Return what the last word of a command line can become; a finished word ends with a space."""
-    words = line.split(" ")[1:]
+    words = line.split(" ")[1:] or [""]
     last, before = words[-1], [word for word in words[:-1] if word]
     if not before:
         return _matching([f"{verb} " for verb in VERBS], last)
@@ -94,6 +95,9 @@ def main() -> None:
     """Print the shell's script, or the completions of a line."""
     if sys.argv[1:2] == ["--"]:
         print("\n".join(complete(" ".join(sys.argv[2:]))))
+    elif sys.argv[1:]:
+        print(f"{COMMAND}: completion takes no words: it writes for bash; put its output into eval.", file=sys.stderr)
+        sys.exit(2)
     else:
         print(_SCRIPT, end="")
 
