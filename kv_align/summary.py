@@ -269,6 +269,7 @@ def main() -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="one row for each finished run, as CSV")
     form.add_argument("--json", action="store_true", help="what each finished run wrote at its end, as JSON")
+    parser.add_argument("--baseline", default="baseline", metavar="ARM", help="compared with (default: %(default)s)")
     asked = parser.parse_args()
     try:
         there = asked.folder.is_dir()
@@ -278,7 +279,7 @@ def main() -> None:
         print(f"kv-align: {asked.folder} is no folder: name one that holds runs, such as outputs.", file=sys.stderr)
         sys.exit(2)
     if not (asked.csv or asked.json):
-        print_comparison(asked.folder, "baseline", Console())
+        print_comparison(asked.folder, asked.baseline, Console())
         return
     runs = [run for cell in collect(asked.folder)[0].values() for run in cell]
     if asked.json:

@@ -192,3 +192,16 @@ def test_the_command_line_gives_tables_for_other_programs(
         capsys.readouterr().err
         == f"kv-align: {tmp_path}/none is no folder: name one that holds runs, such as outputs.\n"
     )
+
+
+def test_any_arm_may_be_the_one_that_is_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for seed, (flat, heads) in enumerate([(1.0, 0.9), (1.2, 1.0)]):
+        write_run(tmp_path, "flat", "kv", seed, flat)
+        write_run(tmp_path, "heads", "kv", seed, heads)
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path), "--baseline", "flat"])
+    main()
+    printed = capsys.readouterr().out
+    assert "against flat" in " ".join(printed.split())
+    assert "2/2" in printed

@@ -29,14 +29,14 @@ _OPTIONS = {
     "train": ("--multirun", "--help", "--cfg", "--config-dir"),
     "profile": ("--steps", "--help", "--config-dir"),
     "pretrain": ("--help", "--config-dir"),
-    "summary": ("--csv", "--json", "--help"),
+    "summary": ("--baseline", "--csv", "--json", "--help"),
     "report": ("--criteria", "--baseline", "--require", "--verify", "--help"),
     "collect": ("--verify", "--help"),
     "compare": ("--output", "--help"),
 }
 _VERBS = ("submit", "plan", "status", "logs", "resume", "cancel", "extend")
 _LAUNCH_OPTIONS = {
-    "submit": ("--dry-run", "--canary", "--wait", "--when-full", "--config-dir", "--help"),
+    "submit": ("--dry-run", "--canary", "--after", "--wait", "--when-full", "--config-dir", "--help"),
     "status": ("--watch", "--json", "--help"),
     "logs": ("--follow", "--help"),
     "resume": ("--retry", "--help"),
