@@ -89,8 +89,9 @@ class Loop:
 
     def resume(self) -> bool:
         """Go back to the newest sound checkpoint, if there is one; whether there was."""
-        # Of a checkpoint whose earlier steps are nowhere no whole run would come.
-        newest = checkpoint.newest_sound(self._checkpoints) if self._run.metrics_file.exists() else None
+        # Of a checkpoint whose earlier steps are nowhere no whole run would come; looked for where the first process writes.
+        there = RunDirectory(self._checkpoints.parent).metrics_file.exists()
+        newest = checkpoint.newest_sound(self._checkpoints) if there else None
         if newest is not None:
             state = checkpoint.restore(self._accelerator, newest, self._schedule)
             self._stopwatch.go_on(state.pop("overhead", {}))
