@@ -99,7 +99,9 @@ def _tasks(value: object) -> object:
     """Return one name as a list of it, and no names as None."""
     if isinstance(value, str):
         value = [value]
-    return [each.strip() if isinstance(each, str) else each for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        value = [each.strip() if isinstance(each, str) else each for each in value]
+    return value or None
 
 
 class EvaluationConfig(Section):
