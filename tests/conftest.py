@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread, shapes checked at every public border, tiny models made on the spot."""
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def _signals_are_as_they_were() -> Iterator[None]:
     before = [signal.getsignal(number) for number in _SIGNALS]
     yield
     assert [signal.getsignal(number) for number in _SIGNALS] == before
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back() -> Iterator[None]:
+    """Commands that are run in process set the root's level and handlers, and a later test reads what is logged."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="module", autouse=True)

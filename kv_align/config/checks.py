@@ -27,8 +27,7 @@ def check_places(config: Config) -> None:
     if not config.teacher_cache.strip():
         raise invalid_value("teacher_cache", repr(config.teacher_cache), "auto, off, or the name of a folder")
     if config.hub.repo is not None:
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils._validators import validate_repo_id
+        from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
         try:
             validate_repo_id(config.hub.repo)

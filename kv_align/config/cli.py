@@ -141,9 +141,10 @@ def _check_processes() -> None:
     world, rank = (os.environ.get(name) for name in ("WORLD_SIZE", "RANK"))
     if world in (None, "1") and rank in (None, "0"):
         return
-    if world is None or not world.isdecimal() or int(world) < 1:
-        raise ConfigError(f"WORLD_SIZE={world} is not allowed with RANK={rank}: start the processes with torchrun.")
-    if rank is None or not rank.isdecimal() or int(rank) >= int(world):
+    if world is None or rank is None:
+        said, missing = (f"WORLD_SIZE={world}", "RANK") if rank is None else (f"RANK={rank}", "WORLD_SIZE")
+        raise ConfigError(f"{said} is not allowed without {missing}: start the processes with torchrun, or unset it.")
+    if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
         raise ConfigError(f"RANK={rank} is not allowed with WORLD_SIZE={world}: start the processes with torchrun.")
 
 

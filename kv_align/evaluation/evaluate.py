@@ -112,7 +112,7 @@ class Evaluator:
         quality, outcomes, scored = Agreement(), [], 0
         phase = Phase(student_learns=True, aligner_learns=True)
         with evaluating(distiller):
-            batches = list(self._collated(self._config.validation_examples))
+            batches = self._collated(self._config.validation_examples)
             counts = Counts.of(batches)
             weights = distiller.loss.weights(0, 1)
             for batch in _one_by_one(batches):
@@ -132,7 +132,7 @@ class Evaluator:
     def teacher_loss(self) -> float:
         """Cross-entropy in nats per scored token of the teacher on the validation split as it reads it."""
         total, scored = 0.0, 0
-        for batch in _one_by_one(list(self._collated(self._config.validation_examples))):
+        for batch in _one_by_one(self._collated(self._config.validation_examples)):
             with self._autocast():
                 losses = self._teacher_losses.read(batch, (TOKEN_LOSSES,))["token_losses"]
             total += losses.sum().item()
@@ -187,7 +187,7 @@ class Evaluator:
         warp = SegmentWarp(smoothness=0.0, ratios={})
         halves: dict[str, list[list[Tensor]]] = {kind: [[], []] for kind in ("xk", "yk", "xv", "yv")}
         with evaluating(self._student.model):
-            for number, batch in enumerate(_one_by_one(list(self._collated(self._config.probe_examples)))):
+            for number, batch in enumerate(_one_by_one(self._collated(self._config.probe_examples))):
                 here = batch.to(self._student.model.device)
                 with self._autocast():
                     states = self._raw_teacher.read(here, (KEYS_VALUES,))
@@ -211,12 +211,11 @@ class Evaluator:
     def _examples(self, limit: int) -> range:
         return range(min(limit, len(self._validation.examples)))
 
-    def _collated(self, limit: int) -> Iterator[Batch]:
+    def _collated(self, limit: int) -> list[Batch]:
         """Matched batches of the first `limit` examples; at least two where there are two examples."""
         examples = self._examples(limit)
         size = max(1, min(self._config.batch_size, (len(examples) + 1) // 2))
-        for start in examples[::size]:
-            yield self._validation.collate(list(examples[start : start + size]))
+        return [self._validation.collate(list(examples[start : start + size])) for start in examples[::size]]
 
 
 def _one_by_one(batches: Sequence[Batch]) -> Iterator[Batch]:

@@ -6,7 +6,8 @@ The harness is an extra (`kv-align[lm_eval]`), imported only where tasks are ask
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.preemption import Preempted, leave_if_asked
+from kv_align.runs.preemption import leave_if_asked
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,9 +35,10 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """
     if not tasks:
         return
-    from lm_eval.tasks import TaskManager
+    with _logging_kept():
+        from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+        manager = TaskManager()
     for task in tasks:
         if not Path(task).is_file() and task not in manager.all_tasks:
             raise ConfigError(
@@ -44,7 +46,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
                 "one that `lm-eval ls tasks` shows."
             )
         try:
-            manager.load([task])
+            with _logging_kept():
+                manager.load([task])
         except Exception as error:
             raise ConfigError(
                 f"evaluation.lm_eval={task} cannot be loaded ({_one_line(error)}): see that its data can be reached, or "
@@ -75,22 +78,13 @@ def task_scores(tasks: Sequence[str], student: Path, device: torch.device, batch
     Preempted
         If the run is asked to leave.
     """
-    if not tasks:
-        return {}
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    model = AutoModelForCausalLM.from_pretrained(student).to(device).eval()
-    harness = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(student), batch_size=batch_size)
-    manager, scores = TaskManager(), dict[str, float]()
+    scores: dict[str, float] = {}
     for task in tasks:
         leave_if_asked()
         try:
-            result = simple_evaluate(harness, tasks=[task], task_manager=manager, bootstrap_iters=0, log_samples=False)
-            scores |= scores_of(task, {} if result is None else result["results"])
-        except Preempted:
-            raise
+            with _logging_kept():
+                results = _results(task, student, device, batch_size)
+            scores |= scores_of(task, results)
         except Exception as error:
             LOGGER.warning(
                 "evaluation.lm_eval=%s failed (%s): it is missing in the summary; the student in %s can be given to lm-eval "
@@ -121,6 +115,28 @@ def scores_of(task: str, results: dict[str, dict[str, Any]]) -> dict[str, float]
                 suffix = "" if filtered == "none" else f"_{filtered}"
                 scores[f"lm_eval_{name}_{metric}{suffix}"] = float(value)
     return scores
+
+
+def _results(task: str, student: Path, device: torch.device, batch_size: int) -> dict[str, dict[str, Any]]:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    model = AutoModelForCausalLM.from_pretrained(student).to(device).eval()
+    harness = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(student), batch_size=batch_size)
+    result = simple_evaluate(harness, tasks=[task], bootstrap_iters=0, log_samples=False)
+    return {} if result is None else result["results"]
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Undo what the harness does to the process's logging: it gives the root a handler and a level of its own."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _one_line(error: Exception) -> str:

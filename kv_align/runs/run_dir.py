@@ -191,7 +191,8 @@ class RunDirectory:
         """Whether no step was trained here: all that an attempt left is what it was told and why it ended."""
         status = self.status()
         left = (self.provenance_file, self.metrics_file, self.summary_file, self.student, self.checkpoints)
-        return status is not None and status.step == 0 and not any(file.exists() for file in left)
+        over = status is not None and status.state != "running" and status.step == 0
+        return over and not any(file.exists() for file in left)
 
     def refuse_to_redo(self) -> None:
         """Raise ConfigError for a finished run that lost artefacts which no checkpoint can give back.
@@ -202,15 +203,12 @@ class RunDirectory:
         finished = status is not None and status.state == "finished" and self.summary_file.exists()
         if finished and not self.is_complete() and not (self.metrics_file.exists() and any(self.checkpoints.glob("*"))):
             raise ConfigError(
-                f"{self.path} holds this run, finished, but its student or metrics are gone, and so are the checkpoints that "
-                "could give them back: nothing was overwritten; restore them, or choose another run_name or output_dir."
+                f"{self.path} holds this run, finished, but its student or metrics are gone, and no checkpoint can give them "
+                "back: nothing was overwritten; restore them, or choose another run_name or output_dir."
             )
 
     def begin(self, config: dict[str, Any], *, arm: str, content_hash: str, total_steps: int) -> Status:
-        """Write the configuration and a `running` status, and return it. Call it with the lock held.
-
-        Raises as `earlier_attempt` does.
-        """
+        """Write the configuration and a `running` status, and return it; with the lock held. Raises as `earlier_attempt`."""
         before = self.earlier_attempt(content_hash)
         now = time.time()
         status = Status(

@@ -165,10 +165,9 @@ class Journal:
         """Read the journal."""
         try:
             return read_ledger(_rows(self._file))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError):
             raise ConfigError(
-                f"{self._file} is damaged: a line of it has no {str(error).strip(chr(39))}; restore it, or submit the sweep "
-                "elsewhere."
+                f"{self._file} is damaged: a line of it lacks what belongs to it; restore it, or submit the sweep elsewhere."
             ) from None
 
     def log_file(self, run: str) -> Path:

@@ -16,7 +16,7 @@ from kv_align.evaluation.harness import check_tasks, scores_of, task_scores
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
-from tests.short_runs import short_config
+from tests.short_runs import results, short_config
 
 SUMS = [(a, b) for a in range(2, 8) for b in range(3, 6)]
 
@@ -65,13 +65,20 @@ def likeliest(folder):
     return right / len(SUMS)
 
 
-def test_a_run_ends_with_the_scores_of_its_saved_student(task, tmp_path):
+def test_a_run_ends_with_the_scores_of_its_saved_student(task, tmp_path, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    root.setLevel(logging.WARNING)
     config = short_config("experiment=none", "trainer.max_steps=2", f"evaluation.lm_eval=[{task}]")
     assert do_run(config, tmp_path / "run") == "finished"
+    assert (root.level, root.handlers) == (logging.WARNING, []), "lm_eval sets both (lm_eval.utils.setup_logging)"
     run = RunDirectory(tmp_path / "run")
     summary = json.loads(run.summary_file.read_text())
     assert summary["lm_eval_sums_acc"] == pytest.approx(likeliest(run.student))
     assert 0 < summary["lm_eval_sums_acc"] < 1
+    assert do_run(short_config("experiment=none", "trainer.max_steps=2"), tmp_path / "without") == "finished"
+    without = RunDirectory(tmp_path / "without")
+    assert results(run) | {"summary": None} == results(without) | {"summary": None}, "no other number hangs on it"
     assert summary["overhead_s_by_part"]["harness"] > 0
     assert "lm_eval" in json.loads(run.provenance_file.read_text())["attempts"][0]["extras"]
 
@@ -117,6 +124,13 @@ def test_a_task_that_fails_ends_no_run_and_no_other_task(task, tmp_path, monkeyp
         scores = task_scores(["first", "second"], student, torch.device("cpu"), 4)
     assert (scores, done) == ({"lm_eval_second_acc": 0.5}, ["first", "second"])
     assert "evaluation.lm_eval=first failed (no data): it is missing in the summary" in caplog.text
+
+
+def test_a_student_that_the_harness_cannot_load_ends_no_run(task, tmp_path, caplog):
+    (tmp_path / "student").mkdir()
+    with caplog.at_level(logging.WARNING, harness.__name__):
+        assert task_scores([str(task)], tmp_path / "student", torch.device("cpu"), 4) == {}
+    assert "sums.yaml failed (" in caplog.text
 
 
 def test_of_a_group_what_is_said_of_the_whole():

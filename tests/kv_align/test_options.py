@@ -237,14 +237,20 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
     [
         (
             {"WORLD_SIZE": "abc", "RANK": "0"},
-            "WORLD_SIZE=abc is not allowed with RANK=0: start the processes with torchrun.",
+            "RANK=0 is not allowed with WORLD_SIZE=abc: start the processes with torchrun.",
         ),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 is not allowed with RANK=None: start the processes with torchrun."),
-        ({"RANK": "1"}, "WORLD_SIZE=None is not allowed with RANK=1: start the processes with torchrun."),
-        ({"WORLD_SIZE": "2"}, "RANK=None is not allowed with WORLD_SIZE=2: start the processes with torchrun."),
+        (
+            {"WORLD_SIZE": "0", "RANK": "0"},
+            "RANK=0 is not allowed with WORLD_SIZE=0: start the processes with torchrun.",
+        ),
         (
             {"WORLD_SIZE": "2", "RANK": "5"},
             "RANK=5 is not allowed with WORLD_SIZE=2: start the processes with torchrun.",
+        ),
+        ({"RANK": "1"}, "RANK=1 is not allowed without WORLD_SIZE: start the processes with torchrun, or unset it."),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 is not allowed without RANK: start the processes with torchrun, or unset it.",
         ),
     ],
     ids=str,

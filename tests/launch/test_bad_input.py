@@ -191,7 +191,7 @@ def test_a_loss_that_stands_twice_is_refused(tmp_path):
     [
         ("cluster.json", {"code": 7}, "cluster.json is damaged, its code is none"),
         ("cluster.json", {"resources": "x"}, "cluster.json is damaged, its resources is none"),
-        ("journal.jsonl", {"event": "submitted"}, "journal.jsonl is damaged: a line of it has no uid"),
+        ("journal.jsonl", {"event": "submitted"}, "journal.jsonl is damaged: a line of it lacks what belongs to it"),
     ],
 )
 def test_what_launch_wrote_and_was_damaged_is_one_sentence(done, file, damage, sentence):
