@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +107,8 @@ class RealSlurm:
             (self.dir / name).mkdir()
         self.environment = dict(os.environ, SLURM_CONF=str(self.conf), MYSQL_UNIX_PORT=f"{self.dir}/mysql.sock")
         self.processes: dict[str, subprocess.Popen] = {}
+        self._commands: dict[str, tuple[str, ...]] = {}
+        self._lock, self._stopped = threading.RLock(), threading.Event()
 
     def start(self) -> None:
         key = self.dir / "munge.key"
@@ -116,9 +119,9 @@ class RealSlurm:
                     f"--seed-file={self.dir}/munged.seed")  # fmt: skip
         self._start_database()
         self.start_accounting()
-        self.call("sacctmgr", "-i", "add", "cluster", "local")
-        self.call("sacctmgr", "-i", "add", "account", "mine")
-        self.call("sacctmgr", "-i", "add", "user", "root", "account=mine", "defaultaccount=mine")
+        self._add("cluster", "local")
+        self._add("account", "mine")
+        self._add("user", "root", "account=mine", "defaultaccount=mine")
         self.start_controller("-c")
         for node in ("n1", "n2"):
             self.start_node(node)
@@ -128,16 +131,40 @@ class RealSlurm:
         self._spawn("slurmdbd", "slurmdbd", "-D")
         self.until("slurmdbd answers", lambda: self.call("sacctmgr", "-n", "show", "cluster").returncode == 0)
 
+    def _add(self, kind: str, name: str, *more: str) -> None:
+        def there() -> bool:
+            self.call("sacctmgr", "-i", "add", kind, name, *more)
+            return name in self.out("sacctmgr", "-n", "-P", "show", kind, f"format={kind}").split()
+
+        self.until(f"accounting knows the {kind} {name}", there)
+
     def _start_database(self) -> None:
         data = self.dir / "db"
         install = ["mysql_install_db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
-        subprocess.run(
-            [*install, "--auth-root-authentication-method=normal"], check=True, capture_output=True, timeout=120
-        )
+
+        def installed() -> bool:
+            shutil.rmtree(data)
+            data.mkdir()
+            done = self.call(*install, "--auth-root-authentication-method=normal")
+            (self.dir / "mysql_install_db.out").write_text(done.stdout + done.stderr)
+            return done.returncode == 0
+
+        self.until("the database is installed", installed)
         self._spawn("mysqld", "mysqld", "--no-defaults", f"--datadir={data}", f"--socket={self.dir}/mysql.sock",
                     "--skip-networking", "--user=root", f"--pid-file={self.dir}/mysqld.pid",
                     "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0")  # fmt: skip
         self.until("the database answers", lambda: (self.dir / "mysql.sock").exists())
+        # MariaDB 10.11.19 crashes once in a while, and takes slurmdbd with it where that is just starting.
+        threading.Thread(target=self._keep_alive, args=("mysqld", "slurmdbd"), daemon=True).start()
+
+    def _keep_alive(self, *names: str) -> None:
+        """Start again what ended though nobody ended it: that has no entry in `processes` any more."""
+        while not self._stopped.wait(0.3):
+            for name in names:
+                with self._lock:
+                    process = self.processes.get(name)
+                    if process is not None and process.poll() is not None:
+                        self._spawn(name, *self._commands[name])
 
     def start_controller(self, *options: str) -> None:
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf), *options)
@@ -147,7 +174,8 @@ class RealSlurm:
         self._spawn(node, "slurmd", "-D", "-N", node, "-f", str(self.conf))
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        process = self.processes.pop(name)
+        with self._lock:
+            process = self.processes.pop(name)
         process.send_signal(number)
         process.wait(timeout=60)
 
@@ -230,6 +258,9 @@ class RealSlurm:
     def stop(self) -> None:
         self.call("scancel", "--user=root")
         time.sleep(1)
+        self._stopped.set()
+        with self._lock:
+            pass  # whatever is being started again is in `processes` now
         for name in reversed(list(self.processes)):
             process = self.processes.pop(name)
             process.terminate()
@@ -241,7 +272,8 @@ class RealSlurm:
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def _spawn(self, name: str, *command: str) -> None:
-        with (self.dir / f"{name}.out").open("ab") as log:
+        self._commands[name] = command
+        with self._lock, (self.dir / f"{name}.out").open("ab") as log:
             # If the tests themselves are killed, their daemons go with them.
             self.processes[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command],
