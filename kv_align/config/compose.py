@@ -26,6 +26,9 @@ from kv_align.config.identity import content_hash
 from kv_align.config.resolve import resolve
 from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
+from kv_align.runs.values import check_own_file
+
+_READ_BY_LAUNCH = ("cluster", "sweep", "criteria")  # in decimal numbers
 
 
 def compose_raw(
@@ -237,6 +240,9 @@ def _hydra(config_dir: str | None) -> Iterator[list[str]]:
     """Make `conf/` the configuration, whatever Hydra was doing before; yields overrides that add the user's folder."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir={config_dir} is not allowed: there is no such folder; correct the path.")
+    for file in [] if config_dir is None else sorted(Path(config_dir).glob("*/*.yaml")):
+        if (config_directory() / file.parent.name).is_dir() and file.parent.name not in _READ_BY_LAUNCH:
+            check_own_file(file)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

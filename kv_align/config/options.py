@@ -23,8 +23,10 @@ PositiveFloat = Annotated[float, Gt(0), AllowInfNan(False)]
 NonNegativeFloat = Annotated[float, Ge(0), AllowInfNan(False)]
 UnitFloat = Annotated[float, Ge(0), Le(1)]
 FractionFloat = Annotated[float, Ge(0), Lt(1)]
-PositiveInt = Annotated[int, Gt(0)]
-NonNegativeInt = Annotated[int, Ge(0)]
+PositiveInt = Annotated[int, Gt(0), Le(2**63 - 1)]
+NonNegativeInt = Annotated[int, Ge(0), Le(2**63 - 1)]
+Count = Annotated[int, Gt(0), Le(10_000_000)]
+"""Of things that are made and held in memory."""
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Parts = Annotated[dict[str, Any], MinLen(2)]
 """Choices of a group that together are one of its choices, by the names under which their options are changed."""
@@ -43,6 +45,7 @@ _ANNOTATION_NAMES: dict[str, Any] = {
     "FractionFloat": FractionFloat,
     "PositiveInt": PositiveInt,
     "NonNegativeInt": NonNegativeInt,
+    "Count": Count,
     "Decay": Decay,
     "Parts": Parts,
     "LayerList": LayerList,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import random
 
-from kv_align.config.options import PositiveInt
+from kv_align.config.options import Count
 from kv_align.data.example import DataSource, Example, Split
+from kv_align.runs.progress import progress_bar
 
 # fmt: off
 _NAMES = (
@@ -45,11 +46,11 @@ class Arithmetic(DataSource):
     def __init__(
         self,
         *,
-        train_examples: PositiveInt = 8192,
-        validation_examples: PositiveInt = 256,
-        test_examples: PositiveInt = 256,
-        min_steps: PositiveInt = 2,
-        max_steps: PositiveInt = 5,
+        train_examples: Count = 8192,
+        validation_examples: Count = 256,
+        test_examples: Count = 256,
+        min_steps: Count = 2,
+        max_steps: Count = 5,
     ) -> None:
         if min_steps > max_steps:
             raise ValueError(f"data.min_steps={min_steps} is above data.max_steps={max_steps}: lower the first")
@@ -58,7 +59,12 @@ class Arithmetic(DataSource):
 
     def examples(self, split: Split) -> list[Example]:
         """Return the problems of a split; their number is the only thing that depends on the settings' counts."""
-        return [self._example(split, index) for index in range(self._counts[split])]
+        made = []
+        with progress_bar(f"{split} problems", self._counts[split]) as advance:
+            for index in range(self._counts[split]):
+                made.append(self._example(split, index))
+                advance(1)
+        return made
 
     def _example(self, split: Split, index: int) -> Example:
         generator = random.Random(f"kv-align arithmetic {split} {index}")

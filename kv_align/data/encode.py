@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kv_align.data.chat import chat_segments
 from kv_align.data.example import Example, Segment
+from kv_align.runs.preemption import leave_if_asked
 
 _AT_ONCE = 512
 
@@ -73,12 +74,14 @@ def write(examples: Iterable[Example], tokenizer: PreTrainedTokenizerFast) -> li
     ValueError
         If a conversation cannot be written by its chat template.
     """
-    return [
-        Written(chat_segments(example, tokenizer), whole=True)
-        if example.turns
-        else Written(example.segments(), whole=False)
-        for example in examples
-    ]
+    written = []
+    for example in examples:
+        leave_if_asked()
+        if example.turns:
+            written.append(Written(chat_segments(example, tokenizer), whole=True))
+        else:
+            written.append(Written(example.segments(), whole=False))
+    return written
 
 
 def encode(examples: Iterable[Example], tokenizer: PreTrainedTokenizerFast, max_length: int) -> list[Encoded]:

@@ -25,6 +25,7 @@ from kv_align.data.example import DataSource
 from kv_align.losses.base import Loss, Pairing
 from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry
+from kv_align.models.devices import is_out_of_memory
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.seeds import derive_seed
 
@@ -63,12 +64,20 @@ def make(choice: Choice, *arguments: Any) -> Any:
     Raises
     ------
     ConfigError
-        If the target refuses an option, cannot be imported, or is not all that its group asks for.
+        If the target refuses an option, cannot be imported, or is not all that its group asks for, or where what it makes
+        finds no room in memory.
     """
     try:
         return get_object(choice.target)(*arguments, **choice.options)
     except ValueError as error:
         raise ConfigError(f"{choice.name}: {error}.") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
+        raise ConfigError(
+            f"{choice.name} is not allowed with {options}: what it makes finds no room in memory; lower one of these."
+        ) from error
     except (ImportError, TypeError) as error:
         message = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"_target_={choice.target} is not allowed: {message}; correct that class.") from error

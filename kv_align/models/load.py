@@ -24,7 +24,7 @@ from kv_align.config.config import ModelConfig
 from kv_align.config.model_card import model_path, tokenizer_path
 from kv_align.models.adapter import Adapter
 from kv_align.models.capture.prepare import Geometry, prepare
-from kv_align.models.devices import stored
+from kv_align.models.devices import is_out_of_memory, stored
 from kv_align.models.placement import check_names, check_processes, loading_options, offload_folder, placeable
 from kv_align.models.quantization import check_widths, keep_layout
 from kv_align.runs.errors import ConfigError
@@ -267,10 +267,8 @@ class _readable:  # noqa: N801 - a context manager, read as a statement
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if (
-            isinstance(error, Exception) and not memory and not isinstance(error, ConfigError)
-        ):  # a library's, of any kind
+        own = isinstance(error, ConfigError)
+        if isinstance(error, Exception) and not own and not is_out_of_memory(error):  # a library's, of any kind
             first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             first_line = first_line if isinstance(error, OSError | ValueError) and first_line else repr(error)[:200]
             raise ConfigError(

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kv_align.config.config import ModelConfig
-from kv_align.models.devices import is_spread
+from kv_align.models.devices import is_out_of_memory, is_spread
 from kv_align.models.quantization import quantization_of
 from kv_align.runs.errors import ConfigError
 
@@ -67,7 +67,7 @@ def placeable(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (AssertionError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, ConfigError | torch.OutOfMemoryError):
+        if isinstance(error, ConfigError) or is_out_of_memory(error):
             raise
         reason = re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".") or type(error).__name__
         raise ConfigError(

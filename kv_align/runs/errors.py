@@ -16,6 +16,11 @@ class ConfigError(ValueError):
     The command line prints it and leaves with exit code 2.
     """
 
+    def __str__(self) -> str:
+        """Return the sentence on one line, whatever line breaks and control characters stand in what it quotes."""
+        text = super().__str__()
+        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 _WANTED = {
     "int_type": "a whole number",

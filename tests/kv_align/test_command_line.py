@@ -17,6 +17,7 @@ import yaml
 
 from kv_align.config.compose import compose_config, compose_raw
 from kv_align.config.identity import content_hash
+from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, Status, read_json
 from tests.conftest import ROOT
 from tests.short_runs import SHORT
@@ -85,6 +86,10 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("loss.lambda_kv=inf", ["loss.lambda_kv=inf is not allowed", "a finite number"]),
         ("trainer.batch_size=${nope}", ["trainer.batch_size cannot be resolved", "nope"]),
     ],
+    "sizes": [
+        ("data.train_examples=1000000000000000000000000", ["data.train_examples=1000000", "at most 1e+07"]),
+        ("trainer.max_steps=10000000000000000000", ["trainer.max_steps=100000", "at most 9.22"]),
+    ],
     "combinations": [
         ("loss=kv+struct aligner=none", ["loss=kv+struct is not allowed with aligner=none", "use aligner=flat"]),
         ("layer_map=list layer_map.layers=[0,1]", ["layer_map=list is not allowed", "2 entries for 3 student layers"]),
@@ -110,6 +115,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("run_name=''", ["run_name='' is not allowed", "or null"]),
         ("run_name=a/b", ["run_name='a/b' is not allowed", "a plain name without slashes"]),
         ("arm=../x", ["arm='../x' is not allowed", "a plain name without slashes"]),
+        ("data=gsm8k data.path='a\nb'", [r"data.path=a\nb is not allowed"]),
         (f"run_name={'n' * 400}", ["run_name=nnnnnnnnnnnnnnnnnnnn... is not allowed", "at most 150 bytes"]),
         ("+inputs={data:abc}", ["have changed since this was frozen"]),
     ],
@@ -164,7 +170,7 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported
     table = [row for topic in BAD_INPUT.values() for row in topic]
     assert len(table) >= 50
     done = subprocess.run(
-        [sys.executable, "-c", TYPE_ALL, json.dumps([command.split() for command, _ in table])],
+        [sys.executable, "-c", TYPE_ALL, json.dumps([command.split(" ") for command, _ in table])],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{trap}{os.pathsep}{ROOT}", "HYDRA_FULL_ERROR": ""},
         capture_output=True,
@@ -317,6 +323,35 @@ def test_a_broken_file_of_the_users_is_one_sentence(own_aligner: Path, trap: Pat
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "conf/aligner/mean.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("scale", "sentence"),
+    [
+        ("010", "YAML reads 010 in line 3 in base 8; write a decimal number, or put quotes around it for text."),
+        ("1:30", "YAML reads 1:30 in line 3 in base 60; write a decimal number, or put quotes around it for text."),
+        ("1:30.5", "YAML reads 1:30.5 in line 3 in base 60; write a decimal number, or put quotes around it for text."),
+        ("&a [1, *a]", "its alias in line 3 leads back to itself."),
+        ("&a {b: {c: *a}}", "its alias in line 3 leads back to itself."),
+    ],
+)
+def test_what_yaml_would_read_otherwise_than_it_is_written_is_refused(
+    scale: str, sentence: str, own_aligner: Path
+) -> None:
+    file = own_aligner / "conf" / "aligner" / "mean.yaml"
+    file.write_text(f"name: mean\n_target_: mean_of_heads.MeanOfHeads\nscale: {scale}\n")
+    with pytest.raises(ConfigError) as refused:
+        compose_raw(["aligner=mean"], config_dir=str(own_aligner / "conf"))
+    assert str(refused.value) == f"{file} is not allowed: {sentence}"
+
+
+def test_numbers_in_other_words_and_values_named_twice_are_read_as_they_are(own_aligner: Path) -> None:
+    file = own_aligner / "conf" / "aligner" / "mean.yaml"
+    file.write_text(
+        "name: mean\n_target_: mean_of_heads.MeanOfHeads\nscale: &a 0.5\ntwice: [*a, *a, 0, -0.0, 1e-3, '010', 0x10]\n"
+    )
+    aligner = compose_raw(["aligner=mean"], config_dir=str(own_aligner / "conf"))["aligner"]
+    assert aligner["twice"] == [0.5, 0.5, 0, -0.0, 0.001, "010", 16]
 
 
 def test_a_users_own_aligner_trains(own_aligner: Path) -> None:

@@ -422,6 +422,14 @@ def test_the_recipe_reads_real_text_too() -> None:
     assert validate(PretrainConfig, compose_raw([], config_name="pretrain")).data.options["train_examples"] == 40000
 
 
+def test_what_finds_no_room_in_memory_is_named_with_its_options(tmp_path: Path) -> None:
+    sentence = (
+        r"^flat is not allowed with mlp_ratio=1000000000000\.0, .*: what it makes finds no room in memory; lower one"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        do_run(short_config("aligner=flat", "aligner.mlp_ratio=1e12"), tmp_path / "run")
+
+
 def test_a_map_that_gives_other_shapes_than_the_students_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,7 @@ def test_a_target_that_is_not_there_is_refused_by_name(target: str, says: str) -
         ("option", "target: its option option has no type"),
         (
             "option: Tensor",
-            "its option option has the type Tensor; known are Annotated, Any, Decay, FractionFloat, ",
+            "its option option has the type Tensor; known are Annotated, Any, Count, Decay, FractionFloat, ",
         ),
         ("option: list[Tensor]", "its option option has the type list[Tensor]; known are"),
         ("option: __import__('os').system", "its option option has the type __import__('os').system; known are"),

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from kv_align.data import prepared
+from kv_align.data.arithmetic import Arithmetic
+from kv_align.data.encode import write
+from kv_align.data.example import Example
 from kv_align.evaluation import evaluate
 from kv_align.evaluation.evaluate import Evaluator
 from kv_align.experiment.assembly import assemble
@@ -20,6 +23,7 @@ from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import RunDirectory, read_rows
 from kv_align.teacher.teacher import Teacher
 from tests.short_runs import results, short_config
+from tests.tiny_tokenizers import byte_level
 
 CONFIG = short_config("evaluation.batch_size=2", "teacher_cache=auto")
 
@@ -121,6 +125,26 @@ def test_an_evaluation_is_left_after_the_batch_that_is_under_way(
     with Preemption(), pytest.raises(Preempted):
         getattr(built.evaluator, what)(*arguments)
     assert len(passes) == 1, "no second batch was begun"
+
+
+def test_problems_and_texts_are_left_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training set of millions, or of conversations that each go through a template, takes minutes."""
+    source, made = Arithmetic(train_examples=8), []
+    examples = source.examples("train")
+
+    def asking(self: object, *given: Any) -> Example:
+        made.append(1)
+        signal.raise_signal(signal.SIGTERM)
+        return examples[0]
+
+    monkeypatch.setattr(Arithmetic, "_example", asking)
+    with Preemption(), pytest.raises(Preempted):
+        source.examples("train")
+    assert len(made) == 1
+    monkeypatch.setattr(Example, "segments", asking)
+    with Preemption(), pytest.raises(Preempted):
+        write(examples, byte_level())
+    assert len(made) == 2
 
 
 def test_a_bar_that_may_be_left_is_left_and_one_that_saves_first_is_not() -> None:
