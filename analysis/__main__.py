@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kv_align.runs.program import program
+
 if TYPE_CHECKING:
     from analysis.report.report import Report
 
@@ -25,20 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _refuse_wrong_folder(asked.sweep)
         return {"collect": _collect, "report": _report, "compare": _compare}[asked.verb](asked)
     except ConfigError as error:
-        print(f"{_program()}: {error}", file=sys.stderr)
+        print(f"{program('analysis')}: {error}", file=sys.stderr)
         return BAD_INPUT
     except PermissionError as error:
         print(
-            f"{_program()}: {error.filename} may not be written: make it writable, or copy the sweep.", file=sys.stderr
+            f"{program('analysis')}: {error.filename} may not be written: make it writable, or copy the sweep.",
+            file=sys.stderr,
         )
         return BAD_INPUT
     except (FileExistsError, NotADirectoryError) as error:
-        print(f"{_program()}: {error.filename} is a file where a folder is needed: move it away.", file=sys.stderr)
+        print(
+            f"{program('analysis')}: {error.filename} is a file where a folder is needed: move it away.",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"{_program()}: {of_the_system(error)}", file=sys.stderr)
+        print(f"{program('analysis')}: {of_the_system(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
@@ -52,15 +58,8 @@ def _refuse_wrong_folder(sweep: Path) -> None:
         runs_of_sweep(directory)
 
 
-def _program() -> str:
-    """Return the name of the command; of `kv-align report` without the verb, which the usage adds."""
-    from kv_align.runs.program import COMMAND, program
-
-    return COMMAND if program("analysis").startswith(COMMAND) else program("analysis")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(_program(), description="From a folder of runs to a verdict.")
+    parser = argparse.ArgumentParser(program("analysis"), description="From a folder of runs to a verdict.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     collect = verbs.add_parser("collect", help="read a sweep into tidy tables, Parquet and CSV")
     report = verbs.add_parser("report", help="test, judge and report a sweep")

@@ -1,7 +1,8 @@
-"""What one training step is made of: `python -m kv_align.profile aligner=structured loss=kv+struct`.
+"""What one training step is made of.
 
-Shapes at every stage, parameters, time, memory and arithmetic per stage, whether everything is finite, and whether the
-student receives gradient from the alignment loss. Exit code 1 where something is not finite or no gradient arrives.
+Shapes at every stage, parameters, time, memory and arithmetic per stage,
+whether everything is finite, and whether the student receives gradient from the
+alignment loss. Exit code 1 where something is not finite or none arrives.
 """
 
 from __future__ import annotations

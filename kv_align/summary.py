@@ -221,7 +221,9 @@ def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]]) -> str:
             f"sign-flip test of them can reach is {floor:.3g}. Six seeds can reach p < .05; eight are recommended."
         )
     else:
-        cannot = f"{seeds} seeds can reach p = {floor:.2g}; whether they do is for `python -m analysis report` to say."
+        cannot = (
+            f"{seeds} seeds can reach p = {floor:.2g}; whether they do is for `{program('analysis')} report` to say."
+        )
     return (
         f"{cannot}\n\n"
         "perplexity: on validation text, less is better. right: exact match. cosine: seen through each arm's own aligner, "

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   python -m launch submit sweep=expected_results cluster=local --dry-run
-  python -m launch submit sweep=expected_results cluster=slurm cluster.partition=gpu
-  python -m launch submit sweep=demo cluster=local seeds=5 trainer.lr=1e-3,3e-3 --wait
+  python -m launch submit sweep=full cluster=slurm cluster.partition=gpu
+  python -m launch submit sweep=demo cluster=local trainer.lr=1e-3,3e-3 --wait
   python -m launch status outputs/sweeps/demo-1a2b3c4d --watch
-  python -m launch resume outputs/sweeps/demo-1a2b3c4d --retry failed cluster.mem_gb=64
+  python -m launch resume outputs/sweeps/demo-1a2b3c4d cluster.mem_gb=64
 
-exit codes: 0 done; 1 a run that was waited for (--wait, cluster=debug) did not finish; 2 bad input, or no answer from the
-scheduler (one sentence says what; nothing was queued); 75 only some runs are queued: run resume later for the others
+exit codes: 0 done; 1 a run that was waited for (--wait, cluster=debug) did not
+finish; 2 bad input, or no answer from the scheduler (one sentence says what;
+nothing was queued); 75 only some runs are queued: resume later for the others
 """
 _WATCH_S = 2.0
 _FULL_WAIT_S = 30.0
@@ -62,7 +63,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("launch"),
         description="Fan a sweep out to a Slurm cluster or to this machine, and lose nothing.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.replace("python -m launch", program("launch")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -113,12 +114,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 def _submit_keys() -> str:
     from kv_align.config.help.describe import described
 
-    return f"{described('submit')}\n\nkeys of every run: {program('kv_align.train').replace('launch', 'train')} --help"
+    return f"{described('submit')}\n\nkeys of every run: {program('kv_align.train')} --help"
 
 
-_SUBMIT_HELP = """Keys: sweep=NAME and cluster=NAME choose a file of conf/sweep and conf/cluster; sweep.KEY=VALUE and
-cluster.KEY=VALUE change it (seeds= and losses= are short for sweep.seeds= and sweep.losses=); output_dir=FOLDER says where
-the sweep goes; anything else is a Hydra override of every run, and one with several values is a further axis."""
+_SUBMIT_HELP = """\
+Keys: sweep=NAME and cluster=NAME choose a file of conf/sweep and conf/cluster;
+sweep.KEY=VALUE and cluster.KEY=VALUE change it (seeds= and losses= are short
+for sweep.seeds= and sweep.losses=); output_dir=FOLDER says where the sweep is
+put; anything else is a Hydra override of every run, and one with several values
+is a further axis."""
 
 
 def _submit(parsed: argparse.Namespace) -> int:
@@ -152,7 +156,7 @@ def _wait(path: Path) -> int:
     try:
         over = watch(Watcher(SweepDirectory(path)), _console(), _WATCH_S)
     except KeyboardInterrupt:
-        print(f"the sweep goes on without this terminal: python -m launch status {path}", file=sys.stderr)
+        print(f"the sweep goes on without this terminal: {program('launch')} status {path}", file=sys.stderr)
         raise
     return write_report(path) or int(set(over.counts()) != {"done"})
 

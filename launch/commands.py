@@ -230,7 +230,7 @@ def _open(path: Path) -> tuple[SweepDirectory, Executor[Any], Plan]:
     if plan is None:
         raise ConfigError(
             f"{path} has no frozen plan, as a plain Hydra multirun has none: run the same kv_align.train command again "
-            "with hydra.sweep.dir set to that folder, or submit a sweep with python -m launch submit."
+            f"with hydra.sweep.dir set to that folder, or submit a sweep with {program('launch')} submit."
         )
     return sweep, make_executor(sweep, Journal(sweep).frozen_setting()), plan
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.schema import Cluster
 from launch.cluster.setting import Setting
@@ -40,7 +41,7 @@ def as_frozen(sweep: SweepDirectory, asked: Executor[Any], console: Console) -> 
     executor = make_executor(sweep, setting)
     frozen, now = executor.cluster.model_dump(), asked.cluster.model_dump()
     for key in sorted(key for key in frozen if frozen[key] != now[key] and key != "name"):
-        change = f"python -m launch resume {sweep.path} cluster.{key}={now[key]}"
+        change = f"{program('launch')} resume {sweep.path} cluster.{key}={now[key]}"
         say(
             [f"cluster.{key} stays {frozen[key]}, as it was when the sweep was submitted; {change} changes it"], console
         )

@@ -19,6 +19,7 @@ from analysis.design.training import areas
 from analysis.read.collect import Collected
 from analysis.read.records import UNREADABLE
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 
 IDENTITY = ("arm", "group", "control", "seed")
 HASHES = ("data_order_sha256", "initial_weights_sha256")
@@ -124,7 +125,7 @@ def grid_of(
     if needs_baseline and all(run.control for run in expected.runs):
         raise ConfigError(
             f"{collected.sweep} holds controls only ({', '.join(names)}), which stand outside every loss: compare two of "
-            "them with python -m analysis compare SWEEP:ARM SWEEP:ARM."
+            f"them with {program('analysis')} compare SWEEP:ARM SWEEP:ARM."
         )
     if chosen not in names:
         raise ConfigError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
 
@@ -75,13 +76,13 @@ def runs_of_sweep(sweep: SweepDirectory) -> list[FoundRun]:
     if RunDirectory(sweep.path).status_file.exists():
         raise ConfigError(
             f"{sweep.path} is one run, not a sweep: name the folder above it, or compare it with another run "
-            "(python -m analysis compare RUN_A RUN_B)."
+            f"({program('analysis')} compare RUN_A RUN_B)."
         )
     runs = find_runs(sweep.path)
     if not runs:
         raise ConfigError(
             f"{sweep.path} is no sweep: it holds neither a {sweep.plan_file.name} nor a run folder; name a folder that "
-            "python -m launch submit or a Hydra --multirun has written."
+            f"{program('launch')} submit or a Hydra --multirun has written."
         )
     return runs
 

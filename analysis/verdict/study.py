@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.design import cells as cells_module
 from analysis.design.cells import Grid, grid_of
 from analysis.design.cost import ArmCost, costs
-from analysis.design.criteria import Criteria, criteria_hash
+from analysis.design.criteria import Criteria, criteria_hash, load_criteria
 from analysis.design.declared import criteria_for, departures, holds_primary
 from analysis.design.history import History, Looks, results_digest
 from analysis.design.pairing import PairedGrid
@@ -109,6 +109,8 @@ def study_sweep(
     ConfigError
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
+    if criteria_file is not None:
+        load_criteria(criteria_file)  # before anything is written
     collected = collect(path, verify=verify)
     criteria, raw, differ = criteria_for(collected, criteria_file)
     grid = grid_of(collected, criteria, baseline)

@@ -35,8 +35,8 @@ from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
 
 Task = Callable[[Config, Path], State]
 _TRAIN_HELP = """\
-usage: {program} [GROUP=CHOICE] [KEY=VALUE] [--multirun] [--config-dir DIR]
-                [--cfg job] [--hydra-help]
+usage: {program} [GROUP=CHOICE] [KEY=VALUE]
+       [--multirun] [--config-dir DIR] [--cfg job] [--hydra-help]
 
 One run. A group's choice is a file of conf/, * what is taken where none is
 named; --multirun does each combination of several values (seed=0,1,2).
@@ -91,7 +91,7 @@ def pretrain_main(task: Callable[[PretrainConfig], None]) -> None:
     """Run the pretraining recipe for the command line's overrides; leaves the process."""
     parser = argparse.ArgumentParser(
         program("kv_align.pretrain"),
-        description="Make a tokenizer, a teacher and a student start from texts, as the embedded pair was made.",
+        description="Make a tokenizer, a teacher and a student start from texts, as the\nembedded pair was made.",
         epilog=described("pretrain"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

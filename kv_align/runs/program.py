@@ -1,4 +1,4 @@
-"""The name by which a command was called, for its usage and its messages."""
+"""The names of the commands, for their usage and for messages that name another."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ COMMAND = "kv-align"
 
 
 def program(module: str) -> str:
-    """Return `kv-align VERB` where a module is run by that command, else `python -m MODULE`."""
-    return sys.argv[0] if sys.argv[0].startswith(f"{COMMAND} ") else f"python -m {module}"
+    """Return how a module's command is typed by whoever typed this one: `kv-align VERB` or `python -m MODULE`.
+
+    Parameters
+    ----------
+    module
+        `launch`, `analysis` (whose verbs are commands of `kv-align` themselves), or a module of `kv_align`.
+    """
+    if not sys.argv[0].startswith(f"{COMMAND} "):
+        return f"python -m {module}"
+    return COMMAND if module == "analysis" else f"{COMMAND} {module.removeprefix('kv_align.')}"
 
 
 @contextmanager

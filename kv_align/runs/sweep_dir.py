@@ -17,6 +17,7 @@ from typing import Any
 
 from kv_align.runs.digests import digest_of_json
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory, read_json, write_json
 
 FORMAT = 1
@@ -154,7 +155,7 @@ class SweepDirectory:
         """
         plan = self.plan()
         if plan is None:
-            raise ConfigError(f"{self.path} has no frozen plan: submit the sweep with python -m launch submit.")
+            raise ConfigError(f"{self.path} has no frozen plan: submit the sweep with {program('launch')} submit.")
         return plan
 
     def write_plan(self, plan: Plan) -> None:

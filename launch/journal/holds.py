@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from kv_align.runs.program import program
 from kv_align.runs.sweep_dir import Plan
 from launch.journal.journal import Journal
 from launch.journal.ledger import PREPARE, Ledger
@@ -72,7 +73,7 @@ def _prepare_failed(journal: Journal, ledger: Ledger, uid: str) -> str:
     attempts = journal.attempts(PREPARE, uid)
     if given_up(attempts):
         return (
-            f"its prepare job ended with exit code {ending(attempts)['exit_code']} (see: python -m launch logs "
+            f"its prepare job ended with exit code {ending(attempts)['exit_code']} (see: {program('launch')} logs "
             f"{journal.sweep.path} {PREPARE}); mend cluster.prepare and resume"
         )
     if PREPARE in ledger.cancelled and ledger.jobs[PREPARE].uid == uid:

@@ -29,6 +29,7 @@ from typing import Any, TextIO
 
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.files import append_row, read_rows
+from kv_align.runs.program import program
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster.setting import Setting, read_setting, write_setting
 from launch.journal.ledger import Ledger, Submission, read_ledger
@@ -118,7 +119,7 @@ class Journal:
         setting = self.setting()
         if setting is None:
             raise ConfigError(
-                f"{self.sweep.path} was never submitted: run the same python -m launch submit command again."
+                f"{self.sweep.path} was never submitted: run the same {program('launch')} submit command again."
             )
         return setting
 

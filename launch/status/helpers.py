@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kv_align.runs.program import program
 from launch.cluster.setting import Setting
 from launch.executors.base import JobState
 from launch.journal.journal import Journal
@@ -20,7 +21,7 @@ def notes(journal: Journal, setting: Setting | None) -> tuple[str, ...]:
     if setting is not None and setting.home and Path(setting.home) != path:
         moved = (
             f"the sweep was moved from {setting.home}, where the jobs that were queued before look for it: run "
-            f"python -m launch resume {path}"
+            f"{program('launch')} resume {path}"
         )
     gone = ""
     if setting is not None and not Path(setting.code, "kv_align").is_dir():
@@ -40,7 +41,7 @@ def helper_state(journal: Journal, ledger: Ledger, name: str, job: JobState | No
         reason = (
             ""
             if state == "done"
-            else f"exit code {end['exit_code']}; see: python -m launch logs {journal.sweep.path} {name}"
+            else f"exit code {end['exit_code']}; see: {program('launch')} logs {journal.sweep.path} {name}"
         )
     elif job is not None and job.phase in ("pending", "held", "blocked", "running"):
         state, reason = job.phase, job.reason

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
+from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory, Status, read_last_row
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.executors.base import JobState, SchedulerUnavailable
@@ -111,7 +112,7 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
             state, reason = judge(run.id, status, states.get(run.id), ledger, stale_after_s)
         if state in ("failed", "lost") and ref is not None:
             reason = _explained(journal, run.id, ref, reason)
-            reason = reason or f"see: python -m launch logs {sweep.path} {run.id}"
+            reason = reason or f"see: {program('launch')} logs {sweep.path} {run.id}"
         job = (ref.job or "") if ref is not None else ""
         runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
     helpers = tuple(helper_state(journal, ledger, name, states.get(name)) for name in HELPERS if name in ledger.jobs)

@@ -105,10 +105,12 @@ def test_a_wrong_folder_is_refused_before_anything_heavy_is_imported(tmp_path, v
 def test_bad_criteria_are_one_sentence(small, capsys, tmp_path, change, sentence):
     file = tmp_path / "bad.yaml"
     file.write_text(yaml.safe_dump(CRITERIA | change), encoding="utf-8")
+    before = sorted(small.path.rglob("*"))
     assert main(["report", str(small.path), "--criteria", str(file)]) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+    assert sorted(small.path.rglob("*")) == before
 
 
 def test_asking_for_help_imports_nothing_heavy():

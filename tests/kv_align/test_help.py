@@ -129,6 +129,7 @@ def test_choices_of_a_user_are_shown_beside_the_others(tmp_path: Path) -> None:
         (["report", "--help"], "usage: kv-align report"),
         (["compare", "--help"], "usage: kv-align compare"),
         (["collect", "--help"], "usage: kv-align collect"),
+        (["launch", "resume", "--help"], "usage: kv-align launch resume"),
     ],
     ids=lambda each: "-".join(each) if isinstance(each, list) else "",
 )
@@ -136,6 +137,7 @@ def test_help_is_shown_without_anything_heavy(words: list[str], told: str, tmp_p
     done = kv_align(*words, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert told in done.stdout
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_without_a_command_and_with_a_wrong_one_it_says_what_there_is(tmp_path: Path) -> None:
@@ -176,6 +178,21 @@ def test_bad_input_keeps_its_exit_code(tmp_path: Path) -> None:
 )
 def test_a_word_becomes(line: str, found: list[str]) -> None:
     assert complete(line) == found
+
+
+@pytest.mark.parametrize("option", ["--config-dir={}", "--config-dir {}"])
+@pytest.mark.parametrize("command", ["train", "profile", "launch submit"])
+def test_groups_of_the_users_own_are_completed(option: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "aligner").mkdir()
+    (tmp_path / "aligner" / "mine.yaml").write_text("# My map.\nname: mine\n_target_: a.b\nspan: 3 # one | two\n")
+    line = f"kv-align {command} {option.format(tmp_path)} "
+    assert complete(f"{line}aligner=m") == ["aligner=mine "]
+    assert complete(f"{line}aligner.sp") == ["aligner.span="]
+    assert complete(f"{line}aligner.span=") == ["aligner.span=one ", "aligner.span=two "]
+    assert complete(f"kv-align {command} aligner.sp") == []
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "own.yaml").write_text("# My sweep.\nname: own\n")
+    assert complete(f"{line}sweep=o") == (["sweep=own "] if command == "launch submit" else [])
 
 
 def test_bash_completes_what_follows_the_equals_sign(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 from kv_align.config.help.commands import VERBS
 from kv_align.config.help.describe import choices, groups_of, keys_of_entry
@@ -60,20 +61,31 @@ def complete(line: str) -> list[str]:
         entries = (_ENTRIES[command],) if command in _ENTRIES else ()
         options = _OPTIONS.get(command, ())
     if last.startswith("-"):
+        if last.startswith("--config-dir="):
+            return []  # bash itself completes folders
         return _matching([f"{option} " for option in options], last)
-    return [each for entry in entries for each in _settings(entry, last)]
+    config_dir = _config_dir(before)
+    return [each for entry in entries for each in _settings(entry, last, config_dir)]
 
 
-def _settings(entry: str, last: str) -> list[str]:
+def _config_dir(words: list[str]) -> str | None:
+    """Return the folder of the user's own groups that a line names, if it does."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, folder = word.partition("=")
+        if option == "--config-dir":
+            return str(Path(folder if equals else after).expanduser())
+    return None
+
+
+def _settings(entry: str, last: str, config_dir: str | None) -> list[str]:
     """Return groups and keys, or after `=` the choices of a group and the values that a comment lists."""
+    keys = keys_of_entry(entry, config_dir)
     key, equals, _ = last.partition("=")
     if not equals:
-        return _matching(
-            [f"{name}=" for name in (*groups_of(entry), *(each.path for each in keys_of_entry(entry)))], last
-        )
+        return _matching([f"{name}=" for name in (*groups_of(entry), *(each.path for each in keys))], last)
     if key in groups_of(entry):
-        return _matching([f"{key}={choice} " for choice in choices(key)], last)
-    for each in keys_of_entry(entry):
+        return _matching([f"{key}={choice} " for choice in choices(key, config_dir)], last)
+    for each in keys:
         if each.path == key:
             return _matching([f"{key}={value} " for value in _values(each.value, each.meaning)], last)
     return []

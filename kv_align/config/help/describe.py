@@ -162,13 +162,15 @@ def groups_of(entry: str) -> list[str]:
     return _GROUPS[entry]
 
 
-def keys_of_entry(entry: str) -> list[Key]:
+def keys_of_entry(entry: str, config_dir: str | None = None) -> list[Key]:
     """Return the keys of an entry point, of all its groups' choices and its own, by their whole paths."""
     own = config_directory() / f"{entry}.yaml"
     keys = [key for key in read_file(own).keys if key.value] if own.is_file() else []
     for group in _GROUPS[entry]:
         if group not in _DESIGNS:
-            keys += [replace(key, path=f"{group}.{key.path}") for key, _ in keys_of(group) if key.value]
+            keys += [
+                replace(key, path=f"{group}.{key.path}") for key, _ in keys_of(group, None, config_dir) if key.value
+            ]
     return keys
 
 
