@@ -34,6 +34,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 
@@ -188,6 +189,8 @@ class CachedTeacher:
         at_once: int = AT_ONCE,
     ) -> None:
         self._signals = signals
+        self._thread = ThreadPoolExecutor(1, "teacher cache")
+        self._ahead: dict[object, Future[list[dict[str, torch.Tensor]]]] = {}
         self._opened = [
             (entry, Shards(folder, {**key, **entry.about}, entry.names, entry.spans, dtype, entry.compute, at_once))
             for entry in entries
@@ -210,12 +213,32 @@ class CachedTeacher:
         for _, shards in self._opened:
             shards.fill(wanted)
 
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Begin to read batches while others are computed with: hashing, reading and padding need no device."""
+        for batch in batches:
+            self._ahead[self._places(batch)] = self._thread.submit(self._load, batch)
+
     def read(self, batch: Batch, signals: Signals) -> TeacherStates:
         """Return what the teacher itself would have given of a batch, or targets; padding is zero."""
         assert signals == self._signals
+        expected = self._ahead.pop(self._places(batch), None)
+        if expected is None:
+            wait(self._ahead.values())  # the files are opened by one at a time
+        loaded = self._load(batch) if expected is None else expected.result()
         device, states = batch.student.ids.device, TeacherStates()
+        for (entry, _), tensors in zip(self._opened, loaded, strict=True):
+            states |= entry.given({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return states
+
+    def _places(self, batch: Batch) -> object:
+        return tuple((*examples, length) for examples, length in (entry.rows(batch) for entry, _ in self._opened))
+
+    def _load(self, batch: Batch) -> list[dict[str, torch.Tensor]]:
+        """Return the tensors of each entry, on the CPU; where there is a GPU, in memory that it can copy by itself."""
+        loaded = []
         for entry, shards in self._opened:
             examples, length = entry.rows(batch)
             tensors = {name: shards.padded(name, examples, length) for name in entry.names}
-            states |= entry.given({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
-        return states
+            pinned = torch.cuda.is_available()
+            loaded.append({name: tensor.pin_memory() if pinned else tensor for name, tensor in tensors.items()})
+        return loaded

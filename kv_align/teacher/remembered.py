@@ -6,7 +6,7 @@ Whatever is asked first of a text, the teacher's own losses on it come with it: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,6 +42,10 @@ class Remembered:
     def fill(self, examples: Iterable[int]) -> None:
         """Have the source make ready what will be read."""
         self.source.fill(examples)
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Do as the source does."""
+        self.source.expect(batches)
 
     def read(self, batch: Batch, signals: Signals) -> TeacherStates:
         """Return what the source gives of a batch, where the batch is; asked for again, the same numbers."""

@@ -84,6 +84,9 @@ class StateSource(Protocol):
     def fill(self, examples: Iterable[int]) -> None:
         """Make ready what will be read of these examples of the split."""
 
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Hear which batches are read after those that were expected before; files are read meanwhile."""
+
     def read(self, batch: Batch, signals: Signals) -> TeacherStates:
         """Give what the signals ask for of a batch."""
 
@@ -110,6 +113,9 @@ class Teacher:
 
     def fill(self, examples: Iterable[int]) -> None:
         """Do nothing: it reads a text when it is asked to."""
+
+    def expect(self, batches: Sequence[Batch]) -> None:
+        """Do nothing: it computes on the device that the step computes on."""
 
     @cached_property
     def head(self) -> Head | None:

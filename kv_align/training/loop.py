@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,9 @@ class Loop:
             checkpoint.save(self._accelerator, self._checkpoints, step, state, keep, self._schedule)
 
     def batches(self, first: int) -> Iterator[list[Batch]]:
-        """Micro-batches of each optimizer step from `first` on."""
+        """Yield the micro-batches of each optimizer step from `first` on; those of the next are read meanwhile."""
         pinned = self._accelerator.device.type == "cuda"
-        return micro_batches(self._train, self._order, range(first, self._num_steps), self._config.trainer, pinned)
+        steps = micro_batches(self._train, self._order, range(first, self._num_steps), self._config.trainer, pinned)
+        for now, after in pairwise(chain(steps, ([],))):
+            self._teacher.expect([self._processes.rows(batch) for batch in after])
+            yield now

@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import os
 import shutil
+import threading
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -293,9 +294,10 @@ def test_no_more_texts_are_read_at_once_than_are_evaluated_at_once(
     assert sizes == [MEASURED, 3, 3, 2]
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["asked", "expected"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_what_is_damaged_is_computed_again(
-    reader: LanguageModel, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    reader: LanguageModel, tmp_path: Path, damage: str, ahead: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     split = split_of(reader)
     cached, _ = cache(reader, split, tmp_path)
@@ -310,10 +312,54 @@ def test_what_is_damaged_is_computed_again(
         file.write_bytes(content if damage == "flip" else content[:-1000])
     again, _ = cache(reader, split, tmp_path)
     again.fill(range(8))
+    if ahead:
+        again.expect([batch])
     found = again.read(batch, (SIGNAL,))
+    assert not found["v"].requires_grad
     assert caplog.text.count("is damaged: computing it again") == 1
     assert torch.equal(found["v"], expected["v"])
     assert torch.equal(found["k"], expected["k"])
+
+
+def test_what_is_expected_is_read_meanwhile_and_nothing_else(
+    reader: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = split_of(reader)
+    cached, _ = cache(reader, split, tmp_path)
+    cached.fill(range(EXAMPLES))
+    batches = [split.collate(places) for places in ([0, 1], [8, 3], [2, 9], [1, 0])]
+    asked = [cached.read(batch, (SIGNAL,)) for batch in batches]
+    readers: list[str] = []
+    padded = shards.Shards.padded
+
+    def seen(self: object, *given: Any) -> Tensor:
+        readers.append("another thread" if threading.current_thread() is not threading.main_thread() else "this one")
+        return padded(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards.Shards, "padded", seen)
+    names = len(SIGNAL.fields)
+    cached.expect(batches[:2])
+    for place in (3, 1, 0, 0, 2):  # 1 and 0 are expected once
+        found = cached.read(batches[place], (SIGNAL,))
+        for name, tensor in asked[place].tensors.items():
+            assert torch.equal(found[name], tensor)
+    assert readers == ["another thread"] * 2 * names + ["this one"] * 3 * names
+    monkeypatch.setattr(shards.Shards, "padded", lambda *given: 1 / 0)
+    cached.expect([batches[0]])
+    with pytest.raises(ZeroDivisionError):
+        cached.read(batches[0], (SIGNAL,))
+
+
+def test_all_but_the_first_step_find_their_targets_read_and_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("loss=kv+struct", f"teacher_cache={tmp_path / 'cache'}", "trainer.micro_batch_size=2")
+    ahead = rows_of(tmp_path / "ahead", *overrides)
+    expected: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedTeacher, "expect", lambda self, batches: expected.append(len(batches)))
+        assert rows_of(tmp_path / "asked", *overrides) == ahead
+    assert expected == [assembled(tmp_path / "more", *overrides).loop._config.trainer.batch_size // 2, 0]
 
 
 def fill(reader: LanguageModel, folder: Path, told: Any) -> None:
