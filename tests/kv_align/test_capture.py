@@ -178,6 +178,28 @@ def test_bfloat16_is_turned_in_float32_and_rounded_once():
     assert torch.equal(rotation.rotate(states)[..., 8:], states[..., 8:])
 
 
+def test_sines_that_are_handed_over_before_cosines_are_told_apart(monkeypatch):
+    """GPT-J's are in transformers 5.24; taken for cosines, keys came out turned by a right angle."""
+    expected = projections(fresh("llama"), input_ids=IDS)
+    model = fresh("llama")
+    angles = model.model.rotary_emb.forward
+    monkeypatch.setattr(model.model.rotary_emb, "forward", lambda *given, **named: angles(*given, **named)[::-1])
+    for layer in model.model.layers:
+        own = layer.self_attn.forward
+
+        def attend(*given, position_embeddings, own=own, **named):
+            return own(*given, position_embeddings=position_embeddings[::-1], **named)
+
+        monkeypatch.setattr(layer.self_attn, "forward", attend)
+    prepare(model, "student")
+    with torch.no_grad(), record() as recorder:
+        logits = model(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(recorder.keys(rotated=False), torch.stack(expected["k"], dim=1), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(recorder.queries(rotated=False), torch.stack(expected["q"], dim=1), atol=2e-6, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(logits, fresh("llama")(input_ids=IDS, use_cache=False).logits)
+
+
 def test_partial_rotation_leaves_the_rest_of_a_head_alone():
     model = prepared("phi")  # rotates half of each head
     with torch.no_grad(), record([1]) as recorder:

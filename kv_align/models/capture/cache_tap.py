@@ -7,6 +7,7 @@ shape and by whatever function, are the queries. A mark outlives views and casts
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from kv_align.models.capture.attention import AttentionSpec
 from kv_align.models.capture.recorder import Layer, Recorder, current_recorder, number_of, record
 from kv_align.models.capture.rotary import RotaryForm, RotaryTable, UnknownRotation
 
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value")
+"""The names by which modules take a cache; the first since transformers 5.24."""
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
 
@@ -42,6 +45,12 @@ def left_of_marked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | No
     tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     place = next(number for number, each in enumerate(tensors) if isinstance(each, Marked))
     return tensors[place - 1] if place else None
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """Return the name by which a module takes its cache; None if it takes none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from kv_align.models.capture.attention import AttentionSpec
-from kv_align.models.capture.cache_tap import RotaryInfo, Tap, listen
+from kv_align.models.capture.cache_tap import RotaryInfo, Tap, cache_argument, listen
 from kv_align.models.capture.probe_attention import seen_form, tapped_forms
 from kv_align.models.capture.probe_rotary import FEW, Unsupported, close, first_line, hooks, length, read, turnings
 from kv_align.models.capture.recorder import (
@@ -33,8 +33,6 @@ from kv_align.models.evaluating import evaluating
 from kv_align.runs.errors import ConfigError
 
 __all__ = ["Geometry", "Layer", "Recorder", "Rotation", "prepare", "record"]
-
-_CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
 
 
 @dataclass(frozen=True)
@@ -185,10 +183,9 @@ def _taps(model: PreTrainedModel) -> dict[nn.Module, Tap]:
     """Return taps of all that are handed a cache, and do not hand it on to another module."""
     taps = {}
     for module in model.modules():
-        parameters = list(inspect.signature(module.forward).parameters)
-        names = [name for name in _CACHE_ARGUMENTS if name in parameters]
-        if names:
-            taps[module] = Tap(names[0], parameters.index(names[0]))
+        name = cache_argument(module)
+        if name is not None:
+            taps[module] = Tap(name, list(inspect.signature(module.forward).parameters).index(name))
     outer = {module for module in taps if any(inner in taps for inner in module.modules() if inner is not module)}
     return {module: tap for module, tap in taps.items() if module not in outer}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from kv_align.models.capture.cache_tap import RotaryInfo, Tap, run_attention
+from kv_align.models.capture.cache_tap import RotaryInfo, Tap, cache_argument, run_attention
 from kv_align.models.capture.recorder import Layer, Recorder, record
 from kv_align.models.capture.rotary import UnknownRotation, rotary_form, rotary_table
 from kv_align.models.devices import device_of
@@ -65,8 +66,8 @@ def read(
         model(
             input_ids=ids[None] % config.vocab_size,
             position_ids=torch.arange(count, device=device)[None],
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {cache_argument(model) or "past_key_values": cache}),
         )
     return recorder
 
@@ -119,10 +120,20 @@ def _turning(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tap: Ta
         if angles is not None:
             if not isinstance(angles, tuple) or [each.dim() for each in angles] != [3, 3]:
                 raise ValueError("it is not of cosines and sines")
-            cos, sin = angles
-            unturned = {"position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
-            form = rotary_form(lambda c, s: run(own_BTC.expand(len(c), -1, -1), position_embeddings=(c, s)).k, cos)
-            turning, rotation = RotaryInfo(form), None if form is None else form.at(cos, sin)
+            # At the first position nothing is turned: its sines are zero.
+            sin_first = not angles[0][:, 0].any()
+
+            def keys_under(cos: Tensor, sin: Tensor) -> Tensor:
+                handed = (sin, cos) if sin_first else (cos, sin)
+                return run(own_BTC.expand(len(cos), -1, -1), position_embeddings=handed).k
+
+            ones, zeros = torch.ones_like(angles[0]), torch.zeros_like(angles[0])
+            unturned = {"position_embeddings": (zeros, ones) if sin_first else (ones, zeros)}
+            form = rotary_form(keys_under, angles[0])
+            if form is not None:
+                form = replace(form, sin_first=sin_first)
+                rotation = form.at(*angles)
+            turning = RotaryInfo(form)
         elif isinstance(positions, Tensor):
             unturned = {"position_ids": torch.zeros_like(positions)}
             if not close(run(own_BTC).k, run(own_BTC, **unturned).k):

@@ -99,14 +99,18 @@ class RotaryForm:
         As in `Rotation`.
     cos_at, sin_at
         [R], where in what is handed over the cosine and the sine of each turned number stand; None: in its own place.
+    sin_first
+        Whether sines are handed over before cosines (GPT-J's in transformers 5.24).
     """
 
     order: Int[Tensor, " d"] | None
     cos_at: Int[Tensor, " r"] | None
     sin_at: Int[Tensor, " r"] | None
+    sin_first: bool = False
 
-    def at(self, cos: Tensor, sin: Tensor) -> Rotation:
+    def at(self, *handed: Tensor) -> Rotation:
         """Return the rotation by angles as the layer is handed them."""
+        cos, sin = reversed(handed) if self.sin_first else handed
         cos = cos if self.cos_at is None else cos[..., self.cos_at]
         sin = sin if self.sin_at is None else sin[..., self.sin_at]
         return Rotation(cos, sin, self.order)
