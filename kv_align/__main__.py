@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from kv_align import __version__
 from kv_align.config.help.commands import VERBS, Verb
+from kv_align.config.targets import config_directory
 from kv_align.runs.program import COMMAND, interrupts_in_one_line
 
 
@@ -18,7 +19,7 @@ def main() -> None:
         print(usage(), file=sys.stdout if words else sys.stderr)
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        print(f"{COMMAND} {__version__}")
+        print(f"{COMMAND} {__version__}, whose groups are in {config_directory()}")
         sys.exit(0)
     verb = VERBS.get(words[0])
     if verb is None:

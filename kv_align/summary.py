@@ -132,7 +132,7 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
     else:
         console.print(_outcome_table(cells, baseline))
         console.print(_inside_table(cells))
-        console.print(_what_seeds_show(cells))
+        console.print(_what_seeds_show(cells, baseline))
     for line in _apart(cells, baseline):
         console.print(f"not compared: {line}", soft_wrap=True)
     for line in others:
@@ -141,7 +141,7 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
 
 def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Table:
     title = "what the students learned (mean over seeds)"
-    table = _table(title, "seeds", "perplexity", "against flat", "better", "right", "s/step")
+    table = _table(title, "seeds", "perplexity", f"against {_short(baseline)}", "better", "right", "s/step")
     everyone = [run for runs in cells.values() for run in runs]
     if all({**run["basis"], "steps": 0} == {**everyone[0]["basis"], "steps": 0} for run in everyone):
         table.add_row("teacher", "", f"{everyone[0]['teacher_validation_perplexity']:.3f}")
@@ -212,10 +212,24 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]]) -> str:
-    seeds = min(len({each["seed"] for each in runs}) for runs in cells.values())
+def _short(arm: str) -> str:
+    """An arm's name as far as a column's head has room for it."""
+    return {"baseline": "flat"}.get(arm, arm if len(arm) <= 12 else f"{arm[:11]}…")
+
+
+def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> str:
+    others = [(loss, runs) for (arm, loss), runs in cells.items() if arm.partition("@")[0] != baseline]
+    seeds = max(
+        (len(_paired_log_differences(runs, _references(cells, baseline, loss, runs))) for loss, runs in others),
+        default=0,
+    )
     floor = 2 / 2**seeds
-    if floor >= 0.05:
+    names = sorted({arm for arm, _ in cells})
+    if baseline not in {name.partition("@")[0] for name in names}:
+        cannot = f"Nothing is compared: no arm is called {baseline}; name one with --baseline: {', '.join(names)}."
+    elif not seeds:
+        cannot = f"Nothing is compared: no other arm has a seed in common with {baseline}."
+    elif floor >= 0.05:
         cannot = (
             f"{seeds} {'seed' if seeds == 1 else 'seeds'} cannot show a difference: the smallest p that a two-sided "
             f"sign-flip test of them can reach is {floor:.3g}. Six seeds can reach p < .05; eight are recommended."

@@ -71,7 +71,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "submit",
         help="plan a sweep, check it, freeze it and queue its runs",
         description=_SUBMIT_HELP,
-        epilog=_submit_keys() if {"-h", "--help"} & set(words) else None,
+        epilog=_submit_keys(words) if {"-h", "--help"} & set(words) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     submit.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="sweep=NAME cluster=NAME, and what is changed")
@@ -111,10 +111,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _submit_keys() -> str:
-    from kv_align.config.help.describe import described
+def _submit_keys(words: Sequence[str]) -> str:
+    from kv_align.config.help.describe import config_dir_of, described
 
-    return f"{described('submit')}\n\nkeys of every run: {program('kv_align.train')} --help"
+    return f"{described('submit', config_dir_of(words))}\n\nkeys of every run: {program('kv_align.train')} --help"
 
 
 _SUBMIT_HELP = """\

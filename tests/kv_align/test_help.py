@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kv_align as kv_align_package
 from kv_align.config.help import completion
 from kv_align.config.help.commands import VERBS
 from kv_align.config.help.completion import complete
@@ -191,8 +192,20 @@ def test_groups_of_the_users_own_are_completed(option: str, command: str, tmp_pa
     assert complete(f"{line}aligner.span=") == ["aligner.span=one ", "aligner.span=two "]
     assert complete(f"kv-align {command} aligner.sp") == []
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "own.yaml").write_text("# My sweep.\nname: own\n")
+    (tmp_path / "sweep" / "own.yaml").write_text("# My sweep.\nbaseline: flat\n")  # a sweep needs no name
     assert complete(f"{line}sweep=o") == (["sweep=own "] if command == "launch submit" else [])
+
+
+def test_the_choices_of_ones_own_are_in_the_help_of_submit(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "own.yaml").write_text("# My sweep.\nbaseline: flat\n")
+    done = kv_align("launch", "submit", "--config-dir", str(tmp_path), "--help", folder=tmp_path)
+    assert re.search(r"^   own +My sweep$", done.stdout, re.MULTILINE)
+
+
+def test_the_version_says_where_the_groups_are(tmp_path: Path) -> None:
+    told = kv_align("--version", folder=tmp_path).stdout
+    assert told == f"kv-align {kv_align_package.__version__}, whose groups are in {CONF}\n"
 
 
 def test_bash_completes_what_follows_the_equals_sign(tmp_path: Path) -> None:
@@ -215,6 +228,12 @@ def test_an_interruption_while_a_command_still_imports_is_one_line(module: str, 
     command = [sys.executable, "-m", module, "seed=1"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (75, "kv-align: interrupted; run the same command again to go on\n")
+
+
+def test_completion_says_how_it_is_turned_on(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kv-align completion", "--help"])
+    completion.main()
+    assert capsys.readouterr().out.startswith('usage: eval "$(kv-align completion)"\n')
 
 
 def test_the_completion_of_nothing_is_every_command_and_other_shells_are_refused(monkeypatch, capsys):

@@ -87,7 +87,20 @@ def test_a_control_is_compared_with_flat_under_its_own_name(tmp_path: Path, arm:
 def test_it_says_what_so_many_seeds_can_show(tmp_path: Path, seeds: int, sentence: str) -> None:
     for seed in range(seeds):
         write_run(tmp_path, "baseline", "kv", seed, 1.0)
+        write_run(tmp_path, "v4_0_2", "kv", seed, 0.9)
+    write_run(tmp_path, "an_extra_one", "kv", 0, 1.0)
+    write_run(tmp_path, "v4_0_2", "kv", 99, 0.9)  # has no partner
     assert sentence in " ".join(shown(tmp_path).split())
+
+
+def test_where_nothing_is_compared_it_says_why(tmp_path: Path) -> None:
+    write_run(tmp_path, "flat", "kv", 0, 1.0)
+    write_run(tmp_path, "heads", "kv", 0, 1.0)
+    assert "Nothing is compared: no arm is called baseline; name one with --baseline: flat, heads." in " ".join(
+        shown(tmp_path).split()
+    )
+    write_run(tmp_path, "baseline", "kv", 1, 1.0)
+    assert "Nothing is compared: no other arm has a seed in common with baseline." in " ".join(shown(tmp_path).split())
 
 
 def test_runs_that_did_not_finish_are_named_and_not_averaged(tmp_path: Path) -> None:

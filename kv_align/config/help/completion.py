@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 from kv_align.config.help.commands import VERBS
-from kv_align.config.help.describe import choices, groups_of, keys_of_entry
+from kv_align.config.help.describe import choices, config_dir_of, groups_of, keys_of_entry
 from kv_align.runs.program import COMMAND
 
 _SCRIPT = """\
@@ -64,17 +63,8 @@ def complete(line: str) -> list[str]:
         if last.startswith("--config-dir="):
             return []  # bash itself completes folders
         return _matching([f"{option} " for option in options], last)
-    config_dir = _config_dir(before)
+    config_dir = config_dir_of(before)
     return [each for entry in entries for each in _settings(entry, last, config_dir)]
-
-
-def _config_dir(words: list[str]) -> str | None:
-    """Return the folder of the user's own groups that a line names, if it does."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        option, equals, folder = word.partition("=")
-        if option == "--config-dir":
-            return str(Path(folder if equals else after).expanduser())
-    return None
 
 
 def _settings(entry: str, last: str, config_dir: str | None) -> list[str]:
@@ -107,6 +97,10 @@ def main() -> None:
     """Print the shell's script, or the completions of a line."""
     if sys.argv[1:2] == ["--"]:
         print("\n".join(complete(" ".join(sys.argv[2:]))))
+    elif sys.argv[1:] in (["-h"], ["--help"]):
+        print(
+            f'usage: eval "$({COMMAND} completion)"\n\nCompletes the command {COMMAND} in bash, --config-dir included.'
+        )
     elif sys.argv[1:]:
         print(f"{COMMAND}: completion takes no words: it writes for bash; put its output into eval.", file=sys.stderr)
         sys.exit(2)

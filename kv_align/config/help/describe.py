@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kv_align.config.targets import config_directory
 _KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w+]+):(?P<rest>.*)$")
 _STRUCTURE = frozenset({"name", "kind", "_target_", "defaults", "hydra"})
 _DESIGNS = ("experiment", "sweep", "criteria")  # files of which a user writes their own, not single keys
-_NAMELESS = ("experiment", "cluster")
+_NAMELESS = ("experiment", "cluster", "sweep")
 _GROUPS = {
     "train": [
         "experiment",
@@ -155,6 +156,15 @@ def described(entry: str, config_dir: str | None = None, width: int = 80) -> str
         for key in read_file(own).keys:
             lines += _key_row(key, width)
     return "\n".join(lines)
+
+
+def config_dir_of(words: Sequence[str]) -> str | None:
+    """Return the folder of the user's own groups that a line names, if it does."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, folder = word.partition("=")
+        if option == "--config-dir":
+            return str(Path(folder if equals else after).expanduser())
+    return None
 
 
 def groups_of(entry: str) -> list[str]:

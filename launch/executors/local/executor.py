@@ -65,7 +65,8 @@ class LocalExecutor(Executor[LocalCluster]):
             shared = "they share its cores: set cluster.slots accordingly"
             if gpus:
                 shared = "each GPU goes to one sweep at a time"
-            notes.append(f"{len(others)} other sweeps are at work on this machine; {shared}")
+            there = "1 other sweep is" if len(others) == 1 else f"{len(others)} other sweeps are"
+            notes.append(f"{there} at work on this machine; {shared}")
         return notes
 
     def recover(self) -> None:

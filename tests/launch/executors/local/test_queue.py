@@ -249,7 +249,7 @@ def test_two_sweeps_take_turns_on_a_gpu(standin, monkeypatch, tmp_path):
     first.submit()
     first.wait_step("baseline", 2)
     # At least one: other tests may have theirs here.
-    note = r"note: [1-9]\d* other sweeps are at work on this machine; each GPU goes to one sweep at a time"
+    note = r"note: (1 other sweep is|[1-9]\d* other sweeps are) at work on this machine; each GPU goes to one sweep at a time"
     assert re.search(note, second.submit().out)
     time.sleep(2.0)
     assert second.counts() == {"pending": 3}
