@@ -6,9 +6,11 @@ Imports no torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from kv_align.config.targets import config_directory
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 from kv_align.runs.values import check_own_file
 
+_MOST_RUNS = 10_000
 _READ_BY_LAUNCH = ("cluster", "sweep", "criteria")  # in decimal numbers
 
 
@@ -68,7 +71,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     Raises
     ------
     ConfigError
-        For an override that cannot be parsed.
+        For an override that cannot be parsed, or too many runs.
     """
     axes = []
     with _hydra(None):  # a glob over a group's choices asks it which there are
@@ -78,6 +81,9 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
                 axes.append([f"{key}={value}" for value in _swept_values(override)])
             else:
                 axes.append([str(override.input_line)])
+    number = math.prod(len(axis) for axis in axes)
+    if number > _MOST_RUNS:
+        raise ConfigError(f"{' '.join(overrides)} are {number} runs, and at most {_MOST_RUNS} are allowed; name fewer.")
     runs: list[list[str]] = [[]]
     for axis in axes:
         runs = [[*run, choice] for run in runs for choice in axis]
@@ -177,7 +183,11 @@ def _swept_values(override: Override) -> list[str]:
             f"{override.input_line} is not allowed: an interval holds no values to run one by one; list them, as in "
             "seed=0,1,2, or use range(0,3)."
         )
-    values = list(override.sweep_string_iterator())
+    values = list(islice(override.sweep_string_iterator(), _MOST_RUNS + 1))
+    if len(values) > _MOST_RUNS:
+        raise ConfigError(
+            f"{override.input_line} is not allowed: it names more than {_MOST_RUNS} values, each of them a run; name fewer."
+        )
     if not values:
         group = override.key_or_group
         choices = GlobalHydra.instance().config_loader().get_group_options(group)

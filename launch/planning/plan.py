@@ -6,6 +6,7 @@ mean the same run, by the hash of the effective configuration, are one run.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from kv_align.runs.sweep_dir import Plan, PlannedRun
 from launch.cluster.schema import read_choice
 from launch.planning.criteria import check_criteria
 from launch.planning.sweep import Arm, Sweep, seeds_of
+
+_MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,14 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
     labels = [(label, arm, False) for label, arm in sweep.arms.items()]
     labels += [(label, arm, True) for label, arm in sweep.controls.items()]
     parts = [(*arm, loss) for arm in labels for loss in ([""] if arm[2] else sweep.losses)]
-    with progress_bar("planning", len(parts) * max(1, len(list(product(*axes))))) as advance:
+    number = len(parts) * math.prod(len(axis) for axis in axes)
+    runs_at_most = number * len(sweep.seeds)
+    if runs_at_most > _MOST_RUNS:
+        raise ConfigError(
+            f"{' '.join(overrides) or sweep.name} is a sweep of {runs_at_most} runs, and at most {_MOST_RUNS} are allowed: name "
+            "fewer values, or fewer seeds."
+        )
+    with progress_bar("planning", number) as advance:
         for label, arm, control, loss in parts:
             configs = {}
             for choice in product(*axes):

@@ -89,6 +89,11 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     "sizes": [
         ("data.train_examples=1000000000000000000000000", ["data.train_examples=1000000", "at most 1e+07"]),
         ("trainer.max_steps=10000000000000000000", ["trainer.max_steps=100000", "at most 9.22"]),
+        ("--multirun seed=range(0,1000000000000)", ["seed=range(0,1000000000000) is not allowed", "more than 10000"]),
+        (
+            "--multirun seed=range(0,200) data.train_examples=range(1,200)",
+            ["are 39800 runs, and at most 10000 are allowed"],
+        ),
     ],
     "combinations": [
         ("loss=kv+struct aligner=none", ["loss=kv+struct is not allowed with aligner=none", "use aligner=flat"]),

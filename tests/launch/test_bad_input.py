@@ -20,6 +20,11 @@ WRONG = [
     (["sweep=tiny", "cluster=pbs"], "cluster=pbs is not allowed: cluster must be one of debug, local, slurm"),
     (["sweep=tiny", "cluster=local", "seeds=0"], "seeds=0 is not allowed: set seeds to a count of at least 1"),
     (["sweep=tiny", "cluster=local", "seeds=1000000000000"], "set seeds to a count of at most 10000"),
+    (
+        ["sweep=tiny", "cluster=local", "trainer.lr=range(1,9000)", "trainer.weight_decay=range(1,9000)", "seeds=2"],
+        "trainer.lr=range(1,9000) trainer.weight_decay=range(1,9000) is a sweep of",
+    ),
+    (["sweep=tiny", "cluster=local", "trainer.lr=range(1,1000000000000)"], "it names more than 10000 values"),
     (["sweep=tiny", "cluster=local", f"sweep.name={'n' * 300}"], "set sweep.name to a plain name of up to 100 letters"),
     (["sweep=tiny", "cluster=local", "output_dir="], "output_dir='' is not allowed: set output_dir to the name of a"),
     (["sweep=tiny", "cluster=local", "seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
