@@ -78,8 +78,8 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
     runs_at_most = number * len(sweep.seeds)
     if runs_at_most > _MOST_RUNS:
         raise ConfigError(
-            f"{' '.join(overrides) or sweep.name} is a sweep of {runs_at_most} runs, and at most {_MOST_RUNS} are allowed: name "
-            "fewer values, or fewer seeds."
+            f"{' '.join(overrides) or sweep.name} is a sweep of {runs_at_most} runs, and at most {_MOST_RUNS} are allowed: "
+            "name fewer values, or fewer seeds."
         )
     with progress_bar("planning", number) as advance:
         for label, arm, control, loss in parts:
