@@ -62,6 +62,10 @@ def read_request(words: Sequence[str], config_dir: str | None) -> Request:
                 f"{word} is not a setting: settings are written key=value, such as sweep=demo; correct it."
             )
         if key in changes:
+            if chosen.get(key, value) != value:
+                raise ConfigError(
+                    f"{key}={chosen[key]} and {key}={value} stand beside each other; leave one of them out."
+                )
             chosen[key] = value
         elif key in _SHORT:
             changes["sweep"][key] = _value(key, value)

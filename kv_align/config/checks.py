@@ -22,10 +22,12 @@ _LONGEST_NAME = 150  # file systems take 255 bytes; loss, seed and hash, and the
 
 def check_places(config: Config) -> None:
     """Refuse names of folders that are none, or that lead elsewhere."""
-    if not config.output_dir.strip():
-        raise invalid_value("output_dir", repr(config.output_dir), "the name of a folder, such as outputs")
-    if not config.teacher_cache.strip():
-        raise invalid_value("teacher_cache", repr(config.teacher_cache), "auto, off, or the name of a folder")
+    for key, folder, allowed in (
+        ("output_dir", config.output_dir, "the name of a folder, such as outputs"),
+        ("teacher_cache", config.teacher_cache, "auto, off, or the name of a folder"),
+    ):
+        if not folder.strip() or re.search(r"[\x00-\x1f]", folder):
+            raise invalid_value(key, repr(folder), allowed)
     if config.hub.repo is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
@@ -42,6 +44,16 @@ def check_places(config: Config) -> None:
             raise invalid_value(key, repr(name), allowed)
         if len(name.encode()) > _LONGEST_NAME:
             raise invalid_value(key, f"{name[:20]}...", f"a name of at most {_LONGEST_NAME} bytes")
+
+
+def check_batch_size(config: Config) -> None:
+    """Refuse a batch larger than the training split, where the choice of texts says how many it has."""
+    examples = config.data.options.get("train_examples")
+    if isinstance(examples, int) and config.trainer.batch_size > examples:
+        raise ConfigError(
+            f"trainer.batch_size={config.trainer.batch_size} is above data.train_examples={examples}: lower it to at most "
+            "that."
+        )
 
 
 def check_loss_against_aligner(config: Config) -> None:

@@ -42,7 +42,7 @@ One run. A group's choice is a file of conf/, * what is taken where none is
 named; --multirun does each combination of several values (seed=0,1,2).
 --cfg job shows the configuration that comes of a command line.
 """
-_SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
+_SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def train_main(task: Task) -> None:
@@ -146,6 +146,9 @@ def _check_processes() -> None:
         raise ConfigError(f"{said} is not allowed without {missing}: start the processes with torchrun, or unset it.")
     if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
         raise ConfigError(f"RANK={rank} is not allowed with WORLD_SIZE={world}: start the processes with torchrun.")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        if not os.environ.get(name):
+            raise ConfigError(f"WORLD_SIZE={world} is not allowed without {name}: start the processes with torchrun.")
 
 
 def _arguments() -> argparse.Namespace | None:
@@ -159,6 +162,11 @@ def _arguments() -> argparse.Namespace | None:
     # Hydra reads them again, and takes overrides on both sides of an option for unknown words.
     options = [word for word in sys.argv[1:] if word not in arguments.overrides]
     sys.argv[1:] = [*options, *arguments.overrides]
+    if arguments.experimental_rerun is not None:
+        raise ConfigError(
+            f"--experimental-rerun={arguments.experimental_rerun} is not allowed: the same command again goes on with its "
+            "run, and config.yaml in its folder says what it was."
+        )
     if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA):
         return None
     if arguments.config_path is not None:
@@ -191,6 +199,8 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         if not any("hydra.run.dir=" in override for override in overrides):
             # Before Hydra writes its own files there.
             directory = RunDirectory(Path(config.output_dir) / name)
+            if directory.config_file.exists():
+                directory.read_config()
             going_on(directory, config)
             directory.refuse_to_redo()
             folders["output_dir"] = Path(config.output_dir) / name
@@ -237,7 +247,8 @@ def _make_folders(folders: dict[str, Path]) -> None:
 
 
 def _check_output_dir(config: Config) -> None:
-    path = Path(config.output_dir)
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"output_dir={path} is not allowed: {existing} is a file; name a folder.")
+    for key, name in (("output_dir", config.output_dir), ("teacher_cache", config.teacher_cache)):
+        path = Path(name)
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"{key}={path} is not allowed: {existing} is a file; name a folder.")

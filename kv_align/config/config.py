@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from pydantic import BeforeValidator
 
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
@@ -70,7 +70,7 @@ class TrainerConfig(Section):
     """The optimisation, the same in every arm; `batch_size` is that of an optimizer step over all processes."""
 
     name: str
-    epochs: PositiveFloat | None
+    epochs: Annotated[PositiveFloat, Le(1e6)] | None
     max_steps: PositiveInt | None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None

@@ -12,6 +12,7 @@ from typing import Any
 from kv_align.config.checks import (
     absolute_data,
     check_adapter,
+    check_batch_size,
     check_data,
     check_init,
     check_layer_map,
@@ -53,6 +54,7 @@ def resolve(raw: dict[str, Any]) -> tuple[Config, list[str]]:
     config = validate(Config, raw)
     check_inputs(config)
     check_places(config)
+    check_batch_size(config)
     check_loss_against_aligner(config)
     check_init(config)
     changes, notes = _without_effect(config)

@@ -62,7 +62,7 @@ def read_last_row(file: Path) -> dict[str, Any] | None:
 def _row(line: str, key: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     return row if isinstance(row, dict) and key in row else None
 
@@ -76,7 +76,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """Return a JSON object; None where the file is missing or broken."""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return raw if isinstance(raw, dict) else None
 

@@ -245,7 +245,7 @@ class RunDirectory:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
             raw = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=loader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
             raw = None
         if not isinstance(raw, dict):
             raise ConfigError(f"{self.config_file} cannot be read: restore it, or choose another run_name.")

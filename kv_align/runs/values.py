@@ -54,7 +54,10 @@ def read_values(text: str) -> Any:
     yaml.YAMLError
         If it is none.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def check_own_file(file: Path) -> None:

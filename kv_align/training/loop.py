@@ -98,12 +98,18 @@ class Loop:
             self._stopwatch.go_on(state.pop("overhead", {}))
             self.progress = Progress(**state)
             LOGGER.info("resuming at step %d of %d", self.progress.step, self._num_steps)
-        steps = range(self.progress.step, self._num_steps)
-        self._teacher.fill({place for step in steps for place in self._order[step]})
+        self._teacher.fill(self._places_to_come())
         done = self.progress.step if newest is not None else -1
         # The last evaluation comes after the last checkpoint, and will be made again.
         self._run.rewind(done, min(done, self._num_steps - 1))
         return newest is not None
+
+    def _places_to_come(self) -> set[int]:
+        """Return the examples that are still read: after two epochs, all of them, without counting through a million."""
+        number, steps = len(self._train.examples), range(self.progress.step, self._num_steps)
+        if len(steps) >= 2 * max(1, number // self._config.trainer.batch_size):
+            return set(range(number))
+        return {place for step in steps for place in self._order[step]}
 
     def fit(self, status: Status, preemption: Preemption) -> tuple[State, str]:
         """Run the steps that are left.

@@ -55,6 +55,15 @@ def test_bad_input_is_one_sentence_and_exit_2(small, capsys, arguments, sentence
     assert said.count("\n") == 1
 
 
+def test_criteria_without_bottom_are_one_sentence(small, capsys, tmp_path):
+    file = tmp_path / "deep.yaml"
+    file.write_text("a: " + "[" * 5000 + "]" * 5000, encoding="utf-8")
+    assert main(["report", str(small.path), "--criteria", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert f"--criteria={file} is not YAML: it is nested too deeply; correct it." in said
+    assert said.count("\n") == 1
+
+
 def test_a_report_that_is_a_file_is_one_sentence(small, capsys):
     small.report.write_text("not a folder")
     assert main(["report", str(small.path)]) == 2

@@ -88,6 +88,8 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "sizes": [
         ("data.train_examples=1000000000000000000000000", ["data.train_examples=1000000", "at most 1e+07"]),
+        ("trainer.batch_size=1000000000", ["trainer.batch_size=1000000000 is above data.train_examples=", "lower it"]),
+        ("trainer.max_steps=null trainer.epochs=1e300", ["trainer.epochs=1e+300 is not allowed", "at most 1e+06"]),
         ("trainer.max_steps=10000000000000000000", ["trainer.max_steps=100000", "at most 9.22"]),
         ("--multirun seed=range(0,1000000000000)", ["seed=range(0,1000000000000) is not allowed", "more than 10000"]),
         (
@@ -114,6 +116,8 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         (f"output_dir={__file__}/x", [f"output_dir={__file__}/x is not allowed", "is a file; name a folder"]),
         ("--multirun seed=x,0", ["seed=x is not allowed", "a whole number"]),
         ("output_dir=", ["output_dir='' is not allowed", "the name of a folder"]),
+        ("output_dir='a\nb'", [r"output_dir='a\nb' is not allowed", "the name of a folder"]),
+        (f"teacher_cache={__file__}/x", [f"teacher_cache={__file__}/x is not allowed", "is a file; name a folder"]),
         ("output_dir=/proc/x", ["output_dir=/proc/x/structured", "/proc/x cannot be made", "can be written to"]),
         ("--multirun seed=0,1 output_dir=/proc/x", ["output_dir=/proc/x is not allowed", "/proc/x cannot be made"]),
         ("run_name=..", ["run_name='..' is not allowed", "a plain name without slashes"]),
@@ -128,6 +132,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("--config-name=nix", ["--config-name=nix is not allowed", "this command's own is train"]),
         ("--config-name=nix --multirun seed=0,1", ["--config-name=nix is not allowed"]),
         ("--config-name=pretrain", ["--config-name=pretrain is not allowed"]),
+        ("--experimental-rerun x", ["--experimental-rerun=x is not allowed", "the same command again"]),
         ("--config-path=/tmp", ["--config-path=/tmp is not allowed", "--config-dir"]),
         ("--multirun seed=interval(0,3)", ["seed=interval(0,3) is not allowed", "range(0,3)"]),
         (
@@ -328,6 +333,22 @@ def test_a_broken_file_of_the_users_is_one_sentence(own_aligner: Path, trap: Pat
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "conf/aligner/mean.yaml" in done.stderr
+
+
+def test_a_run_whose_configuration_is_damaged_is_left_as_it_is(tmp_path: Path, trap: Path) -> None:
+    """Hydra's own files of it too: they say how it was started."""
+    run = RunDirectory(tmp_path / "outputs" / "mine")
+    run.begin({"seed": 0, "loss": {"name": "kv"}}, arm="a", content_hash="b" * 64, total_steps=2)
+    (run.path / ".hydra").mkdir()
+    (run.path / ".hydra" / "overrides.yaml").write_text("[]\n")
+    run.config_file.write_text("a: [1,")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    done = train("run_name=mine", folder=tmp_path, first=(trap,))
+    assert (done.returncode, done.stderr) == (
+        2,
+        "kv-align: outputs/mine/config.yaml cannot be read: restore it, or choose another run_name.\n",
+    )
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def changed(file: Path, **values: object) -> None:
 CONFIG_DAMAGES: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
     "cut": lambda file: file.write_text("a: [1,"),
+    "deep": lambda file: file.write_text("a: " + "[" * 5000),
     "empty": lambda file: file.write_text(""),
     "list": lambda file: file.write_text("[1, 2]"),
     "binary": lambda file: file.write_bytes(b"\xff\xfe\x00"),

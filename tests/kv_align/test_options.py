@@ -247,6 +247,14 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
             {"WORLD_SIZE": "2", "RANK": "5"},
             "RANK=5 is not allowed with WORLD_SIZE=2: start the processes with torchrun.",
         ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "WORLD_SIZE=2 is not allowed without MASTER_ADDR: start the processes with torchrun.",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            "WORLD_SIZE=2 is not allowed without LOCAL_RANK: start the processes with torchrun.",
+        ),
         ({"RANK": "1"}, "RANK=1 is not allowed without WORLD_SIZE: start the processes with torchrun, or unset it."),
         (
             {"WORLD_SIZE": "2"},
@@ -256,7 +264,7 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
     ids=str,
 )
 def test_half_of_what_says_which_process_this_is_is_refused(environment, sentence, monkeypatch, capsys):
-    for name in ("WORLD_SIZE", "RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

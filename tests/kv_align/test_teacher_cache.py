@@ -350,6 +350,14 @@ def test_what_is_expected_is_read_meanwhile_and_nothing_else(
         cached.read(batches[0], (SIGNAL,))
 
 
+def test_a_run_of_a_billion_steps_is_not_counted_through(tmp_path: Path) -> None:
+    loop = assembled(tmp_path, f"teacher_cache={tmp_path / 'cache'}", "data.train_examples=16").loop
+    assert loop._places_to_come() == {place for step in range(2) for place in loop._order[step]}
+    assert len(loop._places_to_come()) < 16
+    loop._num_steps = 10**12
+    assert loop._places_to_come() == set(range(16))
+
+
 def test_all_but_the_first_step_find_their_targets_read_and_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,15 @@ WRONG = [
         ["sweep=tiny", "cluster=slurm", "cluster.runs_per_gpu=2", "cluster.runs_per_job=2", "cluster.nodes=2"],
         "cluster.runs_per_gpu=2 is not allowed: set cluster.runs_per_gpu to 1 with cluster.nodes=2 and",
     ),
+    (["sweep=tiny", "cluster=local", "sweep=demo"], "sweep=tiny and sweep=demo stand beside each other"),
+    (
+        ["sweep=tiny", "cluster=slurm", 'cluster.partition="a\\nb"'],
+        r"cluster.partition=a\nb is not allowed: set cluster.partition to text on one line",
+    ),
+    (
+        ["sweep=tiny", "cluster=slurm", 'cluster.additional_parameters.comment="a\\nb"'],
+        r"cluster.additional_parameters.comment=a\nb is not allowed: set cluster.additional_parameters.comment to text",
+    ),
     (["sweep=tiny", "cluster=local", "cluster.slots=two"], "cluster.slots=two is not allowed: set cluster.slots to a"),
     (["sweep=tiny", "cluster=local", "cluster.slot=2"], "cluster.slot is an unknown key"),
     (["sweep=tiny", "cluster=local", "cluster.retry.kiled=2"], "cluster.retry.kiled is an unknown key"),

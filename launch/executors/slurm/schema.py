@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from kv_align.config.options import NonNegativeInt, PositiveFloat, PositiveInt
@@ -62,6 +63,13 @@ class SlurmCluster(OwnCluster):
     def check(self) -> None:
         """Refuse to ask a job to leave before it has begun, and to pack runs that cannot be packed."""
         check_signal(self.signal_delay_s, self.time_min)
+        for key, value in (
+            *self,
+            *((f"additional_parameters.{key}", each) for key, each in self.additional_parameters.items()),
+        ):
+            # A line break would begin a line of the job's script; those of setup and prepare are meant as such.
+            if key != "prepare" and isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
+                raise invalid_value(f"cluster.{key}", value, "text on one line")
         if self.runs_per_gpu == 1:
             return
         if self.runs_per_gpu > self.runs_per_job:
