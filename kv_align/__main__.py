@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from kv_align import __version__
 from kv_align.config.help.commands import VERBS, Verb
 from kv_align.config.targets import config_directory
-from kv_align.runs.program import COMMAND, interrupts_in_one_line
+from kv_align.runs.program import COMMAND, as_a_command
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
 def run(name: str, verb: Verb, words: Sequence[str]) -> int | None:
     """Call a verb's `main` as if it had been called by name; returns its exit code."""
     sys.argv = [f"{COMMAND} {name}", *verb.first, *words]
-    with interrupts_in_one_line():
+    with as_a_command():
         code: int | None = importlib.import_module(verb.module).main()
     return code
 

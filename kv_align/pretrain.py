@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kv_align.runs.program import interrupts_in_one_line
+from kv_align.runs.program import as_a_command
 
 if TYPE_CHECKING:
     from kv_align.config.config import PretrainConfig
@@ -23,7 +23,7 @@ def pretrain(config: PretrainConfig) -> None:
 
 def main() -> None:
     """Read the command line, make the pair, and leave."""
-    with interrupts_in_one_line():
+    with as_a_command():
         from kv_align.config.cli import pretrain_main
 
         pretrain_main(pretrain)

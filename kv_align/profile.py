@@ -16,7 +16,7 @@ from kv_align.config.cli import bad_input_exits
 from kv_align.config.compose import compose_config
 from kv_align.config.help.describe import described
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.program import interrupts_in_one_line, program
+from kv_align.runs.program import as_a_command, program
 
 
 def _count(word: str) -> int:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--config-dir", help="a folder whose groups are laid over conf/")
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with interrupts_in_one_line(), bad_input_exits():
+    with as_a_command(), bad_input_exits():
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes != "1":
             raise ConfigError(

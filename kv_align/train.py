@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kv_align.runs.program import interrupts_in_one_line
+from kv_align.runs.program import as_a_command
 from kv_align.runs.stopwatch import process_began
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def train(config: Config, directory: Path) -> State:
 
 def main() -> None:
     """Read the command line, do one run or several, and leave."""
-    with interrupts_in_one_line():
+    with as_a_command():
         from kv_align.config.cli import train_main
 
         train_main(train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ def program(module: str) -> str:
 
 
 @contextmanager
-def interrupts_in_one_line() -> Iterator[None]:
+def as_a_command() -> Iterator[None]:
     """Leave with 75 and one line on a Ctrl-C that no run notes itself: in imports and checks, or the second one."""
+    # On processors with AVX512-BF16 it warns as it is imported of kernels that are not installed, asked for or not.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt:
