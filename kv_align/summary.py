@@ -85,10 +85,10 @@ def _summary(directory: RunDirectory) -> dict[str, Any] | None:
         return None
     config, provenance = directory.read_config(), read_json(directory.provenance_file) or {}
     if not all(isinstance(summary.get(name), str) for name in ("content_hash", "arm", "loss")):
-        raise ConfigError(f"{directory.summary_file} is damaged: its run is left out; restore it.")
+        raise ConfigError(f"{directory.summary_file} is damaged: restore it, or take its run out of the folder.")
     parts = [config.get("aligner"), config.get("data") or {}, config.get("model") or {}]
     if not all(isinstance(part, dict) for part in parts):
-        raise ConfigError(f"{directory.config_file} is damaged: its run is left out; restore it.")
+        raise ConfigError(f"{directory.config_file} is damaged: restore it, or take its run out of the folder.")
     data = {key: value for key, value in (config.get("data") or {}).items() if key != "name"}
     basis = {
         "steps": summary.get("steps"),

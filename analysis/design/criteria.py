@@ -159,6 +159,10 @@ def parse_criteria(raw: Any, source: str) -> Criteria:
     if criteria.ideal.strong_percent < criteria.ideal.improvement_percent:
         allowed = f"at least ideal.improvement_percent={criteria.ideal.improvement_percent:g}"
         raise invalid_value(f"{source}: ideal.strong_percent", f"{criteria.ideal.strong_percent:g}", allowed)
+    same = [name for name, each in criteria.contrasts.items() if each.arm == each.against]
+    same += [f"sequence.{place}" for place, step in enumerate(criteria.steps) if step.arm == step.against]
+    if same:
+        raise ConfigError(f"{source}: {same[0]} compares an arm with itself; name two arms.")
     first, primary = criteria.steps[0], criteria.primary
     if (first.arm, first.against, first.loss, first.metric) != (
         primary.arm,

@@ -58,6 +58,11 @@ def check_batch_size(config: Config) -> None:
 
 def check_loss_against_aligner(config: Config) -> None:
     """Refuse a loss that needs an aligner without one."""
+    if uses_aligner(config) and not config.aligner.target and config.aligner.name != "none":
+        raise ConfigError(
+            f"aligner={config.aligner.name} is not allowed: its file has no _target_; name the class there that maps keys "
+            "and values."
+        )
     if uses_aligner(config) and not config.aligner.target:
         raise ConfigError(
             f"loss={config.loss.name} is not allowed with aligner={config.aligner.name}: there would be no projected keys "

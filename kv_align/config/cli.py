@@ -42,6 +42,7 @@ One run. A group's choice is a file of conf/, * what is taken where none is
 named; --multirun does each combination of several values (seed=0,1,2).
 --cfg job shows the configuration that comes of a command line.
 """
+_SHOWN = 40  # letters of a name that is too long
 _SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -249,6 +250,10 @@ def _make_folders(folders: dict[str, Path]) -> None:
 def _check_output_dir(config: Config) -> None:
     for key, name in (("output_dir", config.output_dir), ("teacher_cache", config.teacher_cache)):
         path = Path(name)
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        try:
+            existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        except OSError as error:
+            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+            raise ConfigError(f"{key}={shown} is not allowed: {error.strerror}; name another folder.") from None
         if not existing.is_dir():
             raise ConfigError(f"{key}={path} is not allowed: {existing} is a file; name a folder.")

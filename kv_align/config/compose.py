@@ -170,6 +170,9 @@ def explain(error: Exception) -> ConfigError:
         if isinstance(cause, InterpolationResolutionError):
             what = str(cause).splitlines()[0].rstrip(".")
             return ConfigError(f"{cause.full_key} cannot be resolved: {what}; correct what stands in its ${{}}.")
+        if isinstance(parent, DictConfig) and cause.full_key.rpartition(".")[2] in parent:
+            what = str(cause).splitlines()[0].rstrip(".")
+            return ConfigError(f"{cause.full_key} cannot have that value ({what}); correct that override.")
         if isinstance(parent, DictConfig):
             where = cause.full_key.rpartition(".")[0] or "the configuration"
             return unknown_key(cause.full_key, map(str, parent), where)
@@ -233,7 +236,8 @@ def _explained() -> Iterator[None]:
         yield
     except RecursionError:
         raise ConfigError(
-            "The configuration cannot be composed: the defaults of a choice lead back to it; correct that file."
+            "The configuration cannot be composed: the defaults of a choice lead back to it, or a value is nested too "
+            "deeply; correct that file or override."
         ) from None
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise explain(error) from None

@@ -16,6 +16,7 @@ _MODELS = Path(__file__).parents[1] / "models"
 EMBEDDED = _MODELS / "embedded"
 SHIPPED = ("embedded", "llama_17m")
 """Names of models that come with the package: the embedded pair, and an architecture for a student from scratch."""
+_LARGEST = {"num_hidden_layers": 10_000, "n_layer": 10_000, "vocab_size": 100_000_000}
 _TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "*.model")
 
 
@@ -97,6 +98,8 @@ def model_card(path: str) -> ModelCard | None:
     for key, value in sizes.items():
         if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"its {key} is {json.dumps(value)} and no whole number above 0")
+        if value is not None and value > _LARGEST[key]:
+            raise ValueError(f"its {key} is {value}, more than any model has")
     tokenizer = Path(path) / "tokenizer.json"
     return ModelCard(
         num_layers=sizes["num_hidden_layers"] or sizes["n_layer"] or 0,

@@ -136,6 +136,8 @@ def _cache(config: Config, notes: list[str]) -> dict[str, Any]:
     if config.teacher_cache not in ("off", "auto"):
         changes["teacher_cache"] = str(Path(config.teacher_cache).expanduser().absolute())
     if config.teacher_cache == "off" or not signals_of(config.loss):
+        if config.teacher_cache == "off" and config.teacher_cache_keeps == "targets":
+            notes.append("teacher_cache_keeps=targets has no effect with teacher_cache=off: left out.")
         # Nothing is rounded: what is measured is kept as it was computed.
         return {**changes, "teacher_cache_dtype": None, "teacher_cache_keeps": None}
     for key, allowed in (("dtype", "bfloat16 or float32"), ("keeps", "states or targets")):

@@ -155,7 +155,7 @@ def _parsed(text: str, file: Path, first_line: int) -> Any:
         place, message = _place(file, first_line + error.lineno - 1), f"{error.msg} in column {error.colno}"
     except (RecursionError, ValueError) as error:
         place, message = _place(file, first_line), str(error)
-    raise ValueError(f"{place} is no JSON ({message}); correct that line or remove it")
+    raise ValueError(f"{place} cannot be read as JSON ({message}); correct that line or remove it")
 
 
 def _read_csv(file: Path, wanted: tuple[str, ...]) -> Table:

@@ -154,7 +154,7 @@ def _numbered(split: Split, tables: tuple[Table, ...], columns: _Columns, last_t
     texts = [example for table in tables for example in _contents(table, columns, last_turn)]
     left_out = sum(len(table.rows) for table in tables) - len(texts)
     if left_out:
-        LOGGER.info("%d rows of the %s split hold no text: left out", left_out, split)
+        LOGGER.warning("%d rows of the %s split hold no text: left out", left_out, split)
     if not texts:
         raise ValueError(f"{tables[0].name} holds no text; write some, or remove it")
     return [replace(example, id=f"{split}-{index}") for index, example in enumerate(texts)]

@@ -74,9 +74,10 @@ def make(choice: Choice, *arguments: Any) -> Any:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        options = ", ".join(f"{key}={value}" for key, value in choice.options.items())
+        numbers = {key: value for key, value in choice.options.items() if type(value) in (int, float)}
+        asked = " and ".join(f"{key}={value}" for key, value in numbers.items()) or "models of this size"
         raise ConfigError(
-            f"{choice.name} is not allowed with {options}: what it makes finds no room in memory; lower one of these."
+            f"{choice.name} is not allowed with {asked}: what it makes finds no room in memory; make it smaller."
         ) from error
     except (ImportError, TypeError) as error:
         message = " ".join(str(error).split()).rstrip(".")

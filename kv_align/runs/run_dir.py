@@ -139,7 +139,7 @@ class RunDirectory:
             file = (self.path / "run.lock").open("w")
         except OSError as error:
             raise ConfigError(
-                f"{error.filename} cannot be written ({error.strerror}): make it writable, or choose another output_dir."
+                f"{error.filename} cannot be written ({error.strerror}): mend that, or choose another output_dir."
             ) from None
         with file:
             try:

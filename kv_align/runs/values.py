@@ -8,7 +8,6 @@ groups is read by YAML itself, so there both are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 
 from kv_align.runs.errors import ConfigError
 
+_MOST_VALUES = 100_000
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _WHOLE = r"(0|[1-9][0-9_]*)"
 
@@ -52,9 +52,13 @@ def read_values(text: str) -> Any:
     Raises
     ------
     yaml.YAMLError
-        If it is none.
+        If it is none, or is nested or stands for more than anybody writes.
     """
     try:
+        root = yaml.compose(text, Loader=_Loader)
+        if root is None:
+            return None
+        _check_size(root)
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
@@ -66,18 +70,23 @@ def check_own_file(file: Path) -> None:
     Parameters
     ----------
     file
-        A choice of a group, of the user's own. What is no YAML at all is left to Hydra.
+        A choice of a group, of the user's own.
 
     Raises
     ------
     ConfigError
-        For a number in base eight or sixty, or an alias that leads back to itself, with file and line.
+        If it is no YAML, has another name than its file, a number in base eight or sixty, or aliases that lead back to
+        themselves or stand for more than anybody writes; with file and line.
     """
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
-    for node in () if root is None else _nodes(root, (), file):
+        nodes = [] if root is None else _check_size(root)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not allowed: it is not UTF-8 ({error.reason}); save it as UTF-8.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ConfigError(f"{file} is not YAML: {what}; correct it.") from None
+    for node in nodes:
         if not isinstance(node, yaml.ScalarNode) or node.tag not in (_INT, _FLOAT):
             continue
         base = 60 if ":" in node.value else 8 if node.tag == _INT and re.match(r"[-+]?0[0-9_]", node.value) else 10
@@ -86,13 +95,32 @@ def check_own_file(file: Path) -> None:
                 f"{file} is not allowed: YAML reads {node.value} in line {node.start_mark.line + 1} in base {base}; write a "
                 "decimal number, or put quotes around it for text."
             )
+    named = [value for key, value in root.value if key.value == "name"] if isinstance(root, yaml.MappingNode) else []
+    if named and isinstance(named[0], yaml.ScalarNode) and named[0].value != file.stem:
+        raise ConfigError(
+            f"{file} is not allowed: its name is {named[0].value}, and a choice is named as its file; write name: "
+            f"{file.stem}."
+        )
 
 
-def _nodes(node: yaml.Node, above: tuple[int, ...], file: Path) -> Iterator[yaml.Node]:
-    if id(node) in above:
-        raise ConfigError(f"{file} is not allowed: its alias in line {node.start_mark.line + 1} leads back to itself.")
-    yield node
-    if isinstance(node, yaml.CollectionNode):
-        for each in node.value:
-            for inner in each if isinstance(each, tuple) else (each,):
-                yield from _nodes(inner, (*above, id(node)), file)
+def _check_size(root: yaml.Node) -> list[yaml.Node]:
+    """Return all nodes, each once; refuse aliases that lead back to themselves, or that stand for too much."""
+    sizes: dict[int, int] = {}
+    nodes: list[yaml.Node] = []
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise yaml.YAMLError(f"an alias to line {node.start_mark.line + 1} leads back to itself")
+            return sizes[id(node)]
+        nodes.append(node)
+        sizes[id(node)] = 0  # until all that is in it is known
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
+        sizes[id(node)] = 1 + sum(map(size, parts))
+        if sizes[id(node)] > _MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases it stands for more than {_MOST_VALUES} values")
+        return sizes[id(node)]
+
+    size(root)
+    return nodes

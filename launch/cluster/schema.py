@@ -149,5 +149,5 @@ def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]
             if not isinstance(raw, dict):
                 raise ConfigError(f"{file} is not allowed: it must be a mapping of keys to values; correct it.")
             return raw
-    names = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+    names = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml") if file.is_file()})
     raise ConfigError(f"{group}={name} is not allowed: {group} must be one of {', '.join(names)}; choose one of these.")

@@ -59,7 +59,10 @@ def read_setting(file: Path, sweep: Path) -> Setting | None:
     if wrong:
         raise ConfigError(f"{file} is damaged, its {wrong[0]} is none: restore it, or submit the sweep elsewhere.")
     code = str(sweep / raw["code"])  # a snapshot moves with its sweep
-    cluster, own = validate(Cluster, raw["cluster"]), raw["resources"]
+    try:
+        cluster, own = validate(Cluster, raw["cluster"]), raw["resources"]
+    except ConfigError as error:
+        raise ConfigError(f"{file} is damaged: in its cluster {error}") from None
     return Setting(cluster, own, raw["accounting"], code, raw.get("home", ""), raw.get("after", ""))
 
 

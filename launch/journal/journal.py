@@ -117,6 +117,11 @@ class Journal:
             If it never was.
         """
         setting = self.setting()
+        if setting is None and _rows(self._file):
+            raise ConfigError(
+                f"{self._setting_file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep "
+                "elsewhere."
+            )
         if setting is None:
             raise ConfigError(
                 f"{self.sweep.path} was never submitted: run the same {program('launch')} submit command again."
@@ -200,7 +205,13 @@ class Journal:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    return read_rows(file, "event") if file.exists() else []
+    """Return the rows of a file; a last line without an end is one that is being written."""
+    rows = read_rows(file, "event") if file.exists() else []
+    if not rows and file.exists() and b"\n" in file.read_bytes().lstrip(b"\n"):
+        raise ConfigError(
+            f"{file} is damaged: none of its lines can be read; restore it, or submit the sweep elsewhere."
+        )
+    return rows
 
 
 def _this_command() -> str:

@@ -63,7 +63,11 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
             f"sweep={name} is not allowed: its file declares no arms; choose one that does, such as expected_results."
         )
     for key, value in changes.items():
-        if key not in Sweep.model_fields or key in ("arms", "controls"):
+        if key.partition(".")[0] in ("arms", "controls"):
+            raise ConfigError(
+                f"sweep.{key}={value} is not allowed: arms and controls stand in the sweep's file; edit that."
+            )
+        if key not in Sweep.model_fields:
             raise unknown_key(
                 f"sweep.{key}", [field for field in Sweep.model_fields if field not in ("arms", "controls")], "a sweep"
             )

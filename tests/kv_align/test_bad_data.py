@@ -71,8 +71,8 @@ WORKS = None
 CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]] = {
     # GSM8K: what the files hold
     "good": (problem(), WORKS),
-    "cut in a line": (problem(lines() + b'{"question": "Wh'), "train.jsonl, line 7 is no JSON (Unterminated string"),
-    "cut in the first": (problem(b'{"question": '), "train.jsonl, line 1 is no JSON"),
+    "cut in a line": (problem(lines() + b'{"question": "Wh'), "train.jsonl, line 7 cannot be read as JSON (Unterminated string"),
+    "cut in the first": (problem(b'{"question": '), "train.jsonl, line 1 cannot be read as JSON"),
     "empty": (problem(b""), "train.jsonl is empty: it holds no row"),
     "empty test": (problem(test=b""), "test.jsonl is empty: it holds no row"),
     "blank lines alone": (problem(b"\n \n\n"), "train.jsonl is empty: it holds no row"),
@@ -83,7 +83,7 @@ CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]
     ),
     "utf-16 big": (problem("\ufeff{}".encode("utf-16-be")), "train.jsonl is written in UTF-16"),
     "utf-32": (problem(lines().decode().encode("utf-32")), "train.jsonl is written in UTF-16 or UTF-32"),
-    "utf-16 without mark": (problem(lines().decode().encode("utf-16-le")), "train.jsonl, line 1 is no JSON"),
+    "utf-16 without mark": (problem(lines().decode().encode("utf-16-le")), "train.jsonl, line 1 cannot be read as JSON"),
     "latin-1": (problem(lines('{"question": "Ä"}'.encode("latin-1"))), "train.jsonl, line 6 is not UTF-8"),
     "zipped": (problem(b"\x1f\x8b\x08\x00\x00"), "train.jsonl, line 1 is not UTF-8"),
     "byte order mark": (problem(b"\xef\xbb\xbf" + lines()), WORKS),
@@ -91,16 +91,16 @@ CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]
     "no end of the last line": (problem(lines().rstrip()), WORKS),
     "one list": (problem(json.dumps([ROW] * 6).encode()), WORKS),
     "one list over lines": (problem(json.dumps([ROW] * 6, indent=1).encode()), WORKS),
-    "a broken list": (problem(b'[{"question": "?",\n "answer": }]'), "train.jsonl, line 2 is no JSON (Expecting value"),
+    "a broken list": (problem(b'[{"question": "?",\n "answer": }]'), "train.jsonl, line 2 cannot be read as JSON (Expecting value"),
     "a list of numbers": (problem(b"[1, 2]"), "train.jsonl, entry 1 is no object"),
-    "an object over lines": (problem(json.dumps(ROW, indent=1).encode()), "train.jsonl, line 1 is no JSON"),
+    "an object over lines": (problem(json.dumps(ROW, indent=1).encode()), "train.jsonl, line 1 cannot be read as JSON"),
     "numbers": (problem(lines(b"5")), "train.jsonl, line 6 is no object"),
     "null": (problem(lines(b"null")), "train.jsonl, line 6 is no object"),
-    "python": (problem(lines(b"{'question': 'x'}")), "train.jsonl, line 6 is no JSON"),
-    "two in a line": (problem(lines(b'{"a": 1} {"a": 1}')), "train.jsonl, line 6 is no JSON (Extra data"),
-    "deep": (problem(lines(b'{"a": ' + b"[" * 100_000)), "train.jsonl, line 6 is no JSON"),
-    "a huge number": (problem(lines(b'{"a": ' + b"9" * 9000 + b"}")), "train.jsonl, line 6 is no JSON"),
-    "html": (problem(b"<html></html>\n"), "train.jsonl, line 1 is no JSON"),
+    "python": (problem(lines(b"{'question': 'x'}")), "train.jsonl, line 6 cannot be read as JSON"),
+    "two in a line": (problem(lines(b'{"a": 1} {"a": 1}')), "train.jsonl, line 6 cannot be read as JSON (Extra data"),
+    "deep": (problem(lines(b'{"a": ' + b"[" * 100_000)), "train.jsonl, line 6 cannot be read as JSON"),
+    "a huge number": (problem(lines(b'{"a": ' + b"9" * 9000 + b"}")), "train.jsonl, line 6 cannot be read as JSON"),
+    "html": (problem(b"<html></html>\n"), "train.jsonl, line 1 cannot be read as JSON"),
     "other columns": (
         problem(b'{"problem": "?", "solution": "#### 1"}\n'),
         "train.jsonl has no column question, but problem, sol",
@@ -286,6 +286,7 @@ def use(data: str, folder: Path, settings: dict[str, Any]) -> None:
     composed = copy.deepcopy(raw(data))
     counts = {"validation_examples": 2} if data == "gsm8k" else {"validation_examples": 2, "test_examples": 2}
     composed["data"] |= {"path": str(folder), **counts, **settings}
+    composed["trainer"]["batch_size"] = 1
     config, _ = resolve(composed)
     source, same = make_source(config), reader()
     splits = {

@@ -117,6 +117,10 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("--multirun seed=x,0", ["seed=x is not allowed", "a whole number"]),
         ("output_dir=", ["output_dir='' is not allowed", "the name of a folder"]),
         ("output_dir='a\nb'", [r"output_dir='a\nb' is not allowed", "the name of a folder"]),
+        (
+            f"output_dir={'z' * 300}",
+            [f"output_dir={'z' * 40}... is not allowed: File name too long; name another folder"],
+        ),
         (f"teacher_cache={__file__}/x", [f"teacher_cache={__file__}/x is not allowed", "is a file; name a folder"]),
         ("output_dir=/proc/x", ["output_dir=/proc/x/structured", "/proc/x cannot be made", "can be written to"]),
         ("--multirun seed=0,1 output_dir=/proc/x", ["output_dir=/proc/x is not allowed", "/proc/x cannot be made"]),
@@ -142,6 +146,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("run_name=it's", ["run_name=it's is not an override", """'run_name="a b"'"""]),
         ("hydra.run.dir=/proc/x", ["hydra.run.dir=/proc/x is not allowed", "cannot be made"]),
         ("--multirun seed=0,1 hydra.sweep.dir=/proc/x", ["hydra.sweep.dir=/proc/x is not allowed", "cannot be made"]),
+        ("hydra.callbacks=5", ["hydra.callbacks cannot have that value", "correct that override"]),
         ("hydra.verbose=9", ["hydra.verbose=9 is not allowed", "true, false, the name of a logger"]),
         ("=5", ["=5 is not an override: it has no key"]),
         ("seed=1 --multirun aligner=bent,flat loss=kv", ["aligner=bent is not allowed"]),
@@ -357,8 +362,6 @@ def test_a_run_whose_configuration_is_damaged_is_left_as_it_is(tmp_path: Path, t
         ("010", "YAML reads 010 in line 3 in base 8; write a decimal number, or put quotes around it for text."),
         ("1:30", "YAML reads 1:30 in line 3 in base 60; write a decimal number, or put quotes around it for text."),
         ("1:30.5", "YAML reads 1:30.5 in line 3 in base 60; write a decimal number, or put quotes around it for text."),
-        ("&a [1, *a]", "its alias in line 3 leads back to itself."),
-        ("&a {b: {c: *a}}", "its alias in line 3 leads back to itself."),
     ],
 )
 def test_what_yaml_would_read_otherwise_than_it_is_written_is_refused(
@@ -369,6 +372,35 @@ def test_what_yaml_would_read_otherwise_than_it_is_written_is_refused(
     with pytest.raises(ConfigError) as refused:
         compose_raw(["aligner=mean"], config_dir=str(own_aligner / "conf"))
     assert str(refused.value) == f"{file} is not allowed: {sentence}"
+
+
+BOMB = "a0: &a0 [x, x, x]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("name: mean\nscale: &a [1, *a]\n", "is not YAML: an alias to line 2 leads back to itself; correct it."),
+        ("name: mean\nscale: &a {b: {c: *a}}\n", "is not YAML: an alias to line 2 leads back to itself; correct it."),
+        (BOMB, "is not YAML: with its aliases it stands for more than 100000 values; correct it."),
+        (f"name: mean\nscale: {'[' * 3000}{']' * 3000}\n", "is not YAML: it is nested too deeply; correct it."),
+        (
+            "name: other\n_target_: mean_of_heads.MeanOfHeads\n",
+            "its name is other, and a choice is named as its file; write",
+        ),
+        (b"name: \x80\n", "is not allowed: it is not UTF-8 (invalid start byte); save it as UTF-8."),
+        ("name: mean\n---\nname: mean\n", "is not YAML: expected a single document"),
+        ("name: mean\n", "aligner=mean is not allowed: its file has no _target_; name the class there"),
+    ],
+    ids=["self", "far self", "bomb", "deep", "name", "binary", "documents", "no target"],
+)
+def test_a_file_of_the_users_that_is_no_choice_is_named(content: str | bytes, sentence: str, own_aligner: Path) -> None:
+    file = own_aligner / "conf" / "aligner" / "mean.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as refused:
+        compose_config(["aligner=mean"], config_dir=str(own_aligner / "conf"))
+    assert sentence in str(refused.value)
+    assert (str(file) in str(refused.value)) or "_target_" in sentence
 
 
 def test_numbers_in_other_words_and_values_named_twice_are_read_as_they_are(own_aligner: Path) -> None:

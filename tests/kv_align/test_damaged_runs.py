@@ -64,7 +64,7 @@ def test_a_summary_of_other_kinds_is_left_out_by_name(two, values):
     changed(run.summary_file, **values)
     cells, others = collect(folder)
     assert [len(runs) for runs in cells.values()] == [1]
-    assert others == [f"{run.summary_file} is damaged: its run is left out; restore it."]
+    assert others == [f"{run.summary_file} is damaged: restore it, or take its run out of the folder."]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_texts_that_cannot_be_read_are_refused(tmp_path):
     overrides = [each for each in SHORT if not each.startswith("data")]
     for name, sentence in (
         ("talks", "its conversations need a chat template, which the tokenizer that is trained has not"),
-        ("broken", r"broken\.jsonl, line 1 is no JSON"),
+        ("broken", r"broken\.jsonl, line 1 cannot be read as JSON"),
     ):
         text = ["data=text", f"data.path={tmp_path / name}.jsonl", "data.validation_examples=4", "data.test_examples=1"]
         raw = compose_raw([*overrides, *text, f"output_dir={tmp_path / 'pair'}"], config_name="pretrain")

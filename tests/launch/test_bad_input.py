@@ -56,6 +56,19 @@ WRONG = [
         ["sweep=tiny", "cluster=slurm", "cluster.runs_per_gpu=2", "cluster.runs_per_job=2", "cluster.nodes=2"],
         "cluster.runs_per_gpu=2 is not allowed: set cluster.runs_per_gpu to 1 with cluster.nodes=2 and",
     ),
+    (["sweep=tiny", "cluster=local", "seeds=2", "sweep.seeds=3"], "seeds=2 and sweep.seeds=3 stand beside each other"),
+    (
+        ["sweep=tiny", "cluster=local", "trainer.lr=1e-3", "trainer.lr=1e-2"],
+        "trainer.lr=1e-3 and trainer.lr=1e-2 stand",
+    ),
+    (
+        ["sweep=tiny", "cluster=local", "cluster.kind=slurm"],
+        "cluster.kind=slurm is not allowed: cluster=NAME chooses what",
+    ),
+    (
+        ["sweep=tiny", "cluster=local", "sweep.arms=5"],
+        "sweep.arms=5 is not allowed: arms and controls stand in the sweep's",
+    ),
     (["sweep=tiny", "cluster=local", "sweep=demo"], "sweep=tiny and sweep=demo stand beside each other"),
     (
         ["sweep=tiny", "cluster=slurm", 'cluster.partition="a\\nb"'],
@@ -205,6 +218,7 @@ def test_a_loss_that_stands_twice_is_refused(tmp_path):
     [
         ("cluster.json", {"code": 7}, "cluster.json is damaged, its code is none"),
         ("cluster.json", {"resources": "x"}, "cluster.json is damaged, its resources is none"),
+        ("cluster.json", {"cluster": {"kind": "nope"}}, "cluster.json is damaged: in its cluster name is missing"),
         ("journal.jsonl", {"event": "submitted"}, "journal.jsonl is damaged: a line of it lacks what belongs to it"),
     ],
 )
@@ -219,3 +233,66 @@ def test_what_launch_wrote_and_was_damaged_is_one_sentence(done, file, damage, s
         told = launch(verb, str(sweep.path))
         assert (told.code, told.err.count("\n")) == (2, 1)
         assert sentence in told.err
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", bytes(range(256)), None], ids=["empty", "list", "binary", "gone"])
+def test_a_sweep_whose_setting_is_lost_was_submitted_all_the_same(done, damage):
+    sweep = done("seeds=1")
+    file = sweep.path / "launch" / "cluster.json"
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage)
+    for verb in ("resume", "cancel"):
+        told = launch(verb, str(sweep.path))
+        assert (told.code, told.err) == (
+            2,
+            f"launch: {file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep elsewhere.\n",
+        )
+
+
+@pytest.mark.parametrize("damage", [bytes(range(256)), b"NaN\n", b"[1]\n{}\n"], ids=["binary", "no object", "objects"])
+def test_a_journal_of_which_nothing_can_be_read_is_not_taken_for_an_empty_one(done, damage):
+    """Taken for empty, all of its runs would be queued again beside the jobs that it knew."""
+    sweep = done("seeds=1")
+    file = sweep.path / "launch" / "journal.jsonl"
+    file.write_bytes(damage)
+    for verb in ("status", "resume", "cancel"):
+        told = launch(verb, str(sweep.path))
+        assert (told.code, told.err) == (
+            2,
+            f"launch: {file} is damaged: none of its lines can be read; restore it, or submit the sweep elsewhere.\n",
+        )
+    file.write_bytes(b'{"event": "submit')  # a first line that is being written, or was when its process died
+    assert launch("status", str(sweep.path)).code == 0
+
+
+def test_a_choice_that_is_a_folder_is_none(tmp_path):
+    (tmp_path / "conf" / "sweep" / "mine.yaml").mkdir(parents=True)
+    told = launch("submit", "sweep=mine", "cluster=local", "--config-dir", str(tmp_path / "conf"))
+    assert told.code == 2
+    assert "mine" not in told.err.partition("must be one of")[2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contrasts": {"same": {"arm": "v4_0_2", "against": "v4_0_2"}}},
+        {
+            "sequence": [
+                {"arm": "v4_0_2", "against": "v4_0_2", "loss": "kv", "metric": "probe_r2", "direction": "higher"}
+            ]
+        },
+    ],
+    ids=["contrast", "sequence"],
+)
+def test_an_arm_against_itself_is_refused(tmp_path, change):
+    criteria = yaml.safe_load((config_directory() / "criteria" / "default.yaml").read_text())
+    criteria["contrasts"] |= change.get("contrasts", {})
+    criteria["sequence"] += change.get("sequence", [])
+    (tmp_path / "criteria").mkdir()
+    (tmp_path / "criteria" / "mine.yaml").write_text(yaml.safe_dump(criteria))
+    words = ("sweep=demo", "cluster=local", "sweep.criteria=mine", f"output_dir={tmp_path / 'out'}")
+    told = launch("submit", *words, "--config-dir", str(tmp_path))
+    assert told.code == 2
+    assert "compares an arm with itself; name two arms" in told.err
+    assert not (tmp_path / "out").exists()
