@@ -150,6 +150,9 @@ def _check_processes() -> None:
     for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
         if not os.environ.get(name):
             raise ConfigError(f"WORLD_SIZE={world} is not allowed without {name}: start the processes with torchrun.")
+    for name in ("MASTER_PORT", "LOCAL_RANK"):
+        if not os.environ[name].isdecimal():
+            raise ConfigError(f"{name}={os.environ[name]} is no number: start the processes with torchrun.")
 
 
 def _arguments() -> argparse.Namespace | None:

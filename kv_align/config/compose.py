@@ -108,7 +108,12 @@ def check_hydra(overrides: Sequence[str], *, config_dir: str | None = None) -> d
                 if "${" not in name:
                     folders[override.key_or_group] = Path(name)
         with _explained():
-            verbose = compose("train", overrides=[*search, *overrides], return_hydra_config=True).hydra.verbose
+            settings = compose("train", overrides=[*search, *overrides], return_hydra_config=True).hydra
+        verbose, below = settings.verbose, settings.output_subdir
+        if below is not None and not re.fullmatch(r"[\w.-]*\w[\w.-]*", str(below)):
+            raise invalid_value(
+                "hydra.output_subdir", repr(below), "the plain name of a folder in the run's own, or null"
+            )
         if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
             raise invalid_value("hydra.verbose", verbose, "true, false, the name of a logger, or a list of such names")
     return folders

@@ -117,16 +117,21 @@ class Journal:
             If it never was.
         """
         setting = self.setting()
-        if setting is None and _rows(self._file):
-            raise ConfigError(
-                f"{self._setting_file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep "
-                "elsewhere."
-            )
+        lost = "" if setting is not None else self.lost_setting()
+        if lost:
+            raise ConfigError(f"{lost}.")
         if setting is None:
             raise ConfigError(
                 f"{self.sweep.path} was never submitted: run the same {program('launch')} submit command again."
             )
         return setting
+
+    def lost_setting(self) -> str:
+        """Say that how the sweep is executed is lost, of one that was submitted; empty where it was not."""
+        if not _rows(self._file):
+            return ""
+        file = self._setting_file
+        return f"{file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep elsewhere"
 
     def write_setting(self, setting: Setting) -> None:
         """Freeze how the sweep is executed."""

@@ -28,7 +28,8 @@ def notes(journal: Journal, setting: Setting | None) -> tuple[str, ...]:
         gone = (
             f"the code that its jobs run is not in {setting.code} any more: put it back, or run resume from a checkout"
         )
-    return tuple(note for note in (pause_in_words(journal), moved, gone) if note)
+    lost = "" if setting is not None else journal.lost_setting()
+    return tuple(note for note in (pause_in_words(journal), lost, moved, gone) if note)
 
 
 def helper_state(journal: Journal, ledger: Ledger, name: str, job: JobState | None) -> HelperState:

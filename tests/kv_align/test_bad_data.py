@@ -71,7 +71,10 @@ WORKS = None
 CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]] = {
     # GSM8K: what the files hold
     "good": (problem(), WORKS),
-    "cut in a line": (problem(lines() + b'{"question": "Wh'), "train.jsonl, line 7 cannot be read as JSON (Unterminated string"),
+    "cut in a line": (
+        problem(lines() + b'{"question": "Wh'),
+        "train.jsonl, line 7 cannot be read as JSON (Unterminated string",
+    ),
     "cut in the first": (problem(b'{"question": '), "train.jsonl, line 1 cannot be read as JSON"),
     "empty": (problem(b""), "train.jsonl is empty: it holds no row"),
     "empty test": (problem(test=b""), "test.jsonl is empty: it holds no row"),
@@ -83,7 +86,10 @@ CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]
     ),
     "utf-16 big": (problem("\ufeff{}".encode("utf-16-be")), "train.jsonl is written in UTF-16"),
     "utf-32": (problem(lines().decode().encode("utf-32")), "train.jsonl is written in UTF-16 or UTF-32"),
-    "utf-16 without mark": (problem(lines().decode().encode("utf-16-le")), "train.jsonl, line 1 cannot be read as JSON"),
+    "utf-16 without mark": (
+        problem(lines().decode().encode("utf-16-le")),
+        "train.jsonl, line 1 cannot be read as JSON",
+    ),
     "latin-1": (problem(lines('{"question": "Ä"}'.encode("latin-1"))), "train.jsonl, line 6 is not UTF-8"),
     "zipped": (problem(b"\x1f\x8b\x08\x00\x00"), "train.jsonl, line 1 is not UTF-8"),
     "byte order mark": (problem(b"\xef\xbb\xbf" + lines()), WORKS),
@@ -91,7 +97,10 @@ CASES: dict[str, tuple[tuple[str, dict[str, bytes], dict[str, Any]], str | None]
     "no end of the last line": (problem(lines().rstrip()), WORKS),
     "one list": (problem(json.dumps([ROW] * 6).encode()), WORKS),
     "one list over lines": (problem(json.dumps([ROW] * 6, indent=1).encode()), WORKS),
-    "a broken list": (problem(b'[{"question": "?",\n "answer": }]'), "train.jsonl, line 2 cannot be read as JSON (Expecting value"),
+    "a broken list": (
+        problem(b'[{"question": "?",\n "answer": }]'),
+        "train.jsonl, line 2 cannot be read as JSON (Expecting value",
+    ),
     "a list of numbers": (problem(b"[1, 2]"), "train.jsonl, entry 1 is no object"),
     "an object over lines": (problem(json.dumps(ROW, indent=1).encode()), "train.jsonl, line 1 cannot be read as JSON"),
     "numbers": (problem(lines(b"5")), "train.jsonl, line 6 is no object"),

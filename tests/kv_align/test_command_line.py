@@ -146,6 +146,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("run_name=it's", ["run_name=it's is not an override", """'run_name="a b"'"""]),
         ("hydra.run.dir=/proc/x", ["hydra.run.dir=/proc/x is not allowed", "cannot be made"]),
         ("--multirun seed=0,1 hydra.sweep.dir=/proc/x", ["hydra.sweep.dir=/proc/x is not allowed", "cannot be made"]),
+        ("hydra.output_subdir=../../x", ["hydra.output_subdir='../../x' is not allowed", "the plain name of a folder"]),
         ("hydra.callbacks=5", ["hydra.callbacks cannot have that value", "correct that override"]),
         ("hydra.verbose=9", ["hydra.verbose=9 is not allowed", "true, false, the name of a logger"]),
         ("=5", ["=5 is not an override: it has no key"]),

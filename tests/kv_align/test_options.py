@@ -255,6 +255,10 @@ def test_every_type_of_the_module_can_be_named_in_an_annotation(write_module: Wr
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
             "WORLD_SIZE=2 is not allowed without LOCAL_RANK: start the processes with torchrun.",
         ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "x", "LOCAL_RANK": "0"},
+            "MASTER_PORT=x is no number: start the processes with torchrun.",
+        ),
         ({"RANK": "1"}, "RANK=1 is not allowed without WORLD_SIZE: start the processes with torchrun, or unset it."),
         (
             {"WORLD_SIZE": "2"},

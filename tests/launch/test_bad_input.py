@@ -248,6 +248,9 @@ def test_a_sweep_whose_setting_is_lost_was_submitted_all_the_same(done, damage):
             2,
             f"launch: {file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep elsewhere.\n",
         )
+    told = launch("status", str(sweep.path))
+    assert told.code == 0
+    assert "cluster.json is damaged or gone" in " ".join((told.out + told.err).split())
 
 
 @pytest.mark.parametrize("damage", [bytes(range(256)), b"NaN\n", b"[1]\n{}\n"], ids=["binary", "no object", "objects"])
