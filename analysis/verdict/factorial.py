@@ -121,13 +121,26 @@ def _matched_pairs(
             differing = [key for key in flat[a].keys() | flat[b].keys() if flat[a].get(key) != flat[b].get(key)]
             for factor, prefixes in FACTORS.items():
                 if differing and all(key.startswith(prefixes) for key in differing):
-                    name = f"{factor}: {_level(flat[a], factor)} to {_level(flat[b], factor)}"
-                    backward = f"{factor}: {_level(flat[b], factor)} to {_level(flat[a], factor)}"
+                    first, second = levels_of(flat[a], flat[b], factor, differing)
+                    name, backward = f"{factor}: {first} to {second}", f"{factor}: {second} to {first}"
                     if backward in by_name:
                         by_name[backward].append((b, a))
                     else:
                         by_name.setdefault(name, []).append((a, b))
     yield from by_name.items()
+
+
+def levels_of(a: dict[str, str], b: dict[str, str], factor: str, differing: list[str]) -> tuple[str, str]:
+    """Name two levels: by their choices, and by the options in which they differ where these are the same."""
+    first, second = _level(a, factor), _level(b, factor)
+    if first != second:
+        return first, second
+
+    def told(leaves: dict[str, str]) -> str:
+        options = (f"{key.rpartition('.')[2]}={leaves.get(key, 'null')}" for key in sorted(differing))
+        return f"{first} ({', '.join(options)})"
+
+    return told(a), told(b)
 
 
 def _level(leaves: dict[str, str], factor: str) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from analysis.report.render.latex import escaped
 from analysis.report.report import Report, write_report
+from analysis.verdict.factorial import levels_of
 from analysis.verdict.study import study_sweep
 from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
@@ -303,6 +304,13 @@ def test_effects_and_interactions_are_those_that_the_design_allows(golden):
     expected = (changes[1] - changes[0]).drop(3)
     assert found["loss × init"].differences.tolist() == pytest.approx(expected.tolist())
     assert found["loss × init"].floor == pytest.approx(3 * 2 / 128)
+
+
+def test_levels_of_one_choice_are_named_by_the_options_in_which_they_differ():
+    kv = {"loss.name": '"kv"', "loss.lambda_kv": "0.5", "loss.terms": '"both"', "seed": "0"}
+    heavier, summed = kv | {"loss.lambda_kv": "6.0"}, kv | {"loss.name": '"kv+struct"'}
+    assert levels_of(kv, heavier, "loss", ["loss.lambda_kv"]) == ("kv (lambda_kv=0.5)", "kv (lambda_kv=6.0)")
+    assert levels_of(kv, summed, "loss", ["loss.name"]) == ("kv", "kv+struct")
 
 
 def test_a_report_takes_seconds(small):
