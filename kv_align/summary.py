@@ -1,4 +1,4 @@
-"""The closing table of a run, and of several side by side: `python -m kv_align.summary FOLDER`. Imports no torch.
+"""Finished runs of a folder side by side: `python -m kv_align.summary FOLDER`. Imports no torch.
 
 It only shows what the runs wrote; tests of significance and verdicts are the analysis's. Runs are compared where they did
 equally many steps on the same texts with the same teacher, and nowhere else.
@@ -20,43 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kv_align.experiment.closing_table import collapses, read_summary
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.program import program
-from kv_align.runs.run_dir import RunDirectory, read_json, read_last_row
+from kv_align.runs.run_dir import RunDirectory
 
-_LEARNED = (
-    ("validation_perplexity", "validation perplexity", "{:.3f}"),
-    ("untrained_validation_perplexity", "  of the untrained student", "{:.1f}"),
-    ("teacher_validation_perplexity", "  of the teacher", "{:.3f}"),
-    ("exact_match", "exact match", "{:.1%}"),
-)
-_INSIDE = (
-    ("cosine_key", "cosine of keys, through its own aligner", "{:.3f}"),
-    ("cosine_value", "cosine of values, through its own aligner", "{:.3f}"),
-    ("probe_r2_key", "probe R² of keys", "{:.3f}"),
-    ("probe_r2_value", "probe R² of values", "{:.3f}"),
-    ("kv_grad_norm_median", "gradient from the alignment loss", "{:.2e}"),
-    ("step_time_s_median", "seconds per step", "{:.3f}"),
-)
 Cell = tuple[str, str]
-
-
-def print_summary(directory: RunDirectory) -> None:
-    """Print the numbers of a finished run's end on standard output."""
-    summary = _summary(directory) or {}
-    table = Table(
-        title=f"{summary.get('arm')}, {summary.get('loss')}, seed {summary.get('seed')}", title_justify="left"
-    )
-    table.add_column("")
-    table.add_column(f"after {summary.get('steps')} steps", justify="right")
-    terms = [(f"validation_{term}", f"{term} (validation)", "{:.4f}") for term in summary.get("terms", ())]
-    for key, label, form in (*_LEARNED, *terms, *_INSIDE):
-        if summary.get(key) is not None:
-            table.add_row(label, form.format(summary[key]))
-    table.add_row("collapsed", _collapse([summary]))
-    console = Console()
-    console.print(table)
-    console.print(f"in {directory.path}", soft_wrap=True)
 
 
 def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
@@ -66,7 +35,7 @@ def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
     for file in sorted(folder.rglob("status.json")):
         directory = RunDirectory(file.parent)
         try:
-            status, summary = directory.status(), _summary(directory)
+            status, summary = directory.status(), read_summary(directory)
         except ConfigError as error:
             others.append(str(error))
             continue
@@ -76,28 +45,6 @@ def collect(folder: Path) -> tuple[dict[Cell, list[dict[str, Any]]], list[str]]:
             state = "unreadable" if status is None else f"{status.state} at step {status.step} {status.reason}".strip()
             others.append(f"{file.parent}: {state}")
     return _cells(list(runs.values())), others
-
-
-def _summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """What a run wrote at its end; beside it its loss's `terms`, whether it is `aligned`, and the `basis` of comparisons."""
-    summary = read_json(directory.summary_file)
-    if summary is None:
-        return None
-    config, provenance = directory.read_config(), read_json(directory.provenance_file) or {}
-    if not all(isinstance(summary.get(name), str) for name in ("content_hash", "arm", "loss")):
-        raise ConfigError(f"{directory.summary_file} is damaged: restore it, or take its run out of the folder.")
-    parts = [config.get("aligner"), config.get("data") or {}, config.get("model") or {}]
-    if not all(isinstance(part, dict) for part in parts):
-        raise ConfigError(f"{directory.config_file} is damaged: restore it, or take its run out of the folder.")
-    data = {key: value for key, value in (config.get("data") or {}).items() if key != "name"}
-    basis = {
-        "steps": summary.get("steps"),
-        "data": provenance.get("texts_sha256") or data,  # version 0.1.0 did not record the texts
-        "teacher": provenance.get("teacher_sha256") or (config.get("model") or {}).get("teacher"),
-    }
-    last = (read_last_row(directory.metrics_file) if directory.metrics_file.is_file() else None) or {}
-    terms = [key.removeprefix("weight_") for key in last if key.startswith("weight_")]
-    return {**summary, "terms": terms, "aligned": bool(config["aligner"].get("_target_")), "basis": basis}
 
 
 def _cells(runs: list[dict[str, Any]]) -> dict[Cell, list[dict[str, Any]]]:
@@ -141,7 +88,16 @@ def print_comparison(folder: Path, baseline: str, console: Console) -> None:
 
 def _outcome_table(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> Table:
     title = "what the students learned (mean over seeds)"
-    table = _table(title, "seeds", "perplexity", f"against {_short(baseline)}", "better", "right", "s/step")
+    reference = f"against {'flat' if baseline == 'baseline' else baseline[:12]}"
+    table = _table(
+        title,
+        "seeds",
+        "perplexity",
+        reference,
+        "better",
+        "right",
+        "s/step",
+    )
     everyone = [run for runs in cells.values() for run in runs]
     if all({**run["basis"], "steps": 0} == {**everyone[0]["basis"], "steps": 0} for run in everyone):
         table.add_row("teacher", "", f"{everyone[0]['teacher_validation_perplexity']:.3f}")
@@ -199,7 +155,7 @@ def _inside_table(cells: dict[Cell, list[dict[str, Any]]]) -> Table:
             _both(runs, "target_variance_share_{}", "{:.2g}"),
             _both(runs, "probe_r2_{}", "{:.2f}"),
             _mean(runs, "kv_grad_norm_median", "{:.2g}"),
-            _collapse(runs),
+            collapses(runs),
         )
     return table
 
@@ -212,11 +168,6 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _short(arm: str) -> str:
-    """An arm's name as far as a column's head has room for it."""
-    return {"baseline": "flat"}.get(arm, arm if len(arm) <= 12 else f"{arm[:11]}…")
-
-
 def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> str:
     others = [(loss, runs) for (arm, loss), runs in cells.items() if arm.partition("@")[0] != baseline]
     seeds = max(
@@ -224,9 +175,9 @@ def _what_seeds_show(cells: dict[Cell, list[dict[str, Any]]], baseline: str) -> 
         default=0,
     )
     floor = 2 / 2**seeds
-    names = sorted({arm for arm, _ in cells})
-    if baseline not in {name.partition("@")[0] for name in names}:
-        cannot = f"Nothing is compared: no arm is called {baseline}; name one with --baseline: {', '.join(names)}."
+    if len(others) == len(cells):
+        names = ", ".join(sorted({arm for arm, _ in cells}))
+        cannot = f"Nothing is compared: no arm is called {baseline}; name one with --baseline: {names}."
     elif not seeds:
         cannot = f"Nothing is compared: no other arm has a seed in common with {baseline}."
     elif floor >= 0.05:
@@ -269,11 +220,6 @@ def _label(arm: str, loss: str) -> str:
 def _both(runs: Sequence[dict[str, Any]], key: str, form: str) -> str:
     """Means of keys and of values."""
     return " ".join(_mean(runs, key.format(kind), form) for kind in ("key", "value")).strip()
-
-
-def _collapse(runs: Sequence[dict[str, Any]]) -> str:
-    number = sum(bool(each.get("collapses")) for each in runs)
-    return "no" if not number else f"{number}/{len(runs)}"
 
 
 def main() -> None:

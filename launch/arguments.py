@@ -54,19 +54,16 @@ def read_request(words: Sequence[str], config_dir: str | None) -> Request:
     changes: dict[str, dict[str, Any]] = {"sweep": {}, "cluster": {}}
     overrides = []
     output_dir = Path("outputs")
-    given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        same = f"sweep.{key}" if key in _SHORT else key
-        if given.setdefault(same, word) != word:
-            raise ConfigError(f"{given[same]} and {word} stand beside each other; leave one of them out.")
         group, _, rest = key.partition(".")
         if not equals and not key.startswith("~"):
             raise ConfigError(
                 f"{word} is not a setting: settings are written key=value, such as sweep=demo; correct it."
             )
         if key in changes:
-            chosen[key] = value
+            if chosen.setdefault(key, value) != value:
+                raise ConfigError(f"{key}={chosen[key]} and {word} stand beside each other; leave one of them out.")
         elif key in _SHORT:
             changes["sweep"][key] = _value(key, value)
         elif key in ("cluster.kind", "cluster.name"):

@@ -12,6 +12,7 @@ from kv_align.config.compose import arm_name
 from kv_align.config.config import Config
 from kv_align.config.identity import content_hash, going_on
 from kv_align.config.inputs import check_inputs
+from kv_align.experiment.closing_table import print_summary
 from kv_align.experiment.conclusion import conclude
 from kv_align.experiment.quiet import quiet_libraries
 from kv_align.experiment.start import start
@@ -24,7 +25,6 @@ from kv_align.runs.provenance import attempt_provenance
 from kv_align.runs.record import write_record
 from kv_align.runs.run_dir import RunDirectory, State, read_json
 from kv_align.runs.stopwatch import Stopwatch
-from kv_align.summary import print_summary
 from kv_align.training.distributed.processes import is_first, own_directory
 
 LOGGER = logging.getLogger(__name__)

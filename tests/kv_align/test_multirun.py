@@ -36,12 +36,12 @@ def states(folder: Path) -> dict[str, str]:
 def test_a_sweep_is_a_folder_of_runs_and_a_failing_one_fails_the_command_and_no_other(
     tmp_path: Path, launcher: str
 ) -> None:
-    # 64 examples a batch are more than the 32 there are: known only when the data has been read.
+    # That so few tokens hold nothing to score is known only when the data has been read.
     options = {
         "joblib": ("hydra.launcher.n_jobs=2",),
         "submitit_local": ("hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"),
     }
-    folder, axes = tmp_path / "sweep", ["trainer.batch_size=4,64"]
+    folder, axes = tmp_path / "sweep", ["data.max_length=64,4"]
     if launcher == "basic":
         axes.append("seed=0,1")
     done = sweep(folder, *axes, f"hydra/launcher={launcher}", *options.get(launcher, ()))
@@ -53,14 +53,16 @@ def test_a_sweep_is_a_folder_of_runs_and_a_failing_one_fails_the_command_and_no_
         assert [status.seed for status in statuses if status is not None] == [0, 1]
     else:
         assert states(folder) == {"0": "finished", "1": "failed"}
-    assert "trainer.batch_size=64 is above the 32 training examples" in done.stdout + done.stderr
+    assert "data.max_length=4 leaves no token to score in the 32 texts" in done.stdout + done.stderr
 
 
 def test_bad_data_found_by_a_single_run_is_one_sentence_and_leaves_with_2(tmp_path: Path) -> None:
     done = subprocess.run(
-        command(*QUICK, "trainer.batch_size=64", f"output_dir={tmp_path}"), capture_output=True, text=True, check=False
+        command(*QUICK, "data.max_length=4", f"output_dir={tmp_path}"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     sentences = [line for line in done.stderr.splitlines() if line.startswith("kv-align: ")]
-    assert sentences == ["kv-align: trainer.batch_size=64 is above the 32 training examples: lower it to at most that."]
+    assert sentences == [
+        "kv-align: data.max_length=4 leaves no token to score in the 32 texts of the train split: raise it."
+    ]
     assert "Traceback" not in done.stderr

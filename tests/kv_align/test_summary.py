@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kv_align.experiment.closing_table import print_summary
 from kv_align.runs.run_dir import RunDirectory, append_row, write_json
-from kv_align.summary import main, print_comparison, print_summary
+from kv_align.summary import main, print_comparison
 
 
 def write_run(folder: Path, arm: str, loss: str, seed: int, validation_loss: float, **more: Any) -> RunDirectory:

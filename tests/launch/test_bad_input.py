@@ -56,11 +56,6 @@ WRONG = [
         ["sweep=tiny", "cluster=slurm", "cluster.runs_per_gpu=2", "cluster.runs_per_job=2", "cluster.nodes=2"],
         "cluster.runs_per_gpu=2 is not allowed: set cluster.runs_per_gpu to 1 with cluster.nodes=2 and",
     ),
-    (["sweep=tiny", "cluster=local", "seeds=2", "sweep.seeds=3"], "seeds=2 and sweep.seeds=3 stand beside each other"),
-    (
-        ["sweep=tiny", "cluster=local", "trainer.lr=1e-3", "trainer.lr=1e-2"],
-        "trainer.lr=1e-3 and trainer.lr=1e-2 stand",
-    ),
     (
         ["sweep=tiny", "cluster=local", "cluster.kind=slurm"],
         "cluster.kind=slurm is not allowed: cluster=NAME chooses what",
