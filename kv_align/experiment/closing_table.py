@@ -46,7 +46,7 @@ def print_summary(directory: RunDirectory) -> None:
 
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """Return what a run wrote at its end, with its loss's `terms`, whether it is `aligned`, and the `basis` of comparisons."""
+    """Return what a run wrote at its end, its loss's `terms`, whether it is `aligned`, and the `basis` of comparisons."""
     summary = read_json(directory.summary_file)
     if summary is None:
         return None
