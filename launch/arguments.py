@@ -62,8 +62,7 @@ def read_request(words: Sequence[str], config_dir: str | None) -> Request:
                 f"{word} is not a setting: settings are written key=value, such as sweep=demo; correct it."
             )
         if key in changes:
-            if chosen.setdefault(key, value) != value:
-                raise ConfigError(f"{key}={chosen[key]} and {word} stand beside each other; leave one of them out.")
+            chosen[key] = value
         elif key in _SHORT:
             changes["sweep"][key] = _value(key, value)
         elif key in ("cluster.kind", "cluster.name"):

@@ -64,7 +64,6 @@ WRONG = [
         ["sweep=tiny", "cluster=local", "sweep.arms=5"],
         "sweep.arms=5 is not allowed: arms and controls stand in the sweep's",
     ),
-    (["sweep=tiny", "cluster=local", "sweep=demo"], "sweep=tiny and sweep=demo stand beside each other"),
     (
         ["sweep=tiny", "cluster=slurm", 'cluster.partition="a\\nb"'],
         r"cluster.partition=a\nb is not allowed: set cluster.partition to text on one line",
