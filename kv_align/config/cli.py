@@ -21,7 +21,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kv_align.config.compose import check_hydra, compose_config, compose_raw, default_run_name, expand_sweep, no_config
+from kv_align.config.compose import (
+    check_hydra,
+    compose_config,
+    compose_raw,
+    default_run_name,
+    expand_sweep,
+    no_config,
+    no_config_dir,
+)
 from kv_align.config.config import Config, PretrainConfig
 from kv_align.config.help.describe import described
 from kv_align.config.identity import going_on
@@ -43,7 +51,7 @@ named; --multirun does each combination of several values (seed=0,1,2).
 --cfg job shows the configuration that comes of a command line.
 """
 _SHOWN = 40  # letters of a name that is too long
-_SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info", "shell_completion")
+_SHOWN_BY_HYDRA = ("hydra_help", "cfg", "info")
 
 
 def train_main(task: Task) -> None:
@@ -160,6 +168,8 @@ def _arguments() -> argparse.Namespace | None:
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_intermixed_args()
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        raise no_config_dir(arguments.config_dir)
     if arguments.help:
         print(_TRAIN_HELP.format(program=program("kv_align.train")) + described("train", arguments.config_dir))
         sys.exit(0)
@@ -171,6 +181,12 @@ def _arguments() -> argparse.Namespace | None:
             f"--experimental-rerun={arguments.experimental_rerun} is not allowed: the same command again goes on with its "
             "run, and config.yaml in its folder says what it was."
         )
+    if arguments.shell_completion or (arguments.resolve and not arguments.cfg):
+        said = "--resolve is not allowed: add --cfg job." if arguments.resolve else ""
+        raise ConfigError(said or "--shell-completion is not allowed: use kv-align completion.")
+    if arguments.cfg and not arguments.multirun and arguments.config_name in (None, "train"):
+        words = [override for override in arguments.overrides if not override.lstrip("+~").startswith("hydra")]
+        compose_raw(words, config_dir=arguments.config_dir)  # what is wrong is said here
     if any(getattr(arguments, name) for name in _SHOWN_BY_HYDRA):
         return None
     if arguments.config_path is not None:

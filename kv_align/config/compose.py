@@ -147,6 +147,11 @@ def no_config(name: str) -> ConfigError:
     )
 
 
+def no_config_dir(folder: str) -> ConfigError:
+    """Return the sentence for a folder of the user's own groups that does not exist."""
+    return ConfigError(f"--config-dir={folder} is not allowed: there is no such folder; correct the path.")
+
+
 def explain(error: Exception) -> ConfigError:
     """Return what Hydra or OmegaConf found as one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -258,7 +263,7 @@ def _explained() -> Iterator[None]:
 def _hydra(config_dir: str | None) -> Iterator[list[str]]:
     """Make `conf/` the configuration, whatever Hydra was doing before; yields overrides that add the user's folder."""
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir={config_dir} is not allowed: there is no such folder; correct the path.")
+        raise no_config_dir(config_dir)
     for file in [] if config_dir is None else sorted(Path(config_dir).glob("*/*.yaml")):
         if (config_directory() / file.parent.name).is_dir() and file.parent.name not in _READ_BY_LAUNCH:
             check_own_file(file)

@@ -153,10 +153,10 @@ def _numbered(split: Split, tables: tuple[Table, ...], columns: _Columns, last_t
     """Return the rows that hold something, numbered without those that do not."""
     texts = [example for table in tables for example in _contents(table, columns, last_turn)]
     left_out = sum(len(table.rows) for table in tables) - len(texts)
-    if left_out:
-        LOGGER.warning("%d rows of the %s split hold no text: left out", left_out, split)
     if not texts:
         raise ValueError(f"{tables[0].name} holds no text; write some, or remove it")
+    if left_out:
+        LOGGER.warning("%d rows of the %s split hold no text: left out", left_out, split)
     return [replace(example, id=f"{split}-{index}") for index, example in enumerate(texts)]
 
 
