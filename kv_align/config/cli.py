@@ -40,6 +40,7 @@ from kv_align.runs.errors import ConfigError, of_the_system
 from kv_align.runs.program import program
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
+from kv_align.runs.values import check_own_file
 
 Task = Callable[[Config, Path], State]
 _TRAIN_HELP = """\
@@ -198,6 +199,7 @@ def _arguments() -> argparse.Namespace | None:
         own = Path(arguments.config_dir or "") / f"{arguments.config_name}.yaml"
         if arguments.config_dir is None or not own.is_file():
             raise no_config(arguments.config_name)
+        check_own_file(own, named=False)
         return None  # a primary configuration of the user's own: each run of it is checked as it starts
     result: argparse.Namespace = arguments
     return result

@@ -196,7 +196,10 @@ def _swept_values(override: Override) -> list[str]:
             f"{override.input_line} is not allowed: an interval holds no values to run one by one; list them, as in "
             "seed=0,1,2, or use range(0,3)."
         )
-    values = list(islice(override.sweep_string_iterator(), _MOST_RUNS + 1))
+    try:
+        values = list(islice(override.sweep_string_iterator(), _MOST_RUNS + 1))
+    except ValueError as error:  # of a range whose step is zero
+        raise ConfigError(f"{override.input_line} is not allowed: {error}; correct it.") from None
     if len(values) > _MOST_RUNS:
         raise ConfigError(
             f"{override.input_line} is not allowed: it names more than {_MOST_RUNS} values, each of them a run; name fewer."

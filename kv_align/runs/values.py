@@ -64,13 +64,15 @@ def read_values(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
-def check_own_file(file: Path) -> None:
+def check_own_file(file: Path, *, named: bool = True) -> None:
     """Refuse what YAML itself would read otherwise than it is written, in a file that Hydra is going to read.
 
     Parameters
     ----------
     file
         A choice of a group, of the user's own.
+    named
+        Whether what it says as its `name` must be its file's.
 
     Raises
     ------
@@ -95,10 +97,10 @@ def check_own_file(file: Path) -> None:
                 f"{file} is not allowed: YAML reads {node.value} in line {node.start_mark.line + 1} in base {base}; write a "
                 "decimal number, or put quotes around it for text."
             )
-    named = [value for key, value in root.value if key.value == "name"] if isinstance(root, yaml.MappingNode) else []
-    if named and isinstance(named[0], yaml.ScalarNode) and named[0].value != file.stem:
+    names = [value for key, value in root.value if key.value == "name"] if isinstance(root, yaml.MappingNode) else []
+    if named and names and isinstance(names[0], yaml.ScalarNode) and names[0].value != file.stem:
         raise ConfigError(
-            f"{file} is not allowed: its name is {named[0].value}, and a choice is named as its file; write name: "
+            f"{file} is not allowed: its name is {names[0].value}, and a choice is named as its file; write name: "
             f"{file.stem}."
         )
 

@@ -141,7 +141,7 @@ def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]
         raise ConfigError(f"--config-dir={config_dir} is not allowed: there is no such folder; correct the path.")
     for folder in folders:
         file = folder / group / f"{name}.yaml"
-        if file.is_file():
+        if "/" not in name and file.is_file():
             try:
                 raw = read_values(file.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -67,7 +67,8 @@ def make_plan(sweep: Sweep, overrides: Sequence[str], *, config_dir: str | None 
     ConfigError
         For whatever can be known to be wrong, before anything is written.
     """
-    _refuse_reserved([*sweep.overrides, *overrides])
+    of_arms = [override for arm in (*sweep.arms.values(), *sweep.controls.values()) for override in arm.overrides]
+    _refuse_reserved([*sweep.overrides, *of_arms, *overrides])
     axes = _axes(overrides)
     notes: list[str] = []
     cells: list[Cell] = []

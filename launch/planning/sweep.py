@@ -12,6 +12,7 @@ from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
 from launch.cluster.schema import PER_ARM, read_choice
 
 _MOST_SEEDS = 10_000
+_LONGEST_LABEL = 100
 
 
 class Arm(Section):
@@ -89,6 +90,9 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
     if not sweep.losses:
         raise invalid_value("losses", "[]", "a list of at least one loss")
     for label, arm in {**sweep.arms, **sweep.controls}.items():
+        if not label.strip() or re.search(r"[\x00-\x1f]", label) or len(label.encode()) > _LONGEST_LABEL:
+            shown = label if len(label) <= _LONGEST_LABEL else f"{label[:20]}..."
+            raise invalid_value("arms", repr(shown), f"names of 1 to {_LONGEST_LABEL} letters on one line")
         for key in arm.resources:
             if key not in PER_ARM:
                 raise unknown_key(f"arms.{label}.resources.{key}", PER_ARM, "what an arm may ask of the cluster")
@@ -109,8 +113,10 @@ def seeds_of(seeds: object) -> list[int]:
     if (
         not isinstance(listed, list)
         or not listed
-        or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed)
+        or not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in listed)
         or len(set(listed)) < len(listed)
     ):
-        raise invalid_value("seeds", seeds, "a count of at least 1, or a list of different whole numbers from 0")
+        raise invalid_value(
+            "seeds", seeds, "a count of at least 1, or a list of different whole numbers from 0 to 2^63 - 1"
+        )
     return listed

@@ -92,6 +92,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ("trainer.max_steps=null trainer.epochs=1e300", ["trainer.epochs=1e+300 is not allowed", "at most 1e+06"]),
         ("trainer.max_steps=10000000000000000000", ["trainer.max_steps=100000", "at most 9.22"]),
         ("--multirun seed=range(0,1000000000000)", ["seed=range(0,1000000000000) is not allowed", "more than 10000"]),
+        ("--multirun seed=range(0,10,0)", ["seed=range(0,10,0) is not allowed: range() arg 3 must not be zero"]),
         (
             "--multirun seed=range(0,200) data.train_examples=range(1,200)",
             ["are 39800 runs, and at most 10000 are allowed"],

@@ -293,3 +293,33 @@ def test_an_arm_against_itself_is_refused(tmp_path, change):
     assert told.code == 2
     assert "compares an arm with itself; name two arms" in told.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"arms": {"": {"experiment": "baseline"}}}, "arms='' is not allowed: set arms to names of 1 to 100 letters"),
+        ({"arms": {"a\nb": {"experiment": "baseline"}}}, r"arms='a\nb' is not allowed"),
+        ({"arms": {"x" * 300: {"experiment": "baseline"}}}, "arms='xxxxxxxxxxxxxxxxxxxx...' is not allowed"),
+        ({"arms": {"x": {"experiment": "baseline", "overrides": ["seed=3"]}}}, "seed=3 is not allowed in a sweep"),
+        (
+            {"controls": {"x": {"experiment": "none", "overrides": ["run_name=y"]}}},
+            "run_name=y is not allowed in a sweep",
+        ),
+        ({"seeds": [0, 2**70]}, "a list of different whole numbers from 0 to 2^63 - 1"),
+        ({"criteria": "../criteria/default"}, "criteria=../criteria/default is not allowed: criteria must be one of"),
+    ],
+    ids=["empty", "two lines", "long", "seed", "name", "seed too large", "elsewhere"],
+)
+def test_a_sweep_of_ones_own_that_cannot_be_is_one_sentence(tmp_path, change, sentence):
+    sweep = yaml.safe_load((CONF / "sweep" / "tiny.yaml").read_text())
+    for key, value in change.items():
+        sweep[key] = {**sweep.get(key, {}), **value} if isinstance(value, dict) else value
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(yaml.safe_dump(sweep | {"name": "mine"}))
+    told = launch(
+        "submit", "sweep=mine", "cluster=debug", f"output_dir={tmp_path / 'out'}", "--config-dir", str(tmp_path)
+    )
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert sentence in told.err
+    assert not (tmp_path / "out").exists()
