@@ -172,7 +172,7 @@ class PretrainConfig(Section):
     seed: Seed
     output_dir: str
     data: DataConfig
-    vocabulary_size: PositiveInt
+    vocabulary_size: Annotated[PositiveInt, Le(10_000_000)]
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat

@@ -58,6 +58,7 @@ def test_plain_texts_have_no_answers_to_try(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["vocabulary_size=1000000000"], r"vocabulary_size=1000000000 is not allowed: .* at most 1e\+07"),
         (
             ["vocabulary_size=100"],
             r"vocabulary_size=100 is not allowed: set vocabulary_size to at least 258: all bytes",
