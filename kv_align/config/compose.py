@@ -229,6 +229,9 @@ def _refuse_wrong_groups(overrides: Sequence[str]) -> None:
         group = override.key_or_group
         if not group:
             raise ConfigError(f"{override.input_line} is not an override: it has no key; write key=value.")
+        chosen, _, key = group.partition(".")
+        if key == "name" and GlobalHydra.instance().config_loader().get_group_options(chosen):
+            raise ConfigError(f"{override.input_line} is not allowed: {chosen}=NAME chooses what has it; take it out.")
         if override.is_delete() or override.is_sweep_override():
             continue
         value = override.value()

@@ -24,6 +24,7 @@ _THINGS = (
 )
 # fmt: on
 _LARGEST = 200
+_MOST_STEPS = 1000
 _STREAM_OF_BUCKET: tuple[Split, ...] = ("train",) * 8 + ("validation", "test")
 
 
@@ -40,7 +41,7 @@ class Arithmetic(DataSource):
     Raises
     ------
     ValueError
-        If `min_steps` is above `max_steps`.
+        If `min_steps` is above `max_steps`, or that is above a thousand.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Arithmetic(DataSource):
     ) -> None:
         if min_steps > max_steps:
             raise ValueError(f"data.min_steps={min_steps} is above data.max_steps={max_steps}: lower the first")
+        if max_steps > _MOST_STEPS:
+            raise ValueError(f"data.max_steps={max_steps} is above {_MOST_STEPS}, more than anybody reads: lower it")
         self._counts = {"train": train_examples, "validation": validation_examples, "test": test_examples}
         self._steps = (min_steps, max_steps)
 

@@ -62,6 +62,7 @@ BAD_INPUT: dict[str, list[tuple[str, list[str]]]] = {
         ),
         ("init=zeros", ["init=zeros is not allowed", "one of cka_hungarian, identity, least_squares, orthogonal"]),
         ("experiment=v5", ["experiment=v5 is not allowed", "v4_0_1, v4_0_2, v4_0_3"]),
+        ("aligner.name=foo", ["aligner.name=foo is not allowed", "aligner=NAME chooses what has it"]),
         ("layer_map=null", ["layer_map=null is not allowed", "one of cka, last, learned, list, proportional, random"]),
         ("alinger=flat", ["alinger is an unknown key", "did you mean aligner"]),
         ("loss", ["loss is not an override", "key=value"]),

@@ -119,6 +119,8 @@ def test_steps_are_as_many_as_asked_for():
     assert {len(example.steps) for example in examples} == {3}
     with pytest.raises(ValueError, match=r"data\.min_steps=4 is above data\.max_steps=3"):
         Arithmetic(min_steps=4, max_steps=3)
+    with pytest.raises(ValueError, match=r"data\.max_steps=1001 is above 1000, more than anybody reads: lower it"):
+        Arithmetic(max_steps=1001)
 
 
 # How a text is written down
