@@ -39,6 +39,7 @@ GSM8K_FOLDER = Path(os.environ.get("KV_ALIGN_GSM8K", Path(__file__).parents[2] /
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
+_ROOT_LEVEL = logging.getLogger().level
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A shell has what it starts in the background ignore Ctrl-C, and all that the tests start would do so too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,11 +55,12 @@ def _signals_are_as_they_were() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logging_is_put_back() -> Iterator[None]:
-    """Commands that are run in process set the root's level and handlers, and a later test reads what is logged."""
+    """A worker that is run in process sets the root's level and handlers, and a later test reads what is logged."""
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    root.setLevel(_ROOT_LEVEL)  # of a fixture that outlives its test
+    handlers = root.handlers[:]
     yield
-    root.setLevel(level)
+    root.setLevel(_ROOT_LEVEL)
     root.handlers[:] = handlers
 
 

@@ -16,6 +16,7 @@ from kv_align.config.options import constant_of, parameters_of
 from kv_align.config.schema import Choice
 from kv_align.config.signals import composed_of, learns_projection, signals_of, uses_aligner
 from kv_align.runs.errors import ConfigError, invalid_value
+from kv_align.runs.values import is_one_line
 
 _LONGEST_NAME = 150  # file systems take 255 bytes; loss, seed and hash, and the suffixes of temporary files, come to it
 
@@ -26,7 +27,7 @@ def check_places(config: Config) -> None:
         ("output_dir", config.output_dir, "the name of a folder, such as outputs"),
         ("teacher_cache", config.teacher_cache, "auto, off, or the name of a folder"),
     ):
-        if not folder.strip() or re.search(r"[\x00-\x1f]", folder):
+        if not folder.strip() or not is_one_line(folder):
             raise invalid_value(key, repr(folder), allowed)
     if config.hub.repo is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
@@ -39,7 +40,7 @@ def check_places(config: Config) -> None:
     for key, name in (("run_name", config.run_name), ("arm", config.arm)):
         if name is None:
             continue
-        if not name.strip() or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+        if not name.strip() or name in (".", "..") or re.search(r"[/\\]", name) or not is_one_line(name):
             allowed = "a plain name without slashes and control characters, such as first_try, or null"
             raise invalid_value(key, repr(name), allowed)
         if len(name.encode()) > _LONGEST_NAME:

@@ -28,7 +28,6 @@ from kv_align.config.compose import (
     default_run_name,
     expand_sweep,
     no_config,
-    no_config_dir,
 )
 from kv_align.config.config import Config, PretrainConfig
 from kv_align.config.help.describe import described
@@ -36,7 +35,7 @@ from kv_align.config.identity import going_on
 from kv_align.config.resolve import resolve
 from kv_align.config.schema import validate
 from kv_align.config.targets import config_directory
-from kv_align.runs.errors import ConfigError, of_the_system
+from kv_align.runs.errors import ConfigError, no_config_dir, of_the_system
 from kv_align.runs.program import program
 from kv_align.runs.progress import progress_bar
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
@@ -214,7 +213,7 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         folders = check_hydra([override for override in overrides if override not in own], config_dir=config_dir)
     if not arguments.multirun:
         config, notes = compose_config(own, config_dir=config_dir)
-        _check_output_dir(config)
+        _check_places(config)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         name = config.run_name or _folder_name(config)
@@ -239,7 +238,7 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     with progress_bar("checking", len(distinct)) as advance:
         for run in distinct.values():
             config, notes = compose_config(run, config_dir=config_dir)
-            _check_output_dir(config)
+            _check_places(config)
             for note in notes:
                 if note not in seen:
                     print(f"note: {note}", file=sys.stderr)
@@ -268,8 +267,11 @@ def _make_folders(folders: dict[str, Path]) -> None:
             ) from None
 
 
-def _check_output_dir(config: Config) -> None:
-    for key, name in (("output_dir", config.output_dir), ("teacher_cache", config.teacher_cache)):
+def _check_places(config: Config) -> None:
+    places = {"output_dir": config.output_dir}
+    if config.teacher_cache not in ("auto", "off"):
+        places["teacher_cache"] = config.teacher_cache
+    for key, name in places.items():
         path = Path(name)
         try:
             existing = next(folder for folder in (path, *path.parents) if folder.exists())

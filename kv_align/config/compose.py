@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from kv_align.config.config import Config
 from kv_align.config.identity import content_hash
 from kv_align.config.resolve import resolve
 from kv_align.config.targets import config_directory
-from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
+from kv_align.runs.errors import ConfigError, invalid_value, no_config_dir, unknown_key
 from kv_align.runs.values import check_own_file
 
 _MOST_RUNS = 10_000
@@ -147,11 +148,6 @@ def no_config(name: str) -> ConfigError:
     )
 
 
-def no_config_dir(folder: str) -> ConfigError:
-    """Return the sentence for a folder of the user's own groups that does not exist."""
-    return ConfigError(f"--config-dir={folder} is not allowed: there is no such folder; correct the path.")
-
-
 def explain(error: Exception) -> ConfigError:
     """Return what Hydra or OmegaConf found as one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -265,6 +261,12 @@ def _explained() -> Iterator[None]:
         ) from None
 
 
+@cache
+def _check_once(file: Path, mtime_ns: int, size: int) -> None:
+    """Check a file of the user's once, and again where it was changed: a sweep composes hundreds of runs."""
+    check_own_file(file)
+
+
 @contextmanager
 def _hydra(config_dir: str | None) -> Iterator[list[str]]:
     """Make `conf/` the configuration, whatever Hydra was doing before; yields overrides that add the user's folder."""
@@ -272,7 +274,8 @@ def _hydra(config_dir: str | None) -> Iterator[list[str]]:
         raise no_config_dir(config_dir)
     for file in [] if config_dir is None else sorted(Path(config_dir).glob("*/*.yaml")):
         if (config_directory() / file.parent.name).is_dir() and file.parent.name not in _READ_BY_LAUNCH:
-            check_own_file(file)
+            about = file.stat()
+            _check_once(file, about.st_mtime_ns, about.st_size)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from kv_align.config.options import Count
+from kv_align.config.options import Count, PositiveInt
 from kv_align.data.example import DataSource, Example, Split
 from kv_align.runs.progress import progress_bar
 
@@ -50,8 +50,8 @@ class Arithmetic(DataSource):
         train_examples: Count = 8192,
         validation_examples: Count = 256,
         test_examples: Count = 256,
-        min_steps: Count = 2,
-        max_steps: Count = 5,
+        min_steps: PositiveInt = 2,
+        max_steps: PositiveInt = 5,
     ) -> None:
         if min_steps > max_steps:
             raise ValueError(f"data.min_steps={min_steps} is above data.max_steps={max_steps}: lower the first")

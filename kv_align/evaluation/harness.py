@@ -6,8 +6,7 @@ The harness is an extra (`kv-align[lm_eval]`), imported only where tasks are ask
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,9 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """
     if not tasks:
         return
-    with _logging_kept():
-        from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager
 
-        manager = TaskManager()
+    manager = TaskManager()
     for task in tasks:
         if not Path(task).is_file() and task not in manager.all_tasks:
             raise ConfigError(
@@ -46,8 +44,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
                 "one that `lm-eval ls tasks` shows."
             )
         try:
-            with _logging_kept():
-                manager.load([task])
+            manager.load([task])
         except Exception as error:
             raise ConfigError(
                 f"evaluation.lm_eval={task} cannot be loaded ({_one_line(error)}): see that its data can be reached, or "
@@ -82,9 +79,7 @@ def task_scores(tasks: Sequence[str], student: Path, device: torch.device, batch
     for task in tasks:
         leave_if_asked()
         try:
-            with _logging_kept():
-                results = _results(task, student, device, batch_size)
-            scores |= scores_of(task, results)
+            scores |= scores_of(task, _results(task, student, device, batch_size))
         except Exception as error:
             LOGGER.warning(
                 "evaluation.lm_eval=%s failed (%s): it is missing in the summary; the student in %s can be given to lm-eval "
@@ -125,18 +120,6 @@ def _results(task: str, student: Path, device: torch.device, batch_size: int) ->
     harness = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(student), batch_size=batch_size)
     result = simple_evaluate(harness, tasks=[task], bootstrap_iters=0, log_samples=False)
     return {} if result is None else result["results"]
-
-
-@contextmanager
-def _logging_kept() -> Iterator[None]:
-    """Undo what the harness does to the process's logging: it gives the root a handler and a level of its own."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
 
 
 def _one_line(error: Exception) -> str:

@@ -82,3 +82,8 @@ def unknown_key(key: str, valid: Iterable[str], where: str) -> ConfigError:
     advice = f"did you mean {near[0]}" if near else "remove it or use one of these"
     listed = ", ".join(names) if names else "none"
     return ConfigError(f"{key} is an unknown key: {where} has the keys {listed}; {advice}.")
+
+
+def no_config_dir(folder: str) -> ConfigError:
+    """Return the sentence for a folder of the user's own groups that does not exist."""
+    return ConfigError(f"--config-dir={folder} is not allowed: there is no such folder; correct the path.")

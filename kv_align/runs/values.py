@@ -46,6 +46,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def is_one_line(text: str) -> bool:
+    """Whether a text has no line breaks and other control characters."""
+    return not re.search(r"[\x00-\x1f]", text)
+
+
 def read_values(text: str) -> Any:
     """Return what YAML says, as plain containers.
 

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from kv_align.config.options import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from kv_align.config.schema import Section
 from kv_align.config.targets import config_directory
-from kv_align.runs.errors import ConfigError, unknown_key
+from kv_align.runs.errors import ConfigError, no_config_dir, unknown_key
 from kv_align.runs.values import read_values
 
 PER_ARM = ("partition", "constraint", "time_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node")
@@ -138,7 +138,7 @@ def read_choice(group: str, name: str, config_dir: str | None) -> dict[str, Any]
     folders = [Path(config_dir)] if config_dir is not None else []
     folders.append(config_directory())
     if config_dir is not None and not folders[0].is_dir():
-        raise ConfigError(f"--config-dir={config_dir} is not allowed: there is no such folder; correct the path.")
+        raise no_config_dir(config_dir)
     for folder in folders:
         file = folder / group / f"{name}.yaml"
         if "/" not in name and file.is_file():

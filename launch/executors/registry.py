@@ -47,11 +47,6 @@ def executor_class(kind: object) -> type[Executor[Any]]:
 
 def make_executor(sweep: SweepDirectory, setting: Setting, plan: Plan | None = None) -> Executor[Any]:
     """Return the executor of a sweep; see `Executor`."""
-    if setting.cluster.kind not in kinds():
-        raise ConfigError(
-            f"{sweep.path} was submitted to a cluster of the kind {setting.cluster.kind}, which is none of "
-            f"{', '.join(kinds())}: restore launch/cluster.json, or put that module back."
-        )
     return executor_class(setting.cluster.kind)(sweep, setting, plan)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kv_align.config.schema import Section, validate
 from kv_align.runs.errors import ConfigError, invalid_value, unknown_key
+from kv_align.runs.values import is_one_line
 from launch.cluster.schema import PER_ARM, read_choice
 
 _MOST_SEEDS = 10_000
@@ -90,7 +91,7 @@ def load_sweep(name: str, changes: dict[str, Any], config_dir: str | None = None
     if not sweep.losses:
         raise invalid_value("losses", "[]", "a list of at least one loss")
     for label, arm in {**sweep.arms, **sweep.controls}.items():
-        if not label.strip() or re.search(r"[\x00-\x1f]", label) or len(label.encode()) > _LONGEST_LABEL:
+        if not label.strip() or not is_one_line(label) or len(label.encode()) > _LONGEST_LABEL:
             shown = label if len(label) <= _LONGEST_LABEL else f"{label[:20]}..."
             raise invalid_value("arms", repr(shown), f"names of 1 to {_LONGEST_LABEL} letters on one line")
         for key in arm.resources:

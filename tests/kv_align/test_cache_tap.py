@@ -1,15 +1,16 @@
 """Layers that call no attention function: their queries, found where keys are multiplied, and rotations that they make."""
 
 import gc
+import inspect
 import weakref
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kv_align.models.capture.attention import AttentionSpec
-from kv_align.models.capture.cache_tap import CacheTap
+from kv_align.models.capture.cache_tap import CacheTap, cache_argument
 from kv_align.models.capture.prepare import prepare, record
 from kv_align.models.capture.recorder import LayerFacts, write_facts
 from kv_align.models.capture.rotary import rotary_table
@@ -143,3 +144,15 @@ def test_what_is_no_rotation_has_no_table():
     keys = draw(2, 3, 6, seed=0)[:, :, None].repeat(1, 1, 50, 1)
     with pytest.raises(ValueError, match="more than turn pairs"):
         rotary_table(keys + torch.arange(50)[:, None] * torch.tensor([1.0, 2.0, 3.0, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "layer_past", "past_key_value"])
+def test_a_cache_is_taken_by_whatever_name_the_library_gives_it(name):
+    """Since transformers 5.24 that is `cache`; under a name that is not known a family was refused."""
+    taking = nn.Identity()
+    taking.forward = lambda *given, **named: None
+    taking.forward.__signature__ = inspect.Signature(
+        [inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY) for each in ("hidden_states", "mask", name)]
+    )
+    assert cache_argument(taking) == name
+    assert cache_argument(nn.Linear(2, 2)) is None

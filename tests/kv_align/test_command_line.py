@@ -210,6 +210,7 @@ def test_bad_input_ends_in_one_sentence_and_exit_code_2_before_torch_is_imported
 
 
 def test_a_command_that_is_right_gets_as_far_as_the_trap(tmp_path: Path, trap: Path) -> None:
+    (tmp_path / "off").write_text("a file with the name of what teacher_cache is by default")
     done = train("aligner=flat", folder=tmp_path, first=(trap,))
     assert done.returncode == 1
     note, trapped = done.stderr.splitlines()

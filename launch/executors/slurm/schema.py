@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from kv_align.config.options import NonNegativeInt, PositiveFloat, PositiveInt
 from kv_align.runs.errors import invalid_value
+from kv_align.runs.values import is_one_line
 from launch.cluster.schema import OwnCluster
 
 
@@ -68,7 +68,7 @@ class SlurmCluster(OwnCluster):
             *((f"additional_parameters.{key}", each) for key, each in self.additional_parameters.items()),
         ):
             # A line break would begin a line of the job's script; those of setup and prepare are meant as such.
-            if key != "prepare" and isinstance(value, str) and re.search(r"[\x00-\x1f]", value):
+            if key != "prepare" and isinstance(value, str) and not is_one_line(value):
                 raise invalid_value(f"cluster.{key}", value, "text on one line")
         if self.runs_per_gpu == 1:
             return

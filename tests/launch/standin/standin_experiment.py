@@ -57,6 +57,9 @@ def run(config, path, criteria_hash=None, began=None):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         directory.update(directory.status(), state=state, reason=reason)
+        if state == "finished":  # who is killed before this rightly goes on, and is not done twice
+            with (directory.path / "finished.txt").open("a") as file:
+                file.write(f"{os.getpid()}\n")
     return state
 
 
@@ -122,8 +125,6 @@ def _train(config, directory, status, settings, asked):
         if asked and step < status.total_steps:
             name = signal.Signals(asked[0]).name
             return "interrupted", f"asked to leave by {name} at step {step}; run it again to go on"
-    with (directory.path / "finished.txt").open("a") as file:
-        file.write(f"{os.getpid()}\n")
     directory.student.mkdir(exist_ok=True)
     (directory.student / "model.safetensors").write_text(weights)
     summary = {"steps": step, "weights": weights, "artefacts": directory.artefact_sizes()}
