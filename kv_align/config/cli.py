@@ -220,8 +220,6 @@ def _check(arguments: argparse.Namespace) -> list[str]:
         if not any("hydra.run.dir=" in override for override in overrides):
             # Before Hydra writes its own files there.
             directory = RunDirectory(Path(config.output_dir) / name)
-            if directory.config_file.exists():
-                directory.read_config()
             going_on(directory, config)
             directory.refuse_to_redo()
             folders["output_dir"] = Path(config.output_dir) / name
