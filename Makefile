@@ -26,8 +26,8 @@ demo: $(STAMP) ## flat, structured and none, three seeds, on the embedded pair: 
 # Slurm's tests mostly wait for Slurm, so they run beside the others.
 define run_tests
 @log=$$(mktemp); trap 'kill $$slurm 2>/dev/null' INT TERM; \
-$(PYTEST) $(1) --numprocesses 2 --dist loadfile tests/slurm > $$log 2>&1 & slurm=$$!; \
-$(PYTEST) $(1) --numprocesses 2 --dist loadfile --ignore tests/slurm; status=$$?; \
+$(PYTEST) $(1) --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/slurm > $$log 2>&1 & slurm=$$!; \
+$(PYTEST) $(1) --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm; status=$$?; \
 wait $$slurm || status=$$?; cat $$log; rm -f $$log; exit $$status
 endef
 

@@ -71,6 +71,34 @@ def _kept_apart_from_garbage() -> None:
     gc.freeze()
 
 
+# Workers take files in this order: one that began late would keep the others waiting for it.
+_LONGEST_FIRST = [
+    Path(__file__).parent / name
+    for name in (
+        "slurm/test_faults.py",
+        "slurm/test_weights.py",
+        "slurm/test_waiting.py",
+        "slurm/test_random_faults.py",
+        "slurm/test_multirun.py",
+        "slurm/test_disk.py",
+        "kv_align/test_two_processes.py",
+        "kv_align/test_teacher_cache.py",
+        "kv_align/test_experiment.py",
+        "launch/executors/local/test_queue.py",
+        "kv_align/test_resume.py",
+        "launch/worker/test_sharing.py",
+        "kv_align/test_harness.py",
+        "kv_align/test_command_line.py",
+    )
+]
+assert all(file.exists() for file in _LONGEST_FIRST)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {file: number for number, file in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def pytest_report_header() -> str:
     found = "found" if GSM8K_FOLDER.is_dir() else "missing: its tests are left out; set KV_ALIGN_GSM8K to its folder"
     return f"GSM8K files in {GSM8K_FOLDER}: {found}"
