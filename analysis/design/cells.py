@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.design.criteria import Criteria
-from analysis.design.expected import expected_runs
+from analysis.design.expected import differing_choices, expected_runs
 from analysis.design.training import areas
 from analysis.read.collect import Collected
 from analysis.read.records import UNREADABLE
@@ -80,6 +80,10 @@ class Grid:
         """The run folder of each (arm, group, seed), empty where there is none."""
         rows = zip(*(self.cells[name] for name in ("arm", "group", "seed", "run")), strict=True)
         return {(arm, group, int(seed)): run for arm, group, seed, run in rows}
+
+    def differing(self, one: tuple[str, str], other: tuple[str, str]) -> tuple[str, ...]:
+        """Name what the configurations of two (arm, group) differ in; empty where one could not be read."""
+        return differing_choices(self.configs.get(one, {}), self.configs.get(other, {}))
 
     def group_of(self, arm: str, group: str) -> str | None:
         """The group under which an arm takes part in a comparison within `group`; None if it does not."""

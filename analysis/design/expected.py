@@ -191,3 +191,22 @@ def config_leaves(config: dict[str, Any], above: str = "") -> Iterator[tuple[str
             yield from config_leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def differing_choices(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, ...]:
+    """Name what two configurations differ in, but for what only names or places a run.
+
+    A group is named alone where its choices differ (`aligner`), and with the key where only that does
+    (`loss.lambda_kv`). Empty where either is unknown.
+    """
+    if not one or not other:
+        return ()
+    names: dict[str, None] = {}
+    first, second = dict(config_leaves(one)), dict(config_leaves(other))
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
+            group = key.partition(".")[0]
+            a, b = one.get(group), other.get(group)
+            same_choice = isinstance(a, dict) and isinstance(b, dict) and a.get("name") == b.get("name")
+            names[key if same_choice else group] = None
+    return tuple(names)

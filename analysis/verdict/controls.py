@@ -33,6 +33,7 @@ _NOT_SHOWN = {
     "frozen": "The aligner of that control never learns; whether a learned alignment helps is not shown either way.",
     "shuffled": "Whether what the teacher holds of an example helps is not shown either way.",
 }
+_TAKES_AWAY = {"frozen": "align.fit", "shuffled": "data.shuffle_teacher"}
 _WHY_NONE = "Training without the teacher's keys and values does as well, so this is no success of the method."
 
 
@@ -53,6 +54,8 @@ class Control:
         Smallest benefit that is worth naming, in nats per token.
     against
         By (arm, loss): the arm minus the control, in nats per token.
+    differing
+        By (arm, loss): what the arm and the control differ in.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Control:
     why: str
     worth_naming: float
     against: dict[tuple[str, str], ArmComparison]
+    differing: dict[tuple[str, str], tuple[str, ...]]
 
     def standing(self, arm: str, group: str) -> Standing | None:
         """Whether an arm is better than the control, by its interval; None where there is no pair."""
@@ -91,7 +95,8 @@ def controls_to_beat(paired: PairedGrid, grid: Grid, criteria: Criteria) -> list
                         paired, "contrast", f"against {name}", (arm, group), (name, opposite), within, criteria
                     )
         why = _WHY_NONE if teaches_nothing else _WHY[kind]
-        controls.append(Control(name, kind, why, criteria.tolerated_nats, against))
+        differing = {cell: grid.differing(each.arm, each.against) for cell, each in against.items()}
+        controls.append(Control(name, kind, why, criteria.tolerated_nats, against, differing))
     return sorted(controls, key=lambda control_found: control_found.kind != "declared")
 
 
@@ -126,7 +131,7 @@ def control_notes(controls: list[Control], primary: ArmComparison) -> list[str]:
     arm, group = primary.arm[0], primary.group
     return [
         f"Against {control.name}, {arm} is neither shown to be better nor shown not to be "
-        f"({_uncertain(control.against[arm, group])}). "
+        f"({_uncertain(control.against[arm, group])}{_differing(control, (arm, group))}). "
         f"{_NOT_SHOWN[control.kind]}"
         for control in controls
         if control.standing(arm, group) == "not shown"
@@ -148,11 +153,20 @@ def _kind(name: str, config: dict[str, Any], criteria: Criteria) -> Kind | None:
 
 def _numbers(comparison: ArmComparison, control: Control) -> str:
     """`v4_0_2 with loss kv (+0.3 %)`; with its difference to the baseline before it where that makes the point."""
-    inside = percent(_change(control.against[comparison.arm[0], comparison.group]))
+    cell = (comparison.arm[0], comparison.group)
+    inside = percent(_change(control.against[cell]))
     if control.kind == "declared":
         own = percent(_change(comparison))
         inside = f"{own} against {comparison.against[0]}, {inside} against {control.name}"
+    else:
+        inside += _differing(control, cell)
     return f"{comparison.arm[0]} with loss {comparison.group} ({inside})"
+
+
+def _differing(control: Control, cell: tuple[str, str]) -> str:
+    """`; they differ in init too`, of a control that is to take one thing away, where it takes away more."""
+    more = [each for each in control.differing[cell] if each != _TAKES_AWAY.get(control.kind)]
+    return f"; they differ in {listed(more)} too" if more and control.kind != "declared" else ""
 
 
 def _uncertain(against: ArmComparison) -> str:

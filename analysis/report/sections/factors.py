@@ -16,8 +16,8 @@ def section(study: Study, draw: Draw) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "What makes the difference"),
         Paragraph(
-            "The primary comparison changes several things at once. Each contrast here changes one. All of this "
-            "section is exploratory."
+            "An arm may differ from the baseline in several things at once; the declared contrasts take them apart, as "
+            "far as what each of them differs in allows. All of this section is exploratory."
         ),
     ]
     interval = f"{share(criteria.confidence)} interval"
@@ -27,13 +27,25 @@ def section(study: Study, draw: Draw) -> list[Block]:
             (
                 comparison.name,
                 f"{comparison.arm[0]} − {comparison.against[0]}",
+                ", ".join(study.grid.differing(comparison.arm, comparison.against)) or "–",
                 comparison.group,
                 *number_cells(comparison, criteria.alpha),
                 label(comparison, criteria),
             )
             for comparison in study.contrasts
         ]
-        columns = ("contrast", "difference", "loss", "found", interval, "p", "Hedges g", "wins", "verdict")
+        columns = (
+            "contrast",
+            "difference",
+            "differs in",
+            "loss",
+            "found",
+            interval,
+            "p",
+            "Hedges g",
+            "wins",
+            "verdict",
+        )
         caption = f"Change of perplexity, paired by seed; negative is better. {family_sentence(study.contrasts)}"
         blocks.append(Table(columns, tuple(rows), caption, numeric))
     missing = [name for name in criteria.contrasts if name not in {comparison.name for comparison in study.contrasts}]

@@ -215,11 +215,12 @@ def primary_notes(study: Study) -> list[str]:
     for pair in primary.pairs.unpaired:
         if pair.refused:
             notes.append(f"Seed {pair.seed} was not paired: {pair.reason}.")
-    if primary.arm[0] == "v4_0_2" and primary.against[0] == "baseline":
-        notes.append(
-            "This comparison changes the aligner, its start and its number of parameters at once; the clean contrasts "
-            "below change one thing each."
-        )
+    differing = study.grid.differing(primary.arm, primary.against)
+    if len(differing) > 1 or "aligner" in differing:
+        parameters = {each.aligner for each in study.cost if (each.arm, each.group) in (primary.arm, primary.against)}
+        sizes = ", and so in the aligner's number of parameters" if len(parameters) > 1 else ""
+        contrasts = "; the contrasts below take it apart" if study.contrasts else ""
+        notes.append(f"The two arms differ in {listed(list(differing))}{sizes}{contrasts}.")
     starts = {(config.get("model") or {}).get("student_start") for config in study.grid.configs.values() if config}
     if "pretrained" in starts:
         notes.append(
