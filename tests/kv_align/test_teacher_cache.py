@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -510,7 +511,15 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("kind", RUNS)
+# Of those that differ in what is kept alone, the others are done by the exhaustive tests.
+MORE = ("logits", "hidden", "targets of a flat map", "targets paired anew")
+
+
+def brief(kinds: Iterable[str]) -> list[Any]:
+    return [pytest.param(kind, marks=[pytest.mark.slow] if kind in MORE else []) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", brief(RUNS))
 def test_runs_with_and_without_it_agree_to_its_rounding(kind: str, tmp_path: Path) -> None:
     folder = f"teacher_cache={tmp_path / 'cache'}"
     off = rows_of(tmp_path / "off", *RUNS[kind])
@@ -542,7 +551,7 @@ WITHOUT_A_TEACHER = {
 }
 
 
-@pytest.mark.parametrize("kind", WITHOUT_A_TEACHER)
+@pytest.mark.parametrize("kind", brief(WITHOUT_A_TEACHER))
 def test_a_run_that_finds_it_filled_never_runs_the_teacher(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
