@@ -24,9 +24,9 @@ Standing = Literal["better", "not shown", "not better"]
 
 _WHY = {
     "declared": "That control does as well, so this is no success of the method.",
-    "frozen": "The aligner of that control never learns, so the learned alignment is not what helps.",
-    "shuffled": "That control is shown the keys and values of another example, so what the teacher holds of an example "
-    "is not what helps.",
+    "frozen": "The aligner of that control never learns, so that a learned alignment helps is not shown.",
+    "shuffled": "That control is shown the keys and values of another example, so that what the teacher holds of an example "
+    "helps is not shown.",
 }
 _NOT_SHOWN = {
     "declared": "Whether the method helps beside that is not shown either way.",
