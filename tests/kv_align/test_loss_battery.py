@@ -9,6 +9,7 @@ Axes: B batch, L student layers, H heads, T tokens, D head width, V vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,13 @@ def pairing() -> Pairing:
     return Pairing(TEACHER, STUDENT, *WIDTHS, lambda: variance, generator, VOCABULARY)
 
 
+@cache
+def composed(*words: str, config_dir: str | None = None) -> Config:
+    return compose_config(words, config_dir=config_dir)[0]
+
+
 def config_of(entry: Entry) -> Config:
-    return compose_config([f"loss={entry.loss}", *entry.options], config_dir=entry.config_dir)[0]
+    return composed(f"loss={entry.loss}", *entry.options, config_dir=entry.config_dir)
 
 
 def choice_of(entry: Entry) -> Choice:
