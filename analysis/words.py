@@ -80,10 +80,14 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
 
 
 def p_number(value: float) -> str:
-    """`0.0078`, `< 0.0001`."""
+    """`0.0078`, `< 0.0001`, and `0.0497` rather than `0.050`."""
     if value < 1e-4:
         return "< 0.0001"
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.01 else f"{value:.4f}"
+    places = 2 if value >= 0.1 else 3 if value >= 0.01 else 4
+    # Rounded to a usual level, it would not say on which side of that it is.
+    while round(value, places) in (0.01, 0.05, 0.1) and abs(value - round(value, places)) > 1e-9 and places < 9:
+        places += 1
+    return f"{value:.{places}f}"
 
 
 def p_text(value: float, name: str = "p") -> str:

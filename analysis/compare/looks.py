@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from analysis.compare.sides import PlannedSweep, Side
 from analysis.design.criteria import Criteria
-from analysis.design.history import History, Looks, results_digest
+from analysis.design.history import History, Looks, one_at_a_time, results_digest
 from analysis.report.render.document import Paragraph
 from analysis.verdict.comparison import ArmComparison
 from analysis.words import count
@@ -39,20 +39,22 @@ def record_looks(sides: tuple[Side, Side], comparison: ArmComparison, result: st
     """Append a line on the comparison to the history of every planned sweep that it looks at."""
     made = []
     for sweep in planned_sweeps(sides):
-        history = History(SweepDirectory(sweep.collected.sweep))
+        directory = SweepDirectory(sweep.collected.sweep)
         results = results_digest(sweep.grid.cells, sweep.collected.runs)
         tested = comparison.p_value is not None and is_primary(sides)
-        look = history.looks(results, tested=tested)
         plan = sweep.collected.plan
-        history.append(
-            now=datetime.now(UTC),
-            look=look,
-            results=results,
-            tested=tested,
-            plan=plan,
-            criteria=plan.criteria_hash if plan is not None else "",
-            conclusion=f"Comparison of {sides[0].name} with {sides[1].name}. {result}",
-        )
+        with one_at_a_time(directory):
+            history = History(directory)
+            look = history.looks(results, tested=tested)
+            history.append(
+                now=datetime.now(UTC),
+                look=look,
+                results=results,
+                tested=tested,
+                plan=plan,
+                criteria=plan.criteria_hash if plan is not None else "",
+                conclusion=f"Comparison of {sides[0].name} with {sides[1].name}. {result}",
+            )
         made.append(look)
     return made
 

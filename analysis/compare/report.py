@@ -78,7 +78,8 @@ def write_comparison(a: str, b: str, output: Path) -> Path:
 
 def _compare(sides: tuple[Side, Side], criteria: Criteria, *, complete: bool) -> ArmComparison:
     metrics = pd.concat([side.metrics for side in sides])
-    runs = [record["run"] for side in sides for record in side.records]
+    finished = (record for side in sides for record in side.records if cell_of(record)["state"] == FINISHED)
+    runs = [record["run"] for record in finished]
     area_of = areas(metrics, runs, criteria.training_window).by_run
     cells = [
         {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -56,6 +57,8 @@ class Grid:
         By (arm, group), the configuration of one of its runs; empty where it could not be read.
     planned
         Whether there was a frozen plan.
+    window
+        First and last step over which the training loss of the finished runs was averaged; None where they share none.
     """
 
     cells: pd.DataFrame
@@ -64,6 +67,7 @@ class Grid:
     descriptions: dict[str, str]
     configs: dict[tuple[str, str], dict[str, Any]]
     planned: bool
+    window: tuple[float, float] | None = None
 
     @cached_property
     def arms(self) -> list[tuple[str, str, bool]]:
@@ -113,7 +117,7 @@ def grid_of(
         If `baseline` is not an arm of the sweep, or a multirun has none that offers itself.
     """
     expected = expected_runs(collected)
-    runs = _with_metrics(collected, criteria)
+    runs, window = _with_metrics(collected, criteria, {run.folder for run in expected.runs})
     rows = [
         {"arm": run.arm, "group": run.group, "control": run.control, "seed": run.seed}
         | _with_inputs(cell_of(runs.get(run.folder)), run.inputs)
@@ -143,16 +147,23 @@ def grid_of(
         descriptions=expected.descriptions,
         configs=expected.configs,
         planned=collected.plan is not None,
+        window=window,
     )
 
 
-def _with_metrics(collected: Collected, criteria: Criteria) -> dict[str, dict[str, Any]]:
-    """By run, the columns of `runs` and the metrics that are computed from other tables."""
+def _with_metrics(
+    collected: Collected, criteria: Criteria, used: Collection[str]
+) -> tuple[dict[str, dict[str, Any]], tuple[float, float] | None]:
+    """By run, the columns of `runs` and the metrics that are computed from other tables; the window of training loss.
+
+    The window is that of the finished runs that are `used`: no other in the folder may cut it short.
+    """
     runs = collected.runs
     by_run: dict[str, dict[str, Any]] = {str(row["run"]): {**row} for row in runs.to_dict("records")}  # type: ignore[dict-item]
     steps = collected.training()
-    finished = [run for run, row in by_run.items() if row["state"] == FINISHED]
-    for run, area in areas(steps, finished, criteria.training_window).by_run.items():
+    finished = [run for run, row in by_run.items() if run in used and _state(row)[0] == FINISHED]
+    found = areas(steps, finished, criteria.training_window)
+    for run, area in found.by_run.items():
         by_run[run]["training_area"] = area
     if criteria.primary.step != "last":
         evaluations = collected.table("evaluations", ["run", "step", "validation_loss"])
@@ -160,7 +171,7 @@ def _with_metrics(collected: Collected, criteria: Criteria) -> dict[str, dict[st
         chosen = dict(zip(at_step["run"], at_step["validation_loss"], strict=True))
         for run, row in by_run.items():
             row["loss_at_step"] = chosen.get(run)
-    return by_run
+    return by_run, found.window
 
 
 def cell_of(row: dict[str, Any] | None) -> dict[str, Any]:

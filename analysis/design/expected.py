@@ -77,11 +77,12 @@ def _planned(collected: Collected, plan: Plan) -> Expected:
     by_hash: dict[str, list[str]] = {}
     for run, content_hash in zip(collected.runs["run"], collected.runs["content_hash"], strict=True):
         by_hash.setdefault(content_hash, []).append(run)
-    states = _states(collected)
+    states, hash_of = _states(collected), dict(zip(collected.runs["run"], collected.runs["content_hash"], strict=True))
     runs = []
     for planned in plan.runs:
         own, folders = f"{RUNS}/{planned.id}", by_hash.get(planned.content_hash, [])
-        folder = chosen_folder(folders, states, own) if folders else own
+        # Where the planned folder holds another run, nothing holds the planned one.
+        folder = chosen_folder(folders, states, own) if folders else "" if hash_of.get(own) else own
         inputs = planned.config.get("inputs") or {}
         runs.append(ExpectedRun(planned.arm, planned.group, planned.control, planned.seed, folder, inputs))
     configs: dict[tuple[str, str], dict[str, Any]] = {}

@@ -10,9 +10,12 @@ that was changed or removed is noticed, and a plan that is no longer the one of 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +52,19 @@ class Looks:
     tests: int
 
 
+@contextmanager
+def one_at_a_time(sweep: SweepDirectory) -> Iterator[None]:
+    """Hold the lock of a planned sweep's reports: two at once would both follow the same line, and overwrite each other.
+
+    Who comes second waits. Where the file system has no locks, and of a folder that was not planned, nothing is held.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            # A file that is there: of a command that is refused nothing is to be left. NFS wants it open for writing.
+            fcntl.flock(held.enter_context(sweep.plan_file.open("r+b")), fcntl.LOCK_EX)
+        yield
+
+
 def results_digest(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
     """SHA-256 (hex) over which runs ended, how, and with which validation loss at the end, whatever the criteria ask for.
 
@@ -69,7 +85,7 @@ def results_digest(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
 
 
 class History:
-    """The history of a sweep as it is now, and what is wrong with it.
+    """The history of a sweep as it is now, and what is wrong with it; read and appended to `one_at_a_time`.
 
     Parameters
     ----------

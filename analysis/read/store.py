@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,7 @@ import pyarrow.parquet as parquet
 
 from analysis.read import rows
 from analysis.read.records import PROVENANCE
+from kv_align.runs.files import temporary_beside
 
 FORMAT = b"4"
 ALWAYS = (
@@ -136,7 +138,7 @@ def write_tables(data: Path, merged: list[dict[str, Any]], tables: dict[str, pa.
 
 
 def _write_parquet(table: pa.Table, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
+    temporary = temporary_beside(file)
     texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     parquet.write_table(table, temporary, compression="lz4", use_dictionary=texts, write_statistics=False)
     temporary.replace(file)
@@ -170,11 +172,17 @@ def write_csv(data: Path, problems: pd.DataFrame) -> list[Path]:
     return written
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """What a CSV file can hold of a column."""
     if pa.types.is_dictionary(column.type):
         return column.cast(pa.string())
     if pa.types.is_list(column.type):
         separator = "; " if pa.types.is_string(column.type.value_type) else " "
-        return pc.binary_join(column.cast(pa.list_(pa.string())), separator)
+        texts = column.cast(pa.list_(pa.string()))
+        # A list with a gap would be none.
+        lengths = pc.fill_null(pc.list_value_length(texts), 0).to_numpy()
+        offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
+        numbers = pc.fill_null(pc.list_flatten(texts), "nan").combine_chunks()
+        mask = texts.is_null().combine_chunks()
+        return pc.binary_join(pa.ListArray.from_arrays(offsets, numbers, mask=mask), separator)
     return column

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
-from analysis.design.history import History
+from analysis.design.history import History, one_at_a_time
 from analysis.read.store import write_csv
 from analysis.report.render.document import Block, Document, Figure, Paragraph, to_markdown
 from analysis.report.render.latex import to_latex
@@ -21,6 +21,7 @@ from analysis.report.sections import audit, factors, found, harness, methods, tr
 from analysis.report.sections.tables import Draw
 from analysis.report.sections.wording import conclusion, headline, label
 from analysis.stats.paired import relative_percent
+from analysis.stats.sign_flip import MAX_EXACT_PAIRS
 from analysis.verdict.study import Study, study_sweep
 from kv_align.runs.run_dir import write_atomically
 from kv_align.runs.sweep_dir import SweepDirectory
@@ -81,10 +82,13 @@ def write_report(
     ConfigError
         If the folder is no sweep, or the criteria or the baseline are not allowed.
     """
-    study = study_sweep(path, criteria_file=criteria_file, baseline=baseline, verify=verify)
-    sweep = SweepDirectory(path)
+    with one_at_a_time(SweepDirectory(path)):
+        study = study_sweep(path, criteria_file=criteria_file, baseline=baseline, verify=verify)
+        return _written(study, SweepDirectory(path), now or datetime.now(UTC))
+
+
+def _written(study: Study, sweep: SweepDirectory, moment: datetime) -> Report:
     sweep.report.mkdir(parents=True, exist_ok=True)
-    moment = now or datetime.now(UTC)
     for stale in (sweep.report / FIGURES).glob("*.[sp][vn]g"):
         stale.unlink()
     written = make_document(study, drawing_into(sweep.report / FIGURES), moment)
@@ -142,7 +146,8 @@ def _results_for_a_paper(study: Study) -> str:
     """Return all arms against the baseline, and the declared tests of perplexity against others, in LaTeX."""
     caption = (
         f"Change of validation perplexity, paired by seed, {study.grid.baseline} being the baseline: mean, "
-        f"{study.criteria.confidence:.0%} t interval, exact two-sided sign-flip p without correction, pairs won. "
+        f"{study.criteria.confidence:.0%} t interval, two-sided sign-flip p (exact up to {MAX_EXACT_PAIRS} pairs) without "
+        "correction, pairs won. "
         f"{headline(study.verdict, study.criteria)}"
     )
     declared = [step.comparison for step in study.verdict.sequence[1:] if step.step.metric == "validation_loss"]

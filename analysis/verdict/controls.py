@@ -108,8 +108,8 @@ def control_warnings(controls: list[Control], arms: list[ArmComparison]) -> list
     controls
         Of `controls_to_beat`.
     arms
-        The arms against the baseline; to be no better than the declared control is worth a warning only where an arm
-        is better than the baseline.
+        The arms against the baseline; to be no better than the declared control is worth a warning only where an arm's
+        estimate is below the baseline.
     """
     warnings = []
     for control in controls:
@@ -121,8 +121,8 @@ def control_warnings(controls: list[Control], arms: list[ArmComparison]) -> list
             and (control.kind != "declared" or (comparison.summary is not None and comparison.summary.mean < 0))
         ]
         if short:
-            start = f"Better than {arms[0].against[0]} but not" if control.kind == "declared" else "Not better than"
-            warnings.append(f"{start} {control.name}: {listed(short)}. {control.why}")
+            start = f"Below {arms[0].against[0]}, but not" if control.kind == "declared" else "Not"
+            warnings.append(f"{start} better than {control.name}: {listed(short)}. {control.why}")
     return warnings
 
 

@@ -14,7 +14,7 @@ from analysis.design.criteria import Criteria, criteria_hash, load_criteria
 from analysis.design.declared import criteria_for, departures, holds_primary
 from analysis.design.history import History, Looks, results_digest
 from analysis.design.pairing import PairedGrid
-from analysis.design.training import areas, thresholds
+from analysis.design.training import thresholds
 from analysis.read.collect import Collected, collect
 from analysis.stats.curves import CensoredSummary
 from analysis.verdict.agreement import Agreement, agreement
@@ -53,8 +53,6 @@ class Study:
         Exact match of the primary comparison: tested if the primary passed.
     agreement
         Of the primary comparison, example by example.
-    window
-        Steps over which training loss was averaged; None where the runs share none.
     threshold
         By loss: the threshold in nats, and how many steps each arm needed.
     cost
@@ -78,7 +76,6 @@ class Study:
     exact: dict[tuple[str, str], ArmComparison]
     secondary: ArmComparison | None
     agreement: Agreement | None
-    window: tuple[float, float] | None
     threshold: dict[str, tuple[float, dict[str, CensoredSummary]]]
     cost: list[ArmCost]
 
@@ -130,8 +127,6 @@ def study_sweep(
         contrasts = under_holm(contrasts, criteria)
     arms = _with_primary(arms, verdict.primary, grid)
     metrics = collected.training()
-    finished = list(grid.cells.loc[grid.cells["state"] == cells_module.FINISHED, "run"])
-    window = areas(metrics, finished, criteria.training_window).window
     others = {
         metric: _others(paired, arms, criteria, metric, lower_is_better=metric == "training_area")
         for metric in ("training_area", "probe_r2", "exact_match")
@@ -154,8 +149,7 @@ def study_sweep(
         exact=others["exact_match"],
         secondary=_secondary(verdict, others["exact_match"], criteria),
         agreement=_agreement(collected, grid, verdict),
-        window=window,
-        threshold=_thresholds(metrics, grid, criteria, window),
+        threshold=_thresholds(metrics, grid, criteria),
         cost=costs(grid, collected.runs, collected.table("metrics", ["run", "elapsed_s"])),
     )
 
@@ -229,14 +223,14 @@ def _agreement(collected: Collected, grid: Grid, verdict: Verdict) -> Agreement 
 
 
 def _thresholds(
-    metrics: pd.DataFrame, grid: Grid, criteria: Criteria, window: tuple[float, float] | None
+    metrics: pd.DataFrame, grid: Grid, criteria: Criteria
 ) -> dict[str, tuple[float, dict[str, CensoredSummary]]]:
     by_loss: dict[str, tuple[float, dict[str, CensoredSummary]]] = {}
-    if window is None:
+    if grid.window is None:
         return by_loss
     for group in grid.groups:
         by_arm = {arm: runs_of(grid, arm, own, diverged=True) for arm, own in arms_in(grid, group)}
-        reached = thresholds(metrics, by_arm, grid.baseline, share=criteria.threshold_share, window=window)
+        reached = thresholds(metrics, by_arm, grid.baseline, share=criteria.threshold_share, window=grid.window)
         if reached is not None:
             by_loss[group] = reached
     return by_loss

@@ -10,6 +10,7 @@ While the sweep is not covered as declared nothing is tested and no level is jud
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,4 +117,5 @@ def decide(
 def paired_grid(grid: Grid, criteria: Criteria) -> PairedGrid:
     """The cells of a grid for pairing; complete if as many of its runs ended as the criteria declare."""
     ended, expected = coverage(grid.cells)
-    return PairedGrid(grid.cells, complete=ended >= criteria.coverage * expected)
+    needed = math.ceil(criteria.coverage * expected - 1e-9)  # 0.55 of 100 are 55, not a little more
+    return PairedGrid(grid.cells, complete=ended >= needed)

@@ -89,13 +89,18 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 def write_atomically(file: Path, text: str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Process ids are not enough: containers that share a disk have the same.
-    temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(file)
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def temporary_beside(file: Path) -> Path:
+    """Return a name for what will be renamed to `file`, which no other process writes."""
+    # Process ids are not enough: containers that share a disk have the same.
+    return file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def give_usual_mode(*files: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.json as arrow_json
 import pyarrow.parquet as parquet
 
-from kv_align.runs.files import file_digest, read_json
+from kv_align.runs.files import file_digest, read_json, temporary_beside
 from kv_align.runs.run_dir import RunDirectory
 
 _METADATA = b"kv_align.record"
@@ -63,6 +63,8 @@ def write_record(directory: RunDirectory) -> bool:
             arrow_json.read_json(directory.evaluations_file),
             parquet.read_table(directory.outcomes_file).replace_schema_metadata(None),
         ]
+        for table in tables:
+            table.validate()  # Arrow 26 loses the null with which the first list of a block begins
         small = {name: read_json(getattr(directory, name)) for name in _SMALL}
         readable = [getattr(directory, name) for name in (*_SMALL, *_LARGE)]
         files = {file.name: (file.stat().st_size, file_digest(file)) for file in readable}
@@ -70,7 +72,7 @@ def write_record(directory: RunDirectory) -> bool:
         return False
     content = json.dumps({"files": files, **{name.removesuffix("_file"): value for name, value in small.items()}})
     tables[0] = tables[0].replace_schema_metadata({_METADATA: content.encode()})
-    temporary = directory.record_file.with_name(f".{directory.record_file.name}.tmp")
+    temporary = temporary_beside(directory.record_file)
     with temporary.open("wb") as stream:
         for table in tables:
             with pa.ipc.new_stream(stream, table.schema) as writer:

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kv_align.runs.digests import digest_of_json
+from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, PlannedRun
 
@@ -30,7 +32,7 @@ def print_plan(plan: Plan, directory: Path, cost: str, notes: list[str], console
         expected = facts["expected_percent"]
         hint = "control" if facts["control"] else "baseline" if arm == plan.baseline else ""
         shown = f"{expected:+g} %" if expected is not None else hint
-        table.add_row(arm, shown, *(str(count) if count else "-" for count in counts))
+        table.add_row(Text(arm), shown, *(str(count) if count else "-" for count in counts))
     console.print(table)
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -62,7 +64,10 @@ def estimate(runs: tuple[PlannedRun, ...], output_dir: Path, gpus_per_run: int) 
         status = directory.status()
         if status is None or status.attempt != 1:
             continue  # of a run that was interrupted, the times of the earlier attempts are not known
-        size = _size(directory.read_config())
+        try:
+            size = _size(directory.read_config())
+        except (ConfigError, KeyError, TypeError):
+            continue  # of another version, or damaged: it tells nothing of these
         hours.setdefault((size, status.arm), []).append((status.updated - status.started) / 3600)
     total, sources = 0.0, 0
     for run in runs:

@@ -44,6 +44,9 @@ def test_a_plan_directly_below_the_root_and_a_run_without_configuration(tmp_path
     plan = sweep.directory.plan()
     sweep.directory.run(plan.runs[0]).config_file.unlink()
     assert "CPU-hours" in estimate(plan.runs[1:2], tmp_path, 0)
+    for damaged in ("- no mapping\n", "seed: 0\n"):  # of another version, or of somebody's editor
+        sweep.directory.run(plan.runs[2]).config_file.write_text(damaged)
+        assert "CPU-hours" in estimate(plan.runs[1:2], tmp_path, 0)
     assert launch(*sweep.words, "--dry-run").code == 0
     monkeypatch.setattr("launch.planning.cost._EARLIER", 0)
     moved = type("Sweep", (), {"plan": lambda self: plan, "path": type(tmp_path)("/sweep")})()

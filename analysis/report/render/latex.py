@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.stats.paired import relative_percent
 from analysis.verdict.comparison import ArmComparison
-from analysis.words import p_number
+from analysis.words import MINUS, SPACE, p_number, percent
 
 _ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -34,6 +34,10 @@ def to_latex(comparisons: list[ArmComparison], confidence: float, caption: str) 
         A plain sentence.
     """
     rows = [_row(comparison) for comparison in comparisons]
+    if any(comparison.conditional for comparison in comparisons):
+        caption += (
+            " * Change and interval are of the pairs of which both runs finished; p has a diverged run as the worst."
+        )
     columns = ["arm", "against", "loss", "change", f"{100 * confidence:g}\\,\\% interval", "$p$", "wins"]
     table = pd.DataFrame(rows, columns=columns)
     body = table.to_latex(index=False, escape=False, column_format="lllrrrr")
@@ -48,16 +52,18 @@ def escaped(text: str) -> str:
 def _row(comparison: ArmComparison) -> list[str]:
     summary, p = comparison.summary, comparison.p_value
     interval = None if summary is None else summary.interval
+    mark = "$^{*}$" if comparison.conditional else ""
     return [
         escaped(comparison.arm[0]),
         escaped(comparison.against[0]),
         escaped(comparison.group),
-        "--" if summary is None else _percent(summary.mean),
-        "--" if interval is None else f"[{_percent(interval.low)}, {_percent(interval.high)}]",
+        "--" if summary is None else _percent(summary.mean) + mark,
+        "--" if interval is None else f"[{_percent(interval.low)}, {_percent(interval.high)}]{mark}",
         "--" if p is None else f"${p_number(p)}$",
         escaped(comparison.wins),
     ]
 
 
 def _percent(nats: float) -> str:
-    return f"${relative_percent(nats):+.1f}\\,\\%$"
+    text = percent(relative_percent(nats)).replace(MINUS, "-").replace(SPACE, r"\,").replace("%", r"\%")
+    return f"${text}$"

@@ -29,7 +29,7 @@ def section(study: Study, draw: Draw) -> list[Block]:
     blocks: list[Block] = [Heading(2, "Training and alignment")]
     metrics = study.collected.training()
     evaluations = study.collected.table("evaluations", ["run", "step", "validation_perplexity"])
-    until = study.window[1] if study.window is not None else float(study.criteria.training_window[1])
+    until = study.grid.window[1] if study.grid.window is not None else float(study.criteria.training_window[1])
     blocks += _curves(study, draw, metrics, "task_loss", "training", "training loss\n(nats per token)", until)
     blocks += _curves(
         study, draw, evaluations, "validation_perplexity", "validation", "validation perplexity", float("inf"), log=True
@@ -134,9 +134,9 @@ def _differences(
 
 
 def _early_table(study: Study) -> list[Block]:
-    if study.window is None:
+    if study.grid.window is None:
         return []
-    first, last = study.window
+    first, last = study.grid.window
     rows = []
     for group in study.grid.groups:
         threshold, reached = study.threshold.get(group, (float("nan"), {}))

@@ -287,6 +287,19 @@ def test_csv_holds_what_parquet_holds(sweep):
     assert [float(each) for each in shown.split()] == table["target_variance_key"].dropna().iloc[0].tolist()
 
 
+def test_a_gap_in_a_list_leaves_the_rest_of_it(sweep):
+    run = first_run(sweep)
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    rows[0]["target_variance_key"][0] = None
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    collected = collect(sweep.path)
+    write_csv(collected.data, collected.problems)
+    csv = pd.read_csv(collected.data / "metrics.csv").query(f"run == 'runs/{run.path.name}'")
+    first, *others = csv["target_variance_key"].iloc[0].split()
+    assert first == "nan"
+    assert [float(each) for each in others] == rows[0]["target_variance_key"][1:]
+
+
 @pytest.mark.parametrize("what", ["nowhere", "empty", "file", "one run"])
 def test_what_is_no_sweep_is_refused_in_one_sentence(tmp_path, what):
     path = tmp_path / "it"

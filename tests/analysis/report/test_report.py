@@ -196,7 +196,7 @@ def test_an_arm_that_beats_flat_but_not_none_is_warned_about(tmp_path):
     recipe = replace(SMALL, effects={"v4_0_2": -0.05, "none": -0.2})
     report = write_report(write_sweep(tmp_path / "s", recipe).path, now=NOW)
     text = report.markdown.read_text(encoding="utf-8")
-    assert re.search("Better than baseline but not none: .*v4_0_2 with loss kv", text)
+    assert re.search("Below baseline, but not better than none: .*v4_0_2 with loss kv", text)
     assert "no success of the method" in text
 
 
@@ -331,11 +331,16 @@ def test_the_latex_table_has_the_numbers_of_the_csv(golden):
     sequence_p = golden.study.verdict.sequence[1].comparison.p_value
     rows = [line.split(" & ") for line in tex.splitlines() if line.count(" & ") == 6][1:]
     assert len(rows) == len(table)
+    conditional = {(each.arm[0], each.against[0], each.group) for each in golden.study.arms if each.conditional}
+    assert len(conditional) == 1
+    assert tex.count("$^{*}$") == 2
+    assert "of the pairs of which both runs finished" in tex
     for cells, (_, row) in zip(rows, table.iterrows(), strict=True):
         assert [cell.strip().replace("\\_", "_") for cell in cells[:3]] == [row.arm, row.against, row.loss]
-        assert cells[3].strip() == f"${row.difference_percent:+.1f}\\,\\%$"
+        mark = "$^{*}$" if (row.arm, row.against, row.loss) in conditional else ""
+        assert cells[3].strip() == f"${row.difference_percent:+.1f}\\,\\%${mark}"
         low, high = (100 * math.expm1(row[f"{end}_nats"]) for end in ("low", "high"))
-        assert cells[4].strip() == ("--" if math.isnan(low) else f"[${low:+.1f}\\,\\%$, ${high:+.1f}\\,\\%$]")
+        assert cells[4].strip() == ("--" if math.isnan(low) else f"[${low:+.1f}\\,\\%$, ${high:+.1f}\\,\\%$]{mark}")
         assert float(cells[5].strip("$< ")) == pytest.approx(sequence_p if math.isnan(row.p) else row.p, rel=0.05)
         assert cells[6].removesuffix("\\\\").strip() == row.wins
 

@@ -55,7 +55,7 @@ def test_beating_the_baseline_but_not_the_declared_control_is_no_success():
     (said,) = (each for each in warnings if "none" in each)
     # v4_0_1 is worse than the baseline: it claims nothing that a control could take away.
     assert said.startswith(
-        "Better than baseline but not none: v4_0_2 with loss kv (−4.9\u00a0% against baseline, +5.1\u00a0% "
+        "Below baseline, but not better than none: v4_0_2 with loss kv (−4.9\u00a0% against baseline, +5.1\u00a0% "
     )
     assert "v4_0_1" not in said
     assert "v4_0_3" not in said

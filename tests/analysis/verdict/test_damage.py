@@ -143,7 +143,7 @@ def test_lost_rows_of_one_control_are_named_and_change_nothing_of_the_others(sma
     damage(run)
     after = study_sweep(small.path)
     assert sentence in named(after, run)
-    assert after.window == before.window == (1.0, 50.0)
+    assert after.grid.window == before.grid.window == (1.0, 50.0)
     columns = ["arm", "seed", "validation_loss", "training_area", "probe_r2"]
     ours, theirs = (each.grid.cells.query("arm != 'none'")[columns] for each in (after, before))
     pd.testing.assert_frame_equal(ours, theirs)

@@ -155,7 +155,7 @@ def test_a_run_whose_logged_steps_were_lost_does_not_shorten_the_curves_of_the_o
     file = sweep.run(planned).metrics_file
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
     found = study_sweep(sweep.path)
-    assert found.window == whole.window == (1.0, 50.0)
+    assert found.grid.window == whole.grid.window == (1.0, 50.0)
     assert found.verdict.sequence[2].comparison.pairs.seeds == (0, 2)
     assert found.verdict.primary.pairs.seeds == (0, 1, 2)
     (problem,) = found.collected.problems["detail"]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from analysis.stats.equivalence import Label
 from analysis.verdict.comparison import seeds_needed
 from analysis.verdict.declared_comparisons import arm_comparisons, contrast_comparisons, primary_comparison
 from analysis.verdict.testing import decide_alone, decide_together, under_holm
-from analysis.verdict.verdict import Verdict, decide
+from analysis.verdict.verdict import Verdict, decide, paired_grid
 from tests.analysis.synthetic import CRITERIA, EFFECTS, EXPECTED, Recipe, simulated_cells
 
 READ = parse_criteria(CRITERIA, "test")
@@ -130,6 +131,18 @@ def test_coverage_that_was_declared_lower_is_enough():
     assert failed(verdict, "minimum") == ["all ended"]
     low, high = verdict.primary.bounds
     assert low < verdict.primary.summary.mean < high
+
+
+@pytest.mark.parametrize(("coverage", "ended", "expected"), [(0.55, 55, 100), (0.07, 7, 100), (1.0, 24, 24)])
+def test_exactly_the_declared_coverage_is_enough(coverage, ended, expected, monkeypatch):
+    monkeypatch.setattr(
+        "analysis.verdict.verdict.PairedGrid", lambda cells, complete: SimpleNamespace(complete=complete)
+    )
+    cells = pd.DataFrame({"state": ["finished"] * ended + ["failed"] * (expected - ended)})
+    grid, criteria = SimpleNamespace(cells=cells), SimpleNamespace(coverage=coverage)
+    assert paired_grid(grid, criteria).complete
+    one_less = SimpleNamespace(cells=cells.assign(state=["failed", *cells["state"][1:]]))
+    assert not paired_grid(one_less, criteria).complete
 
 
 def test_a_diverged_run_is_the_worst_outcome():
