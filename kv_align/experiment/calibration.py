@@ -77,13 +77,14 @@ class Calibrator:
         return key, value
 
     def hidden_variance(self, teacher: Teacher, layers: list[int]) -> Tensor:
-        """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer."""
+        """Variance [L_s] of the teacher's hidden states above each student layer's teacher layer, without first tokens'."""
         variances, tokens, kept = [], [], self._kept(teacher, (HIDDEN_STATES,))
         for batch in self._batches():
             with self._autocast():
                 states = kept.read(batch, (HIDDEN_STATES,))["hidden"]
-            variances.append(variance(states[:, :, None], batch.teacher.mask))
-            tokens.append(batch.teacher.mask.sum().double())
+            mask = batch.teacher.mask & (batch.teacher.positions > 0)  # see `kv_align.losses.hidden`
+            variances.append(variance(states[:, :, None], mask))
+            tokens.append(mask.sum().double())
         return _averaged(variances, tokens)[teacher.places(layers)]
 
     @torch.no_grad()

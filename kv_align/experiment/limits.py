@@ -105,6 +105,7 @@ def _check_generation(config: Config, student: LanguageModel, split: PreparedSpl
     if not places:
         return
     prompt, new = max(len(prompt_of(split.student[place], student.tokenizer)) for place in places), config.evaluation
+    _check_written(new.max_new_tokens, split, places)
     settings = greedy_settings(student.model, student.tokenizer, new.max_new_tokens)
     LOGGER.info("exact match: greedy, up to %d tokens, ended by %s", new.max_new_tokens, settings.eos_token_id)
     positions = fixed_positions(student.model)
@@ -115,6 +116,20 @@ def _check_generation(config: Config, student: LanguageModel, split: PreparedSpl
             "evaluation.max_new_tokens",
             new.max_new_tokens,
             f"at most {room}, {what}" if room > 0 else f"at most {what}, or data.max_length below that",
+        )
+
+
+def _check_written(limit: int, split: PreparedSplit, places: list[int]) -> None:
+    """Say how many of the right answers are longer than what may be written: not even a perfect student would be right."""
+    texts = [split.student[place] for place in places]
+    # Without the end of the text, which nobody waits for; of one that was cut, what is left of it.
+    lengths = [len(text.ids) - len(text.prompt) - (not text.cut) for text in texts]
+    too_long = sum(length > limit for length in lengths)
+    if too_long:
+        LOGGER.warning(
+            "evaluation.max_new_tokens=%d is too few for %d of %d right answers as the texts have them (the longest takes %d): "
+            "a student that writes like them cannot be right there; raise it, or read exact match as a share of the others",
+            *(limit, too_long, len(texts), max(lengths)),
         )
 
 

@@ -21,7 +21,8 @@ class Hidden(Loss):
     As in TinyBERT (Jiao et al., 2020, arXiv:1909.10351): the student is projected to the teacher's width, so that the
     target is fixed and cannot collapse; with a bias, and one projection per layer. The error of each layer is divided by
     the variance of the teacher's hidden states there, measured once, since they grow with depth: a projection that gives
-    their mean has a loss near 1.
+    their mean has a loss near 1. A text's first token is left out of both: decoders keep states of hundreds of times the
+    usual size there (massive activations, Sun et al., 2024, arXiv:2402.17762), beside which all others count for nothing.
 
     Parameters
     ----------
@@ -61,15 +62,15 @@ class Hidden(Loss):
 
     def components(self, comparison: Comparison) -> dict[str, Masked]:
         """`hidden_loss`."""
-        hidden = comparison.of(HiddenComparison)
+        hidden, aligned = comparison.of(HiddenComparison), comparison.aligned
         projected = self.projection(hidden.student[:, self._layers])
         error = scaled_mse(
             projected[:, :, None],
             hidden.teacher[:, self._layers][:, :, None],
-            comparison.aligned,
+            aligned & (aligned.cumsum(dim=1) > 1),
             self._variance.to(projected.device),
         )
-        return {"hidden_loss": error}
+        return {"hidden_loss": Masked(error.total, aligned.sum())}
 
 
 class Projection(nn.Module):

@@ -65,20 +65,21 @@ def test_variances_are_those_of_the_tokens_weighted_over_batches(pretrained) -> 
     key, value = measured.key_value_variance(reader, layers)
     hidden = measured.hidden_variance(reader, layers)
     expected: dict[str, list[torch.Tensor]] = {"k": [], "v": [], "h": []}
-    counts = []
+    counts: dict[str, list[int]] = {"k": [], "v": [], "h": []}
     for places in ([0, 1], [2, 3], [4]):
         tokens = train.collate(places).teacher
         recorder, hidden_states = read(teacher.model, tokens)
-        counts.append(int(tokens.mask.sum()))
         for kind, states in (
             ("k", recorder.keys(rotated=False)[:, layers]),
             ("v", recorder.values()[:, layers]),
             ("h", torch.stack([hidden_states[layer + 1] for layer in layers], dim=1)[:, :, None]),
         ):
-            valid = states.permute(0, 3, 1, 2, 4)[tokens.mask].double()
+            mask = tokens.mask & (tokens.positions > 0) if kind == "h" else tokens.mask
+            counts[kind].append(int(mask.sum()))
+            valid = states.permute(0, 3, 1, 2, 4)[mask].double()
             expected[kind].append(valid.var(dim=0, unbiased=False).mean(dim=(1, 2)))
     for found, kind in ((key, "k"), (value, "v"), (hidden, "h")):
-        by_hand = sum(n * each for n, each in zip(counts, expected[kind], strict=True)) / sum(counts)
+        by_hand = sum(n * each for n, each in zip(counts[kind], expected[kind], strict=True)) / sum(counts[kind])
         torch.testing.assert_close(found.double(), by_hand, rtol=1e-4, atol=1e-6)
         assert found[0] == found[2] != found[1]
 

@@ -105,6 +105,19 @@ def test_positions_that_run_out_in_generation_are_refused():
     check(make_llama(vocab_size=size), "evaluation.max_new_tokens=1000")
 
 
+def test_right_answers_that_are_longer_than_what_may_be_written_are_counted(caplog):
+    takes = TEXT_LENGTH - PROMPT_LENGTH - 1  # the end of the text need not be written
+    model = make_llama(vocab_size=len(TOKENIZER))
+    check(model, f"evaluation.max_new_tokens={takes}")
+    assert "is too few for" not in caplog.text
+    check(model, f"evaluation.max_new_tokens={takes - 1}")
+    assert f"evaluation.max_new_tokens={takes - 1} is too few for 1 of 1 right answers" in caplog.text
+    assert f"(the longest takes {takes})" in caplog.text
+    caplog.clear()
+    check(model, "evaluation.max_new_tokens=4", f"data.max_length={PROMPT_LENGTH + 5}")
+    assert "is too few for 1 of 1 right answers as the texts have them (the longest takes 5)" in caplog.text
+
+
 def test_positions_that_a_model_was_not_made_for_are_said(caplog):
     model = make_llama(vocab_size=len(TOKENIZER))
     model.config.max_position_embeddings = TEXT_LENGTH - 1

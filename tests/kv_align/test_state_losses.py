@@ -179,7 +179,7 @@ def test_hidden_states_and_their_gradients_are_those_of_a_plain_loop(layers, com
     expected = torch.zeros(())
     for place, layer in enumerate(compared):
         for text, token in product(range(2), range(5)):
-            if mask[text, token]:
+            if mask[text, token] and mask[text, :token].any():  # but the first
                 projected = torch.stack(
                     [student[text, layer, token] @ weight[place, :, out] + bias[place, out] for out in range(7)]
                 )
@@ -213,13 +213,25 @@ def test_what_stands_at_padding_changes_no_hidden_loss(junk):
 def test_a_projection_that_gives_the_mean_has_a_loss_of_one():
     teacher = draw(2, 3, 5, 7, seed=6)
     everything = torch.ones(2, 5, dtype=torch.bool)
-    variance = teacher.var(dim=(0, 2), unbiased=False).mean(dim=1)
+    variance = teacher[:, :, 1:].var(dim=(0, 2), unbiased=False).mean(dim=1)
     loss = Hidden(pairing(hidden_variance=lambda: variance), lambda_hidden=1.0, layers=None)
     with torch.no_grad():
         loss.projection.weight.zero_()
-        loss.projection.bias.copy_(teacher.mean(dim=(0, 2)))
+        loss.projection.bias.copy_(teacher[:, :, 1:].mean(dim=(0, 2)))
     part = loss.components(comparison(HiddenComparison(draw(2, 3, 5, 5), teacher), everything))["hidden_loss"]
-    assert (part.total / part.tokens).item() == pytest.approx(1.0, rel=1e-5)
+    assert (part.total / 8).item() == pytest.approx(1.0, rel=1e-5)  # of ten tokens, two are first ones
+
+
+def test_a_teachers_massive_first_token_changes_neither_loss_nor_gradient():
+    found = []
+    for size in (1.0, 1000.0):
+        loss = Hidden(pairing(generator=torch.Generator().manual_seed(3)), lambda_hidden=1.0, layers=None)
+        student, teacher = hidden_states()
+        teacher = torch.cat((size * teacher[:, :, :1], teacher[:, :, 1:]), dim=2)
+        part = loss.components(comparison(HiddenComparison(student, teacher)))["hidden_loss"]
+        found.append((part.total, *torch.autograd.grad(part.total, [student, loss.projection.weight])))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_teacher_that_is_the_student_leaves_nothing_under_the_identity():
