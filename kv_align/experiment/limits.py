@@ -127,7 +127,7 @@ def _check_written(limit: int, split: PreparedSplit, places: list[int]) -> None:
     too_long = sum(length > limit for length in lengths)
     if too_long:
         LOGGER.warning(
-            "evaluation.max_new_tokens=%d is too few for %d of %d right answers as the texts have them (the longest takes %d): "
+            "evaluation.max_new_tokens=%d is too few for %d of %d right answers as texts have them (the longest takes %d): "
             "a student that writes like them cannot be right there; raise it, or read exact match as a share of the others",
             *(limit, too_long, len(texts), max(lengths)),
         )

@@ -115,7 +115,7 @@ def test_right_answers_that_are_longer_than_what_may_be_written_are_counted(capl
     assert f"(the longest takes {takes})" in caplog.text
     caplog.clear()
     check(model, "evaluation.max_new_tokens=4", f"data.max_length={PROMPT_LENGTH + 5}")
-    assert "is too few for 1 of 1 right answers as the texts have them (the longest takes 5)" in caplog.text
+    assert "is too few for 1 of 1 right answers as texts have them (the longest takes 5)" in caplog.text
 
 
 def test_positions_that_a_model_was_not_made_for_are_said(caplog):
