@@ -62,6 +62,33 @@ class FakeSlurm:
         self.says("sbatch")
         (self.folder / "takes").write_text(f"Submitted batch job {job}\n")
 
+    def has_room(
+        self, elements: int, otherwise: str = "sbatch: error: AssocMaxSubmitJobLimit (job submit limit)"
+    ) -> None:
+        """Have sbatch take jobs, from 77 on, while they have no more elements than that together; see `taken`."""
+        (self.folder / "room").write_text(f"{elements}\n")
+        (self.folder / "scripts").mkdir(exist_ok=True)
+        (self.folder / "sbatch").write_text(
+            f'#!/bin/bash\ncd {self.folder}\necho "sbatch $*" >> calls\n[ "$1" = --test-only ] && exit 0\n'
+            'last=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p" "$1")\n'
+            "room=$(( $(cat room) - ${last:-0} - 1 ))\n"
+            f'[ $room -lt 0 ] && {{ echo "{otherwise}" >&2; exit 1; }}\necho $room > room\n'
+            "job=$(( 77 + $(ls scripts | wc -l) ))\n"
+            'cp "$1" scripts/$job\necho "Submitted batch job $job"\n'
+        )
+
+    def taken(self) -> dict[str, dict[str, str]]:
+        """Return the options of each job that was taken where there was room, by the long names of sbatch."""
+        return {
+            script.name: {
+                option: value.strip("'")
+                for line in script.read_text().splitlines()
+                if line.startswith("#SBATCH --")
+                for option, _, value in [line.removeprefix("#SBATCH --").partition("=")]
+            }
+            for script in sorted((self.folder / "scripts").iterdir())
+        }
+
     def calls(self, *names: str) -> list[str]:
         """Return what was called since the last time, of these commands."""
         file = self.folder / "calls"

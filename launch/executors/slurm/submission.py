@@ -103,7 +103,7 @@ class Submitter:
                 line.add(new)
         except (ConfigError, OSError) as error:
             if not queued:
-                if prepare is not None:
+                if prepare is not None and not self._is_waited_for(prepare):
                     self._withdraw(PREPARE)
                 raise
             number_queued = sum(len(submission.names) for submission in queued)
@@ -181,6 +181,11 @@ class Submitter:
                 return former.submission
         self._withdraw(PREPARE)
         return self._helper(PREPARE, self.cluster.prepare, None)
+
+    def _is_waited_for(self, prepare: Submission) -> bool:
+        """Whether runs wait for a prepare job: of a former submission, or of one that may have come through unheard."""
+        submissions = self.journal.ledger().submissions.values()
+        return any(each.prepare == prepare.uid and not each.refused for each in submissions)
 
     def _report(self) -> None:
         """Queue the report behind all jobs of the sweep, instead of the one that waits."""
