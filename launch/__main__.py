@@ -142,7 +142,7 @@ def _submit(parsed: argparse.Namespace) -> int:
             raise
         print(f"launch: {error}", file=sys.stderr)
         path, _ = commands.submit(request, dry_run=True, canary=parsed.canary, console=Console(quiet=True))
-        commands.queue_rest(path, _console(), _FULL_WAIT_S)
+        commands.queue_rest(path, _console(), _FULL_WAIT_S, canary=parsed.canary)
         unfinished = []
     return _wait(path) if parsed.wait and not parsed.dry_run else int(bool(unfinished))
 

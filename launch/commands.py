@@ -96,15 +96,15 @@ def _first(after: Path | None, cluster: Cluster) -> str:
     return str(other.path.resolve())
 
 
-def queue_rest(path: Path, console: Console, every_s: float) -> None:
-    """Queue what a submission had no room for, as room comes; returns when all of it is queued."""
+def queue_rest(path: Path, console: Console, every_s: float, *, canary: bool) -> None:
+    """Queue what a submission had no room for, behind its canary, as room comes; returns when all of it is queued."""
     while True:
         time.sleep(every_s)
         _, executor, plan = _open(path)
         try:
             with executor.journal.lock():
                 names = {run.id for run in plan.runs}
-                queued = _queue(executor, None, names, canary=False, fresh_only=True, console=console)
+                queued = _queue(executor, None, names, canary=canary, fresh_only=True, console=console)
             _work(executor, queued, console)
             return
         except (PartlyQueued, ClusterFull, SchedulerUnavailable) as error:

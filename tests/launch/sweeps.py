@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kv_align.config.compose import compose_config
+from kv_align.runs.run_dir import RunDirectory, write_json
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
 from launch.__main__ import main
 from launch.journal.processes import Identity, send
@@ -175,3 +176,14 @@ def undisturbed(run: PlannedRun) -> str:
     for step in range(1, run.config["trainer"]["max_steps"] + 1):
         weights = hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
     return weights.encode().hex()
+
+
+def finish(directory: RunDirectory, config, steps=6):
+    """Leave what a run that is done leaves."""
+    with directory.lock():
+        begun = directory.begin(config, arm="a", content_hash="h", total_steps=steps)
+        directory.update(begun, state="finished", step=steps)
+    write_json(directory.summary_file, {"steps": steps})
+    directory.metrics_file.write_text('{"step": 6, "elapsed_s": 3.0}\n')
+    directory.student.mkdir()
+    (directory.student / "model.safetensors").write_text("")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_align.runs.errors import ConfigError
+from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import ClusterFull, JobState, PartlyQueued, SchedulerUnavailable
 from launch.executors.slurm.errors import complaint
@@ -23,7 +24,7 @@ from launch.executors.slurm.throttle import Line
 from launch.journal.journal import Journal
 from launch.journal.ledger import PREPARE, REPORT, JobRef, Submission
 from launch.journal.processes import ended_here, processes_with
-from launch.journal.retry import ending
+from launch.journal.retry import ending, given_up
 
 _IN_FLIGHT_S = 5.0  # so long the controller may be busy with what an sbatch sent that was killed since
 States = Callable[[Mapping[str, JobRef]], dict[str, JobState]]
@@ -80,6 +81,13 @@ class Submitter:
     def submit(self, plan: Plan, runs: Sequence[str], largest: int, *, canary: bool) -> None:
         """Queue runs: behind the prepare job and the canary, before the report.
 
+        Parameters
+        ----------
+        plan, runs, largest
+            What is queued, and the most elements that an array may have.
+        canary
+            Whether one run goes first; where there was a canary before, that is the one.
+
         Raises
         ------
         PartlyQueued
@@ -87,7 +95,8 @@ class Submitter:
         ConfigError
             If it takes none.
         """
-        parts = [list(runs[:1]), list(runs[1:])] if canary else [list(runs)]
+        first = self._canary(runs, wanted=canary)
+        parts = [list(runs[:1]), list(runs[1:])] if canary and first is None else [list(runs)]
         arrays = [
             (array, number) for number, part in enumerate(parts) for array in self.jobs.arrays(plan, part, largest)
         ]
@@ -96,8 +105,9 @@ class Submitter:
         queued: list[Submission] = []
         try:
             for number, (array, part) in enumerate(arrays):
-                after = queued[0] if canary and part else None
-                needs = [f"afterok:{first.job}" for first in (prepare, after) if first is not None] + other
+                after = queued[0] if part else first
+                needs = [f"afterok:{each.job}" for each in (prepare, after) if each is not None and self._is_left(each)]
+                needs += other
                 needs += line.behind(number)
                 new = self._fitting(array, line.share(number), needs, after, prepare, queued)
                 line.add(new)
@@ -112,6 +122,37 @@ class Submitter:
             line.throttle_former()
         if self.cluster.report:
             self._report()
+
+    def _canary(self, runs: Sequence[str], *, wanted: bool) -> Submission | None:
+        """Return the canary of an earlier submission, which what is queued later waits for too; None where it is let go.
+
+        That is where its run is queued anew, or did not finish and no canary is wanted now.
+        """
+        ledger = self.journal.ledger()
+        uids = [submission.after for submission in ledger.submissions.values() if submission.after is not None]
+        if not uids:
+            return None
+        canary = ledger.submissions[uids[-1]]
+        (name,) = canary.names
+        if name in runs or ledger.jobs[name].uid != canary.uid:
+            return None
+        state = self.states({name: ledger.jobs[name]}).get(
+            name
+        )  # asked before its files, which come before its job's end
+        over = state is None or state.phase in ("ended", "gone")
+        lost = over or name in ledger.cancelled or given_up(self.journal.attempts(name, canary.uid))
+        if not lost or not self._is_left(canary):
+            return canary
+        if wanted:
+            raise ConfigError(
+                f"the canary {name} did not finish, and the others are to start only if it does: mend what ended it, then "
+                "run resume, which queues both again."
+            )
+        return None
+
+    def _is_left(self, submission: Submission) -> bool:
+        """Whether something of a submission is still to be done."""
+        return not all(RunDirectory(self.sweep.runs / name).is_complete() for name in submission.names)
 
     def _other_sweep(self) -> list[str]:
         """Return the dependency on what is left of the sweep that goes first."""

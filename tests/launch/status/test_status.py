@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from kv_align.runs.run_dir import RunDirectory, Status, write_json
+from kv_align.runs.run_dir import RunDirectory, Status
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import JobState
 from launch.journal.journal import Journal
@@ -19,7 +19,7 @@ from launch.planning.sweep import load_sweep
 from launch.status.judgement import STATES, HelperState, Overview, RunState, judge, needs
 from launch.status.overview import overview
 from launch.status.table import show, show_live
-from tests.launch.sweeps import CONF, launch
+from tests.launch.sweeps import CONF, finish, launch
 
 NOW = time.time()
 RUNNING = Status("running", "", "a", "kv", 0, "h", 3, 6, 1, NOW, NOW, "host", 1, "")
@@ -102,16 +102,6 @@ def planned(path, seeds=2) -> tuple[SweepDirectory, Plan]:
     sweep = SweepDirectory(path)
     sweep.write_plan(plan)
     return sweep, plan
-
-
-def finish(directory: RunDirectory, config, steps=6):
-    with directory.lock():
-        begun = directory.begin(config, arm="a", content_hash="h", total_steps=steps)
-        directory.update(begun, state="finished", step=steps)
-    write_json(directory.summary_file, {"steps": steps})
-    directory.metrics_file.write_text('{"step": 6, "elapsed_s": 3.0}\n')
-    directory.student.mkdir()
-    (directory.student / "model.safetensors").write_text("")
 
 
 def test_done_needs_sound_artefacts(tmp_path):

@@ -1,12 +1,27 @@
 """A cluster that takes no more jobs: what is queued stays as it was, and what is queued later waits for the same."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from launch import commands
 from launch.journal.journal import Journal
 from launch.journal.ledger import PREPARE
-from tests.launch.sweeps import launch
+from tests.launch.sweeps import finish, launch
 
 UNANSWERED = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Have something happen, and then another thing, while `--when-full wait` waits: `meanwhile(one, other)`."""
+
+    def give(*events):
+        left = list(events)
+        monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=lambda _: left.pop(0)()))
+        return left
+
+    return give
 
 
 @pytest.fixture
@@ -42,3 +57,72 @@ def test_a_prepare_job_is_withdrawn_only_where_nothing_can_wait_for_it(full, fak
     assert launch(*sweep.words).code == 2
     assert fake_slurm.calls("scancel") == withdrawn, "what was not answered may have come through"
     assert (PREPARE in Journal(sweep.directory).ledger().cancelled) == bool(withdrawn)
+
+
+def behind(fake_slurm):
+    """What each job that was taken waits for."""
+    return {job: options.get("dependency") for job, options in fake_slurm.taken().items()}
+
+
+def test_what_waits_for_room_goes_behind_the_canary_that_is_queued(full, fake_slurm, meanwhile):
+    sweep = full(1)
+
+    def none_ends():
+        fake_slurm.says("sacct", "77|RUNNING|None\n")
+        fake_slurm.has_room(5)
+
+    left = meanwhile(fake_slurm.calls, none_ends)
+    sweep.submit("--canary", "--when-full", "wait")
+    assert left == []
+    assert behind(fake_slurm) == {"77": None, "78": "afterok:77"}
+    submissions = Journal(sweep.directory).ledger().submissions.values()
+    canary, rest = [each for each in submissions if each.job is not None]
+    assert (canary.after, rest.after, len(rest.names)) == (None, canary.uid, 5)
+
+
+def test_a_canary_that_had_no_room_goes_first_when_there_is_some(full, fake_slurm, meanwhile):
+    sweep = full(0)
+    meanwhile(lambda: fake_slurm.has_room(6))
+    sweep.submit("--canary", "--when-full", "wait")
+    assert behind(fake_slurm) == {"77": None, "78": "afterok:77"}
+
+
+def test_nothing_follows_a_canary_that_did_not_finish(full, fake_slurm, meanwhile):
+    sweep = full(1)
+    journal = Journal(sweep.directory)
+
+    def canary_fails():
+        fake_slurm.says("sacct", "77|FAILED|None\n")
+        (name, ref) = next((name, ref) for name, ref in journal.ledger().jobs.items() if ref.job == "77")
+        journal.add_attempt(name, "end", ref.uid, cause="code_error", exit_code=1, retry=False, submissions=1)
+        fake_slurm.has_room(6)
+
+    meanwhile(canary_fails)
+    told = launch(*sweep.words, "--canary", "--when-full", "wait")
+    assert told.code == 2
+    name = next(name for name, ref in journal.ledger().jobs.items() if ref.job == "77")
+    assert told.err.splitlines()[-1] == (
+        f"launch: the canary {name} did not finish, and the others are to start only if it does: mend what ended it, then "
+        "run resume, which queues both again."
+    )
+    assert behind(fake_slurm) == {"77": None}
+    assert "queueing 6 runs" in launch("resume", str(sweep.path)).out
+    assert behind(fake_slurm) == {"77": None, "78": None}
+
+
+@pytest.mark.parametrize("words", [("resume",), ("extend", "seeds=3")])
+def test_other_verbs_queue_behind_a_canary_while_it_is_not_over_and_freely_then(full, fake_slurm, words):
+    sweep = full(1)
+    assert launch(*sweep.words, "--canary").code == 75
+    fake_slurm.says("sacct", "77|RUNNING|None\n")
+    fake_slurm.has_room(6)
+    assert launch(words[0], str(sweep.path), *words[1:]).code == 0
+    assert behind(fake_slurm) == {"77": None, "78": "afterok:77"}
+    fake_slurm.says("sacct", "77|COMPLETED|None\n78_[0-8]|PENDING|None\n")
+    fake_slurm.says("squeue", "78_[0-8]|PENDING|None\n")
+    ledger = Journal(sweep.directory).ledger()
+    canary = next(run for run in sweep.runs() if ledger.jobs[run.id].job == "77")
+    finish(sweep.directory.run(canary), canary.config)
+    fake_slurm.has_room(9)
+    assert launch("extend", str(sweep.path), "seeds=4").code == 0
+    assert behind(fake_slurm) == {"77": None, "78": "afterok:77", "79": None}
