@@ -188,7 +188,7 @@ class ArrayLeft:
 
 
 def arrays_left(jobs: Collection[str]) -> dict[str, ArrayLeft]:
-    """Return what is left of each of these jobs and arrays; those of which nothing is are left out.
+    """Return what is left of each of these jobs and arrays, the first that was queued first; without those that have ended.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def arrays_left(jobs: Collection[str]) -> dict[str, ArrayLeft]:
     ]
     return {
         job: ArrayLeft(len(own), tuple(element for _, element, state in own if _PHASES.get(state) == "running"))
-        for job in sorted(jobs)
+        for job in sorted(jobs, key=lambda job: (len(job), job))  # 99 was queued before 100
         for own in [[line for line in lines if len(line) == 3 and line[0] == job]]
         if own
     }

@@ -101,16 +101,26 @@ class Submitter:
             (array, number) for number, part in enumerate(parts) for array in self.jobs.arrays(plan, part, largest)
         ]
         line = Line(_live_arrays(self.journal), [len(array.batches) for array, _ in arrays], self.cluster.throttle)
-        prepare, other = self._prepare(), self._other_sweep()
+        waiting = [(array, share, part) for (array, part), share in zip(arrays, line.wanted, strict=True)]
+        other, prepare = self._other_sweep(), self._prepare()
         queued: list[Submission] = []
         try:
-            for number, (array, part) in enumerate(arrays):
-                after = queued[0] if part else first
+            while waiting:
+                array, wanted, part = waiting.pop(0)
+                after, share = queued[0] if part else first, line.share(wanted)
                 needs = [f"afterok:{each.job}" for each in (prepare, after) if each is not None and self._is_left(each)]
-                needs += other
-                needs += line.behind(number)
-                new = self._fitting(array, line.share(number), needs, after, prepare, queued)
-                line.add(new)
+                needs += other + line.behind()
+                try:
+                    queued.append(self._array(array, share, needs, after, prepare))
+                except SchedulerUnavailable:  # it may have come through all the same, and keeps its place
+                    line.add("", len(array.batches), share)
+                    raise
+                except ClusterFull:  # a limit on jobs may leave room for a part of it
+                    if len(array.batches) == 1:
+                        raise
+                    waiting[:0] = [(half, own, part) for half, own in zip(array.halves(), _halves(wanted), strict=True)]
+                else:
+                    line.add(queued[-1].job or "", len(array.batches), share)
         except (ConfigError, OSError) as error:
             if not queued:
                 if prepare is not None and not self._is_waited_for(prepare):
@@ -119,7 +129,7 @@ class Submitter:
             number_queued = sum(len(submission.names) for submission in queued)
             raise PartlyQueued(number_queued, len(runs), error) from error
         finally:
-            line.throttle_former()
+            line.set_throttles()
         if self.cluster.report:
             self._report()
 
@@ -159,27 +169,6 @@ class Submitter:
         after = self.jobs.setting.after
         jobs = _live_arrays(Journal(SweepDirectory(after))) if after else {}
         return [f"afterany:{':'.join(jobs)}"] if jobs else []
-
-    def _fitting(
-        self,
-        array: Array,
-        throttle: int,
-        needs: Sequence[str],
-        after: Submission | None,
-        prepare: Submission | None,
-        queued: list[Submission],
-    ) -> list[Submission]:
-        """Queue an array, in parts where a limit on jobs leaves room for no more; adds to `queued` and returns them."""
-        try:
-            new = [self._array(array, throttle, needs, after, prepare)]
-        except ClusterFull:
-            if len(array.batches) == 1:
-                raise
-            first, second = array.halves()
-            former = self._fitting(first, max(1, throttle // 2), needs, after, prepare, queued)
-            return former + self._fitting(second, max(1, throttle // 2), needs, after, prepare, queued)
-        queued += new
-        return new
 
     def _array(
         self,
@@ -230,10 +219,10 @@ class Submitter:
 
     def _report(self) -> None:
         """Queue the report behind all jobs of the sweep, instead of the one that waits."""
-        self._withdraw(REPORT)
-        jobs = _live_arrays(self.journal)
         command = f"{self.jobs.python} -m analysis report {shlex.quote(str(self.sweep.path))}"
         try:
+            jobs = _live_arrays(self.journal)
+            self._withdraw(REPORT)
             self._helper(REPORT, command, "afterany:" + ":".join(jobs) if jobs else None)
         except ConfigError as error:
             print(f"note: the report could not be queued: {error}")
@@ -268,17 +257,20 @@ class Submitter:
         return self.journal.ledger().submissions[submission.uid]
 
 
+def _halves(share: int) -> tuple[int, int]:
+    """Return the shares of an array's halves, of which the second may be larger; each has one at least."""
+    first = max(1, share // 2)
+    return first, max(1, share - first)
+
+
 def _live_arrays(journal: Journal) -> dict[str, ArrayLeft]:
-    """Return what is left of a sweep's arrays, by job."""
+    """Return what is left of a sweep's arrays, by job, in the order in which they were queued."""
     jobs = {
         ref.submission.job
         for name, ref in journal.ledger().runs.items()
         if ref.submission.job is not None and not (journal.sweep.runs / name / "summary.json").exists()
     }
-    try:
-        return arrays_left(jobs)
-    except SchedulerUnavailable:
-        return {}
+    return arrays_left(jobs)
 
 
 @contextmanager

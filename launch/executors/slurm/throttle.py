@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from launch.executors.slurm.ending import call_scontrol
 from launch.executors.slurm.query import ArrayLeft
-from launch.journal.ledger import Submission
 
 
-def shares(throttle: int, sizes: Sequence[int]) -> list[int]:
+def shares(throttle: int, sizes: Sequence[int], had: Sequence[int] = ()) -> list[int]:
     """Return how many elements of each array may run at once, so that together they are no more than `throttle`.
 
     Each has one at least, and more by its size; no more than it has elements.
@@ -20,8 +20,10 @@ def shares(throttle: int, sizes: Sequence[int]) -> list[int]:
         Of the sweep.
     sizes
         Elements of each array that have not ended.
+    had
+        What each has already and keeps.
     """
-    result = [1] * len(sizes)
+    result = list(had or [1] * len(sizes))
     while sum(result) < throttle:
         room = [index for index, size in enumerate(sizes) if result[index] < size]
         if not room:
@@ -30,50 +32,74 @@ def shares(throttle: int, sizes: Sequence[int]) -> list[int]:
     return result
 
 
+@dataclass(frozen=True)
+class Place:
+    """An array in the line: its job, its elements that have not ended, and how many of these may run at once."""
+
+    job: str
+    elements: int
+    share: int
+
+
 class Line:
     """The arrays of a sweep that share its throttle: those that have not ended, and the new ones in their order.
 
     Parameters
     ----------
     former
-        Elements that are left of each former array, by job.
+        Elements that are left of each former array, by job, in the order in which they were queued.
     new
         Elements of each new array.
     throttle
         So many elements of all of them may run at once.
+
+    Attributes
+    ----------
+    wanted
+        The share of each new array.
     """
 
     def __init__(self, former: dict[str, ArrayLeft], new: Sequence[int], throttle: int) -> None:
-        self._former, self._throttle = former, throttle
-        self._shares = shares(throttle, [*(left.elements for left in former.values()), *new])
-        self._jobs = list(former)
+        self._throttle = throttle
+        planned = shares(throttle, [*(left.elements for left in former.values()), *new])
+        self.wanted = planned[len(former) :]
+        self._former = [
+            Place(job, left.elements, share) for (job, left), share in zip(former.items(), planned, strict=False)
+        ]
+        self._new: list[Place] = []
+        # Those that nothing is behind. Of more than the throttle, the first ones have others behind them already.
+        self._last = self._former[-throttle:]
         # So many more run of a former array than is its share from now on: their places are not free before they end.
         self._taken = [
-            element
-            for left, share in zip(former.values(), self._shares, strict=False)
-            for element in left.running[share:]
+            element for left, share in zip(former.values(), planned, strict=False) for element in left.running[share:]
         ]
 
-    def share(self, number: int) -> int:
-        """Return how many elements of a new array may run at once."""
-        return self._shares[len(self._former) + number]
+    def share(self, wanted: int) -> int:
+        """Return how many elements of the next array may run at once: what is free, else what the first of the last had."""
+        return min(wanted, self._free) if self._free > 0 else self._last[0].share
 
-    def behind(self, number: int) -> list[str]:
-        """Return the dependencies of a new array: on the elements whose places it takes.
-
-        An array that is one too many to have an element running beside the others' waits for one of these.
-        """
-        position = len(self._former) + number - self._throttle
-        ahead = [self._jobs[position]] if 0 <= position < len(self._jobs) else []
-        waited_for = [*self._taken, *ahead]
+    def behind(self) -> list[str]:
+        """Return the dependencies of the next array: on the elements, or the whole array, whose places it takes."""
+        waited_for = [*self._taken, *([] if self._free > 0 else [self._last[0].job])]
         return [f"afterany:{':'.join(waited_for)}"] if waited_for else []
 
-    def add(self, submissions: Sequence[Submission]) -> None:
-        """Note what a new array became."""
-        self._jobs += [submission.job or "" for submission in submissions][:1]
+    def add(self, job: str, elements: int, share: int) -> None:
+        """Note what the next array became."""
+        if self._free <= 0:
+            del self._last[0]
+        self._new.append(Place(job, elements, share))
+        self._last.append(self._new[-1])
 
-    def throttle_former(self) -> None:
-        """Give the former arrays the share that is left to them."""
-        for (job, left), share in zip(self._former.items(), self._shares, strict=False):
-            if left.elements > 1:
-                call_scontrol("update", f"JobId={job}", f"ArrayTaskThrottle={share}", pauses_s=())
+    def set_throttles(self) -> None:
+        """Give the former arrays the share that is left to them, and all what those have no use for that were not queued."""
+        if not self._new:
+            return
+        places = [*self._former, *self._new]
+        had = [place.share for place in places]
+        for place, share in zip(places, shares(self._throttle, [place.elements for place in places], had), strict=True):
+            if place.elements > 1 and place.job and (place in self._former or share != place.share):
+                call_scontrol("update", f"JobId={place.job}", f"ArrayTaskThrottle={share}", pauses_s=())
+
+    @property
+    def _free(self) -> int:
+        return self._throttle - sum(place.share for place in self._last)

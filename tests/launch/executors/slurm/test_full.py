@@ -126,3 +126,56 @@ def test_other_verbs_queue_behind_a_canary_while_it_is_not_over_and_freely_then(
     fake_slurm.has_room(9)
     assert launch("extend", str(sweep.path), "seeds=4").code == 0
     assert behind(fake_slurm) == {"77": None, "78": "afterok:77", "79": None}
+
+
+def test_what_is_refused_leaves_the_throttle_of_what_runs_and_what_is_queued_in_part_takes_its_part_of_it(
+    full, fake_slurm
+):
+    sweep = full(6, "cluster.throttle=4")
+    sweep.submit()
+    assert fake_slurm.taken()["77"]["array"] == "0-5%4"
+    fake_slurm.says("sacct", "77_[0-5]|RUNNING|None\n")
+    fake_slurm.says("squeue", "".join(f"77|77_{index}|RUNNING\n" for index in range(4)) + "77|77_4|PENDING\n" * 2)
+    fake_slurm.has_room(0)
+    fake_slurm.calls()
+    assert launch("extend", str(sweep.path), "seeds=4").code == 2
+    assert [call for call in fake_slurm.calls("scontrol") if "update" in call] == []
+    fake_slurm.has_room(3)
+    assert launch("resume", str(sweep.path)).err.startswith("launch: 3 of 6 runs are queued, the others are not")
+    new = fake_slurm.taken()["78"]
+    assert (new["array"], new["dependency"]) == ("0-2%1", "afterany:77_2:77_3"), "so many run beyond the share of 77"
+    changed = [call for call in fake_slurm.calls("scontrol") if "update" in call]
+    assert changed == ["scontrol update JobId=77 ArrayTaskThrottle=3"]
+
+
+def test_an_array_that_may_have_come_through_has_its_part_of_the_throttle(full, fake_slurm):
+    sweep = full(6, "cluster.throttle=4")
+    sweep.submit()
+    fake_slurm.says("sacct", "77_[0-5]|RUNNING|None\n")
+    fake_slurm.says("squeue", "77|77_0|RUNNING\n77|77_1|PENDING\n77|77_2|PENDING\n")
+    fake_slurm.has_room(0, UNANSWERED)
+    fake_slurm.calls()
+    assert "Slurm does not answer: sbatch says" in launch("extend", str(sweep.path), "seeds=4").err
+    changed = [call for call in fake_slurm.calls("scontrol") if "update" in call]
+    assert changed == ["scontrol update JobId=77 ArrayTaskThrottle=2"]
+
+
+def test_the_parts_of_an_array_are_one_behind_the_other_where_one_run_is_allowed_at_once(full, fake_slurm):
+    sweep = full(5, "cluster.throttle=1")
+    assert launch(*sweep.words).err.startswith("launch: 5 of 6 runs are queued, the others are not")
+    assert behind(fake_slurm) == {"77": None, "78": "afterany:77", "79": "afterany:78"}
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_a_slurm_that_does_not_say_what_is_left_is_not_one_with_nothing_left(full, fake_slurm, tmp_path, after):
+    first = full(6)
+    first.submit()
+    fake_slurm.says("sacct", "77_[0-5]|RUNNING|None\n")
+    fake_slurm.says("squeue", err="Socket timed out\n", code=1)
+    words = ("submit", *full(9, "sweep.name=second").words[1:], "--after", str(first.path))
+    told = launch(*words) if after else launch("extend", str(first.path), "seeds=3")
+    assert (told.code, told.err) == (
+        2,
+        "launch: Slurm does not answer: squeue says: Socket timed out; try again when it does.\n",
+    )
+    assert behind(fake_slurm) == {"77": None}

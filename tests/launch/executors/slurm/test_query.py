@@ -6,7 +6,6 @@ from launch.executors.base import JobState
 from launch.executors.slurm import query as slurm_query
 from launch.executors.slurm.query import as_job_state, expand, job_states, outside_of_jobs
 from launch.executors.slurm.site import minutes
-from launch.executors.slurm.throttle import shares
 
 
 @pytest.mark.parametrize(
@@ -125,11 +124,3 @@ def test_what_a_job_tells_its_processes_is_not_told_to_the_jobs_that_they_submit
         "SBATCH_QOS": "long",
     }
     assert outside_of_jobs(inherited) == {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_QOS": "long"}
-
-
-@pytest.mark.parametrize(
-    ("throttle", "sizes", "together"),
-    [(4, [20], [4]), (8, [25, 2], [7, 1]), (8, [10, 10], [4, 4]), (2, [5, 5, 5], [1, 1, 1]), (64, [3, 2], [3, 2])],
-)
-def test_the_throttle_is_shared_by_all_arrays_of_a_sweep(throttle, sizes, together):
-    assert shares(throttle, sizes) == together
