@@ -107,7 +107,7 @@ def queue_rest(path: Path, console: Console, every_s: float, *, canary: bool) ->
                 queued = _queue(executor, None, names, canary=canary, fresh_only=True, console=console)
             _work(executor, queued, console)
             return
-        except (PartlyQueued, ClusterFull, SchedulerUnavailable) as error:
+        except (PartlyQueued, ClusterFull, SchedulerUnavailable, SubmissionUnderWay) as error:
             say([str(error)], console)
 
 

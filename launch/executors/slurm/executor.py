@@ -60,7 +60,7 @@ class SlurmExecutor(Executor[SlurmCluster]):
     def preflight(self, plan: Plan, runs: Collection[str]) -> list[str]:
         """Ask Slurm whether it would take every array, and the interpreter whether it can import the packages."""
         if not self._settings:
-            raise ConfigError(
+            raise SchedulerUnavailable(
                 f"cluster={self.cluster.name} is not allowed: no Slurm controller answers here (scontrol show config); "
                 "submit on a login node, or use cluster=local."
             )

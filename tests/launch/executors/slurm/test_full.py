@@ -80,6 +80,35 @@ def test_what_waits_for_room_goes_behind_the_canary_that_is_queued(full, fake_sl
     assert (canary.after, rest.after, len(rest.names)) == (None, canary.uid, 5)
 
 
+def test_who_waits_for_room_waits_for_an_answer_too(full, fake_slurm, meanwhile, monkeypatch):
+    sweep = full(1)
+    config = (fake_slurm.folder / "scontrol.out").read_text()
+
+    def no_answer():
+        sacct = '#!/bin/bash\n[[ "$*" = *--name* ]] || echo "77|RUNNING|None"\n'
+        (fake_slurm.folder / "sacct").write_text(sacct)
+        fake_slurm.has_room(0, UNANSWERED)
+
+    def nothing_came_of_it():
+        monkeypatch.setattr("launch.executors.slurm.executor.is_being_submitted", lambda *_: False)
+        fake_slurm.says("scontrol", "")
+
+    def all_is_well():
+        fake_slurm.says("scontrol", config)
+        fake_slurm.has_room(5)
+
+    left = meanwhile(no_answer, fake_slurm.calls, nothing_came_of_it, all_is_well)
+    told = sweep.submit("--when-full", "wait")
+    assert left == []
+    said = [line for line in told.out.splitlines() if line.startswith("note: ")]
+    assert len(said) == 3
+    for line, words in zip(
+        said, ("sbatch says:", "was being submitted a moment ago", "no Slurm controller answers"), strict=True
+    ):
+        assert words in line
+    assert [options.get("array") for options in fake_slurm.taken().values()] == [None, "0-4%5"]
+
+
 def test_a_canary_that_had_no_room_goes_first_when_there_is_some(full, fake_slurm, meanwhile):
     sweep = full(0)
     meanwhile(lambda: fake_slurm.has_room(6))
