@@ -84,10 +84,11 @@ _MIXED = re.compile(r"(\d+)(?:\s+|\s+and\s+)(\d+)\s*/\s*(\d+)")
 _OVER = re.compile(r"\s*/\s*")
 
 _BEFORE_WORDS = re.compile(r"(.*?)\s*[-–—,;:!]?\s+[(\"']?([^\W\d_].*)")
-# Words after a number that make it another one.
+# Words after a number that make it another one: whole words, for oranges, toys and millionaires are only counted by it.
 _CHANGING = re.compile(
-    r"(?:and|or|to|over|point|plus|minus|times|hundred|thousand|[mbt]r?illion|milliard|lakh|crore|dozen|score|hal[fv]|third|"
-    r"quarter|tenth|[kmb]n?\b)",
+    r"(?:(?:and|or|to|over|point|plus|minus|times|half|halves|[kmb]n?)"
+    r"|(?:hundred|thousand|[mbt]r?illion|milliard|lakh|crore)(?:s|ths?)?"
+    r"|(?:dozen|score|third|quarter|tenth)s?)\b",
     re.IGNORECASE,
 )
 

@@ -199,6 +199,10 @@ def test_numbers_are_compared_exactly():
         ("#### 50 percent of them", 50),
         ("#### 72 of 80", None),
         ("#### 3 or four", None),
+        ("#### 5 or 6", None),
+        ("#### 5 to 6", None),
+        ("#### 5 point 5", None),
+        ("#### 5 oranges", 5),
         ("#### 5 million", None),
         ("#### 2 and a half", None),
         ("#### 3 dozen eggs", None),
@@ -213,6 +217,32 @@ def test_numbers_are_compared_exactly():
 )
 def test_the_answer_stands_after_the_last_marker(text, value):
     assert written_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("oranges", "orders", "total", "toys", "tomatoes", "tons", "points", "pointers", "androids", "overalls", "pluses"),
+        *("timestamps", "halfpennies", "hundredweight", "millionaires", "quarterbacks", "scorers", "bananas", "kilos"),
+    ],
+)
+def test_a_number_counts_the_thing_after_it_whatever_word_that_begins_like(words):
+    assert written_number(f"#### 7 {words}") == 7
+    assert written_number(f"#### 7 {words.capitalize()} in all.") == 7
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("or six", "to nine", "and", "over two", "point five", "plus one", "minus one", "times two", "Or six"),
+        *("hundred", "hundreds", "hundredths", "thousand", "thousandth", "million", "Millions", "billion", "trillion"),
+        *("millionths", "milliards", "lakh", "crores", "dozen", "dozens", "score", "scores", "half", "halves", "third"),
+        *("thirds", "quarter", "quarters", "tenth", "tenths of it", "k", "m", "bn", "mn", "million-dollar bills"),
+    ],
+)
+def test_a_word_that_makes_another_number_leaves_none(words):
+    assert written_number(f"#### 5 {words}") is None
+    assert written_number(f"#### 5 {words}.") is None
 
 
 def test_texts_are_compared_without_regard_to_spaces_and_ways_to_write_a_character():
