@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from kv_align.config.config import DataConfig
+from kv_align.config.config import Config, DataConfig
 from kv_align.data.batch import Collator
 from kv_align.data.encode import Encoded, Written, write
 from kv_align.data.example import DataSource, Example, Segment, Split
@@ -47,6 +47,14 @@ class PreparedSplit:
     def ids(self) -> list[str]:
         """The examples' ids."""
         return [example.id for example in self.examples]
+
+    @property
+    def unlike(self) -> int | None:
+        """The place of the first text of which the two models read other tokens or segments; None where there is none."""
+        if self.teacher is self.student:
+            return None
+        both = zip(self.student, self.teacher, strict=True)
+        return next((place for place, (ours, theirs) in enumerate(both) if ours != theirs), None)
 
 
 def prepare_split(
@@ -128,6 +136,23 @@ def _written_alike(shown: list[Written], all_of_it: list[Written]) -> list[Segme
         != [text for its, text in theirs.segments if its == segment]
     }
     return [segment for segment in (Segment.QUESTION, Segment.ANSWER, Segment.REASONING) if segment not in different]
+
+
+def check_read_alike(config: Config, splits: dict[str, PreparedSplit]) -> None:
+    """Refuse texts that chat templates write otherwise for each model, where predictions are compared token by token.
+
+    Raises
+    ------
+    ConfigError
+        If there is one in these splits, by name.
+    """
+    for name, split in splits.items():
+        if split.unlike is not None:
+            raise ConfigError(
+                f"loss={config.loss.name} is not allowed with model.teacher={config.model.teacher}: its chat template writes "
+                f"{name} text {split.ids[split.unlike]} otherwise than that of model.student={config.model.student}; save "
+                "both with one chat_template, or use another loss."
+            )
 
 
 def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from kv_align.config.config import Config
 from kv_align.config.signals import Signals, signals_of
 from kv_align.data.loader import total_steps
-from kv_align.data.prepared import PreparedSplit, prepare_split, same_tokenizer
+from kv_align.data.prepared import PreparedSplit, check_read_alike, prepare_split, same_tokenizer
 from kv_align.evaluation.evaluate import Evaluator, share_correct
 from kv_align.experiment.choices import make_adapter, make_source
 from kv_align.experiment.distiller import make_distiller
@@ -268,6 +268,8 @@ def _splits(config: Config, teacher: LanguageModel, student: LanguageModel) -> S
         validation=prepare_split(source, "validation", data, student, teacher, shuffle=False),
         test=prepare_split(source, "test", data, student, teacher, shuffle=False),
     )
+    if any(signal.predicting for signal in signals_of(config.loss)):
+        check_read_alike(config, {"train": splits.train, "validation": splits.validation})
     check_limits(config, student, teacher, splits.by_name())
     return splits
 

@@ -188,6 +188,8 @@ class Distiller(nn.Module):
             parts += self._projected(recorder, self._target(self.aligner, batch, teacher, phase), phase)
         parts += self._unprojected(recorder, output.hidden_states, batch, teacher, phase)
         predicting = tokens.predicting
+        by_token = teacher.predictions is not None or "top_indices" in teacher
+        assert not by_token or tokens.ids.shape == batch.teacher.ids.shape, "predictions are compared token by token"
         if teacher.predictions is not None:
             parts.append(LogitComparison(teacher.predictions.at(predicting)))
         if "top_indices" in teacher:

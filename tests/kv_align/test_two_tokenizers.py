@@ -1,6 +1,9 @@
 """Teacher and student with tokenizers of their own: what the batches hold, and whole runs of a few steps."""
 
+import json
+import re
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from kv_align.align.schedule import Phase
 from kv_align.align.time_warp import SegmentWarp
 from kv_align.config.config import ModelConfig
 from kv_align.config.model_card import EMBEDDED
@@ -306,6 +310,92 @@ def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_a
         rows[name] = [row["logit_loss"] for row in read_rows(RunDirectory(tmp_path / f"run {name}").metrics_file)]
     assert rows["padded"] == rows["plain"]
     assert min(rows["plain"]) > 0
+
+
+LINES = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+CHAT = [
+    "data=text",
+    "data.column=messages",
+    "data.validation_examples=2",
+    "data.test_examples=2",
+    "data.train_examples=null",
+    "evaluation.exact_match_examples=0",
+]
+
+
+@pytest.fixture
+def conversations(tmp_path) -> Callable[..., list[str]]:
+    """Makes one model twice, the teacher with a chat template of its own, and texts that both read; how to use them."""
+
+    def of(template: str, with_system: str = "none") -> list[str]:
+        model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "student")
+        for name, its in (("theirs", template), ("ours", LINES)):
+            tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "student")
+            tokenizer.chat_template = its
+            for each in (model, tokenizer):
+                each.save_pretrained(tmp_path / name)
+        for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+            rows = [
+                {
+                    "messages": [
+                        *([{"role": "system", "content": "Count."}] if with_system == f"{split}-{number}" else []),
+                        {"role": "user", "content": f"How many of {split}?"},
+                        {"role": "assistant", "content": f"{number} of them."},
+                    ]
+                }
+                for number in range(count)
+            ]
+            (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        models = (*pair(tmp_path / "theirs"), f"model.student={tmp_path / 'ours'}")
+        return [*models, *CHAT, f"data.path={tmp_path}"]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("template", "unlike"),
+    [
+        ("You are a helpful assistant.\n" + LINES, "train text train-[0-5]"),
+        (LINES.replace("<{{ m", "<{{ 'the ' if m['role'] == 'system' }}{{ m"), "train text train-2"),
+        (LINES.replace("<{{ m", "<{{ 'the ' if m['role'] == 'system' }}{{ m"), "validation text validation-1"),
+    ],
+    ids=["all", "one", "one of validation"],
+)
+@pytest.mark.parametrize("loss", [["loss=logit_kd"], ["loss=logit_kd", "loss.top_k=3"], ["loss=kv+logit"]], ids=str)
+def test_predictions_of_texts_that_two_templates_write_otherwise_are_refused(
+    conversations, tmp_path, loss, template, unlike
+):
+    choices = conversations(template, with_system=unlike.rpartition(" ")[2])
+    with pytest.raises(ConfigError) as caught:
+        assemble(short_config(*choices, *loss), RunDirectory(tmp_path / "run"), tmp_path)
+    assert re.fullmatch(
+        rf"{re.escape(loss[0])} is not allowed with model.teacher={tmp_path / 'theirs'}: its chat template writes {unlike} "
+        rf"otherwise than that of model.student={tmp_path / 'ours'}; save both with one chat_template, or use another loss\.",
+        str(caught.value),
+    )
+
+
+def test_predictions_of_one_model_by_one_template_are_its_own(conversations, tmp_path):
+    config = short_config(*conversations(LINES), "loss=logit_kd", "trainer.lr=1e-12")
+    assert do_run(config, tmp_path / "run") == "finished"
+    rows = read_rows(RunDirectory(tmp_path / "run").metrics_file)
+    assert all(row["logit_loss"] == pytest.approx(0, abs=1e-6) for row in rows)
+
+
+def test_states_of_texts_that_two_templates_write_otherwise_are_aligned_by_segments(conversations, tmp_path):
+    config = short_config(*conversations("You are a helpful assistant.\n" + LINES), "loss=relations")
+    assert assemble(config, RunDirectory(tmp_path / "run"), tmp_path).splits.train.unlike == 0
+
+
+@pytest.mark.parametrize("top_k", ["null", "3"])
+def test_predictions_at_other_places_are_never_compared(tmp_path, top_k):
+    built = assemble(short_config("loss=logit_kd", f"loss.top_k={top_k}"), RunDirectory(tmp_path), tmp_path)
+    batch, longer = (built.splits.train.collate(places) for places in ([0, 1], [2, 3]))
+    assert batch.teacher.ids.shape != longer.teacher.ids.shape
+    other = replace(batch, teacher=longer.teacher)
+    states = built.teacher.read(other, built.distiller.loss.requests)
+    with pytest.raises(AssertionError, match="token by token"):
+        built.distiller.compare(other, states, Phase(student_learns=True, aligner_learns=True))
 
 
 def test_a_tokenizer_without_offsets_is_refused(tmp_path):
