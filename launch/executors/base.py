@@ -82,7 +82,7 @@ class Executor(ABC, Generic[ClusterType]):
     PYTHONPATH (`launch.worker.code.with_code_first`), or `launch.worker.worker.execute`. That passes over runs that were
     cancelled, are held, or were submitted again under another uid; it notes the `start` of each attempt, and goes on from
     the newest checkpoint. SIGTERM or SIGUSR2 asks it to leave with one. Its exit code says how it went
-    (`launch.journal.retry.cause_of`).
+    (`launch.journal.retry.cause_of`). Given several runs, it notes itself the `end` of each that ends before it does.
 
     *Ending.* Whoever sees that process end, also where it was killed, calls `launch.journal.attempts.end_attempt` with the
     cause. That notes the `end` and returns whether the policy of `cluster.retry` gives the run another attempt; who called

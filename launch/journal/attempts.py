@@ -1,12 +1,33 @@
-"""How the end of an attempt gets into the journal, with the decision whether another one follows."""
+"""How an attempt gets into the journal: its start, and its end with the decision whether another one follows."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
 
 from kv_align.runs.run_dir import RunDirectory, Status
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster.schema import RetryPolicy
 from launch.journal.journal import Journal
-from launch.journal.retry import Cause, cause_of, may_retry
+from launch.journal.pause import tell
+from launch.journal.processes import this_process
+from launch.journal.retry import DISK_FULL, Cause, cause_of, may_retry, vanished
+
+
+def start_attempt(journal: Journal, name: str, uid: str) -> None:
+    """Append the start of an attempt that this process makes."""
+    journal.add_attempt(name, "start", uid, **this_process(), restarts=_restarts())
+
+
+def started_since_requeue(attempts: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last attempt started after Slurm had started this job last, and not before it was queued again."""
+    starts = [row for row in attempts if row["event"] == "start"]
+    return any(row.get("restarts", _restarts()) == _restarts() for row in starts[-1:])
+
+
+def _restarts() -> str:
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 def end_attempt(
@@ -46,6 +67,37 @@ def end_attempt(
     }
     journal.add_attempt(name, "end", uid, **facts, submissions=len(journal.ledger().submissions))
     return retry
+
+
+def end_open_attempt(journal: Journal, name: str, uid: str, exit_code: int, *, shared: bool = False) -> Cause | None:
+    """Append the end of the attempt that a process made which did a run and has ended; see `end_attempt`.
+
+    For a job that goes on with other runs, since its last line knows one exit code only.
+
+    Returns
+    -------
+    What ended it; None where the process made no attempt, and where it found the disk full, which ends none.
+    """
+    setting = journal.setting()
+    if setting is None or exit_code == DISK_FULL or not vanished(journal.attempts(name, uid)):
+        return None
+    directory = RunDirectory(journal.sweep.runs / name)
+    cause: Cause = "finished" if directory.is_complete() else cause_of(exit_code, directory.status())
+    try:
+        end_attempt(journal.sweep, journal, name, uid, cause, setting.cluster.retry, exit_code, shared=shared)
+    except OSError as error:  # the job's last line tries it once more
+        tell(f"kv-align: the end of {name} ({cause}) could not be noted: {error}")
+    return cause
+
+
+def cause_of_vanished(directory: RunDirectory) -> Cause:
+    """Return what ended an attempt that went away with its node, or with its job."""
+    if directory.is_complete():
+        return "finished"
+    status = directory.status()
+    by_status = cause_by_status(status)
+    known = status is not None and (status.state == "interrupted" or by_status == "disk_full")
+    return by_status if known else "node_failure"
 
 
 def cause_by_status(status: Status | None) -> Cause:

@@ -8,11 +8,11 @@ from collections.abc import Collection
 
 from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
-from launch.journal.attempts import cause_by_status, end_attempt
+from launch.journal.attempts import cause_of_vanished, end_attempt
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.pause import tell
-from launch.journal.retry import Cause, given_up, vanished
+from launch.journal.retry import given_up, vanished
 
 LOCK_WAIT_S = 600.0
 
@@ -60,10 +60,7 @@ def has_attempt_left(sweep: SweepDirectory, journal: Journal, name: str, uid: st
         return True
     attempts = journal.attempts(name, uid)
     if vanished(attempts):
-        status = RunDirectory(sweep.runs / name).status()
-        cause: Cause = "node_failure"
-        if status is not None and (status.state == "interrupted" or cause_by_status(status) == "disk_full"):
-            cause = cause_by_status(status)
+        cause = cause_of_vanished(RunDirectory(sweep.runs / name))
         return end_attempt(sweep, journal, name, uid, cause, setting.cluster.retry)
     return not given_up(attempts)
 

@@ -2,7 +2,7 @@
 
 Each run is a process of its own, which is started by the words that the caller gives. This one only looks after them: who
 may start (`launch.worker.sharing`), who ran out of memory beside others and is tried again alone, and who must be asked to
-leave because the job is. How each run ended in the end is noted by the job's last line, as in a job of one run.
+leave because the job is. It notes how each of them ended; the job's last line does that for those that were killed with it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from types import FrameType
 
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
-from launch.journal.attempts import end_attempt
+from launch.journal.attempts import end_open_attempt
 from launch.journal.journal import Journal
 from launch.journal.pause import tell
 from launch.journal.processes import visible_gpus
-from launch.journal.retry import DISK_FULL, cause_of
+from launch.journal.retry import DISK_FULL
 from launch.worker.sharing import Sharing, is_put_back, shared_out
 
 _BEAT_S = 0.2
@@ -68,9 +68,7 @@ class PackedJob:
         self._waiting, self._started = list(runs), dict[str, _Started]()
         self._alone = {name for name in runs if is_put_back(self.journal.attempts(name, uid))}
         self._codes: list[int] = []
-        self._broken: set[str] = set()
         self._leaving = False
-        self._arms = {run.id: run.arm for run in self.sweep.frozen_plan().runs}
 
     def execute(self) -> int:
         """Do the runs; returns the exit code of the job, as `launch.worker.worker.execute` does."""
@@ -100,8 +98,8 @@ class PackedJob:
             running = self._on(gpu)
             for name in [each for each in self._waiting if self._sharing.admits(each, running, self._alone)][:1]:
                 self._waiting.remove(name)
-                if self._arms.get(name) not in self._broken and not self._directory(name).is_complete():
-                    self._start(name, gpu)
+                if not self._directory(name).is_complete():
+                    self._start(name, gpu)  # one that is held or was given up passes over itself
 
     def _start(self, name: str, gpu: str) -> None:
         at_once = min(self._at_once, self._sharing.most * len(self._gpus))
@@ -122,20 +120,15 @@ class PackedJob:
             at_once = len(self._on(each.gpu))
             del self._started[name]
             code = code if code >= 0 else 128 - code
-            status = self._directory(name).status()
-            self._sharing.observe(name, status, ended=True)
-            cause = cause_of(code, status)
+            self._sharing.observe(name, self._directory(name).status(), ended=True)
+            cause = end_open_attempt(self.journal, name, self.uid, code, shared=each.shared)
             if cause == "out_of_memory" and each.shared and not self._leaving:
-                policy = self.journal.frozen_setting().cluster.retry
                 tell(f"kv-align: {name} ran out of memory beside others: it is tried again alone")
-                end_attempt(self.sweep, self.journal, name, self.uid, cause, policy, code, shared=True)
                 self._sharing.did_not_fit(at_once)
                 self._alone.add(name)
                 self._waiting.append(name)
                 continue
             self._codes.append(code)
-            if cause in ("code_error", "bad_input"):
-                self._broken.add(self._arms.get(name, ""))
             if code in (DISK_FULL, EXIT_CODES["interrupted"]):
                 self._ask_to_leave()
 

@@ -23,10 +23,10 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
 from kv_align.runs.stopwatch import process_began
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
+from launch.journal.attempts import end_open_attempt, start_attempt
 from launch.journal.journal import Journal
 from launch.journal.pause import finds_space, pause, tell
-from launch.journal.processes import this_process
-from launch.journal.retry import BAD_INPUT, DISK_FULL, NODE_FAILURE, cause_of, exit_code_of
+from launch.journal.retry import BAD_INPUT, DISK_FULL, NODE_FAILURE, cause_of, exit_code_of, given_up
 from launch.worker.admission import await_writer, has_attempt_left, is_held, is_wanted
 from launch.worker.code import refuse_changed_code
 
@@ -49,9 +49,11 @@ def execute(
 ) -> int:
     """Do runs of a frozen plan one after the other; returns the exit code, the worst of them.
 
-    An interrupted run ends the whole job, since all of it was asked to leave; so does a full disk. A run that was given up
-    since it was submitted is not tried again when the job is requeued for another one; one that was cancelled, submitted
-    again, or is held, is not done here. Of the processes of one run, that with RANK=0 (or without RANK) keeps the journal.
+    An interrupted run ends the whole job, since all of it was asked to leave; so does a full disk. A run that is complete, or
+    was given up since it was submitted, is not tried again when the job is requeued for another one; one that was cancelled,
+    submitted again, or is held, is not done here. Of several runs, the end of each is noted here as soon as it has ended; of
+    one alone, and of one that is killed, by whoever sees this process end. Of the processes of one run, that with RANK=0 (or
+    without RANK) keeps the journal.
 
     Parameters
     ----------
@@ -76,14 +78,21 @@ def execute(
         if unknown:
             raise ConfigError(f"{unknown[0]} is not a run of {sweep_path}: use one of the ids that plan shows.")
         codes: list[int] = []
-        broken: set[str] = set()  # arms whose code failed just now, which is on record when the job has ended
+        broken: set[str] = set()  # arms whose code failed just now: all processes of a run must know that at once
         for name in runs:
+            directory = sweep.run(planned[name])
+            if directory.is_complete():
+                _drop_checkpoints(directory)
+                continue
             if not is_wanted(journal, name, uid) or is_held(plan, journal, name, broken):
                 continue
-            codes.append(_Attempt(sweep, journal, planned[name], uid, plan.criteria_hash).execute(to_log, node_problem))
+            attempt = _Attempt(sweep, journal, planned[name], uid, plan.criteria_hash)
+            codes.append(attempt.execute(to_log, node_problem))
+            if len(runs) > 1 and attempt.rank == 0:
+                end_open_attempt(journal, name, uid, codes[-1])
             if codes[-1] in (EXIT_CODES["interrupted"], DISK_FULL):
                 return codes[-1]
-            if cause_of(codes[-1], sweep.run(planned[name]).status()) in ("code_error", "bad_input"):
+            if attempt.began and cause_of(codes[-1], directory.status()) in ("code_error", "bad_input"):
                 broken.add(planned[name].arm)
         return next((code for code in codes if code), 0)
     except Preempted:
@@ -102,6 +111,7 @@ class _Attempt:
         self.sweep, self.journal, self.planned, self.uid = sweep, journal, planned, uid
         self.criteria_hash = criteria_hash
         self.directory, self.rank = sweep.run(planned), int(os.environ.get("RANK", "0"))
+        self.began = False  # stays so where the run was given up before
 
     def execute(self, to_log: bool, node_problem: NodeProblem | None) -> int:
         """Do the run; whatever goes wrong becomes an exit code and, where that can be written, a note."""
@@ -131,10 +141,13 @@ class _Attempt:
 
     def _execute(self, to_log: bool, node_problem: NodeProblem | None) -> int:
         name, first = self.planned.id, self.rank == 0
+        if not first and given_up(self.journal.attempts(name, self.uid)):
+            return EXIT_CODES["failed"]
+        if first and not has_attempt_left(self.sweep, self.journal, name, self.uid):
+            return EXIT_CODES["failed"]
+        self.began = True
         if first:
-            if not has_attempt_left(self.sweep, self.journal, name, self.uid):
-                return EXIT_CODES["failed"]
-            self.journal.add_attempt(name, "start", self.uid, **this_process())
+            start_attempt(self.journal, name, self.uid)
             if not await_writer(self.directory):
                 return _interrupted(f"{self.directory.path} is still written by an earlier attempt: this one leaves")
             if not is_wanted(self.journal, name, self.uid):
@@ -145,8 +158,7 @@ class _Attempt:
             return self._note(NODE_FAILURE, problem)
         state = _train(self.directory, self.planned, self.criteria_hash, own_process=to_log)
         if state == "finished" and first:
-            # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
-            shutil.rmtree(self.directory.checkpoints, ignore_errors=True)
+            _drop_checkpoints(self.directory)
         return EXIT_CODES[state]
 
     def _note(self, code: int, reason: str) -> int:
@@ -156,6 +168,11 @@ class _Attempt:
         with contextlib.suppress(OSError):  # the disk may be what is broken
             self.journal.add_attempt(self.planned.id, "note", self.uid, reason=reason)
         return code
+
+
+def _drop_checkpoints(directory: RunDirectory) -> None:
+    # The student and the aligner are kept in folders of their own; what is left is mostly optimizer state.
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
 
 
 def _interrupted(why: str) -> int:

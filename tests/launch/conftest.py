@@ -30,12 +30,17 @@ def standin(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def done(standin, monkeypatch):
-    """Make a sweep whose runs the stand-in did in this process: `done("seeds=1")`."""
+def standin_here(monkeypatch):
+    """Have the stand-in do the runs that are done in this process."""
     specification = importlib.util.spec_from_file_location("standin_experiment", STANDIN / "standin_experiment.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "kv_align.experiment.experiment", module)
+
+
+@pytest.fixture
+def done(standin, standin_here):
+    """Make a sweep whose runs the stand-in did in this process: `done("seeds=1")`."""
 
     def make(*settings, behaviour=None):
         sweep = standin("cluster=debug", *settings, behaviour=behaviour)

@@ -13,19 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.executors.slurm.query import scancel
-from launch.journal.attempts import cause_by_status, end_attempt
+from launch.journal.attempts import cause_of_vanished, end_attempt, started_since_requeue
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.pause import tell
-from launch.journal.retry import DISK_FULL, Cause, cause_of, delay_s, given_up, vanished
+from launch.journal.retry import DISK_FULL, Cause, cause_of, delay_s, ending, given_up, vanished
 
 _SCONTROL_TIMEOUT_S = 60
 PAUSES_S = (1.0, 3.0, 9.0, 27.0)
 """Between the tries of a call of scontrol: the controller may be restarting."""
+_BROKEN = ("code_error", "bad_input")
 _OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom.?kill|out of memory", re.IGNORECASE)
 
 
@@ -93,39 +95,50 @@ class Ending:
         return any(name not in ledger.cancelled and ledger.jobs[name].uid == self.uid for name in self.batch)
 
     def _note_ends(self) -> tuple[list[str], list[str]]:
-        """Return the runs that are to be done again, and those whose code is broken."""
+        """Return the runs that are to be done again, and those whose code is broken.
+
+        A run that has neither ended for good nor is held is done again. A job that comes back without having made an attempt
+        would do so for ever, so one is noted then all the same.
+        """
         again: list[str] = []
         broken: list[str] = []
-        blamed = self.exit_code in (EXIT_CODES["finished"], EXIT_CODES["interrupted"])
-        for name in self.batch:
-            directory, attempts = self._directory(name), self.journal.attempts(name, self.uid)
-            if name in self.ledger.cancelled or self.ledger.jobs[name].uid != self.uid or given_up(attempts):
-                blamed = True
+        attempts = {name: self.journal.attempts(name, self.uid) for name in self.batch}
+        explained = self.exit_code == EXIT_CODES["interrupted"] or any(map(started_since_requeue, attempts.values()))
+        for name, rows in attempts.items():
+            if name in self.ledger.cancelled or self.ledger.jobs[name].uid != self.uid:
                 continue
-            if vanished(attempts):
-                cause = self._cause(name)
-            elif directory.is_complete() or (not attempts and self._is_held(name)):
+            if vanished(rows):
+                cause = self._cause(name, rows)
+            elif given_up(rows):
+                broken += [name] if ending(rows)["cause"] in _BROKEN else []
                 continue
-            elif blamed:  # the job ended before this run's turn
+            elif self.exit_code == EXIT_CODES["finished"] or self._directory(name).is_complete() or self._is_held(name):
+                continue
+            elif explained:
                 again.append(name)
+                if started_since_requeue(rows):  # its end was noted, and its wait begins now
+                    end = ending(rows)
+                    self._wait(delay_s(end["cause"], rows[: rows.index(end)], self.cluster.retry))
                 continue
             else:  # the job ended before it could begin: its own code has nothing to do with it
                 cause = "interrupted" if cause_of(self.exit_code, None) == "interrupted" else "node_failure"
-            blamed = True
-            self.wait_s = max(self.wait_s, delay_s(cause, attempts, self.cluster.retry))
+            explained = True
+            self._wait(delay_s(cause, rows, self.cluster.retry))
             if self._end(name, cause):
                 again.append(name)
-            if cause in ("code_error", "bad_input"):
+            elif cause in _BROKEN:
                 broken.append(name)
         return again, broken
 
-    def _cause(self, name: str) -> Cause:
+    def _wait(self, seconds: float) -> None:
+        self.wait_s = max(self.wait_s, seconds)
+
+    def _cause(self, name: str, attempts: Sequence[dict[str, Any]]) -> Cause:
+        """Return what ended an attempt whose end nobody noted: it was killed, or the only one of this job."""
         directory = self._directory(name)
-        if directory.is_complete():
-            return "finished"
-        if len(self.batch) == 1:
-            return _as_slurm_says(self.journal, cause_of(self.exit_code, directory.status()))
-        return cause_by_status(directory.status())
+        if directory.is_complete() or not started_since_requeue(attempts):
+            return cause_of_vanished(directory)
+        return _as_slurm_says(self.journal, cause_of(self.exit_code, directory.status()))
 
     def _end(self, name: str, cause: Cause) -> bool:
         """Note an end; where that cannot be written, the run is done again rather than forgotten."""

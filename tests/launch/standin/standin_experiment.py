@@ -31,6 +31,8 @@ def run(config, path, criteria_hash=None, began=None):
             file.write("{RANK}/{WORLD_SIZE}@{LOCAL_RANK} ".format(**os.environ))
         if os.environ["RANK"] != "0":
             return "finished"
+        while len((directory.path / "ranks.txt").read_text().split()) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.02)  # as the trainer does: no process is done before all have begun
     with directory.lock():
         before = directory.status()
         if before is not None and before.content_hash == identity and directory.is_complete():
