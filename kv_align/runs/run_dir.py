@@ -225,7 +225,7 @@ class RunDirectory:
             updated=now,
             host=socket.gethostname(),
             pid=os.getpid(),
-            job=_scheduler_job(),
+            job=scheduler_job(),
         )
         self.record_file.unlink(missing_ok=True)
         write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
@@ -292,6 +292,8 @@ _HINTS = get_type_hints(Status).items()
 _KINDS = [(name, kind | int if "float" in str(kind) else kind) for name, kind in _HINTS if name != "state"]
 
 
-def _scheduler_job() -> str:
+def scheduler_job() -> str:
+    """Return the id of the Slurm job that this process is in, `12_3` of an array's element; empty outside of one."""
+    # The last element's SLURM_JOB_ID is the array's own: what is asked of Slurm by that is done to all elements.
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")

@@ -51,6 +51,20 @@ def test_preemption_of_one_element(slurm, sweep_on):
     assert steps[1] >= 12, "it went on where it was asked to leave"
 
 
+def test_the_last_element_of_an_array_comes_back_alone(slurm, sweep_on):
+    """It has the array's number: what is asked of Slurm by that is done to all elements, also to those that have ended."""
+    sweep = sweep_on("seeds=1", *LONG, "cluster.throttle=1", behaviour=SLOW)
+    sweep.submit()
+    sweep.wait_step("none", 12)
+    last = sweep.state("none").job
+    assert slurm.out("squeue", "-h", "-j", last, "-o", "%A").strip() == last.partition("_")[0]
+    slurm.ask_to_leave(last)
+    sweep.wait(lambda counts: "preempted" in counts, 30)
+    assert slurm.out("squeue", "-h", "-r", "-t", "pending,running", "-o", "%i").split() == [last]
+    sound(sweep)
+    assert [sweep.starts(run.id) for run in sweep.runs()] == [1, 1, 2]
+
+
 @pytest.mark.slow
 def test_the_time_limit(slurm, sweep_on):
     # The run waits at a step until it is asked to leave: the controller looks at time limits only each half minute, and may

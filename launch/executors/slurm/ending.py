@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kv_align.runs.run_dir import EXIT_CODES, RunDirectory
+from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, scheduler_job
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.executors.slurm.query import scancel
 from launch.journal.attempts import cause_of_vanished, end_attempt, started_since_requeue
@@ -86,7 +86,7 @@ class Ending:
         if self._is_wanted():
             refusal = _requeue(wait_s)
             if not self._is_wanted():
-                scancel([os.environ["SLURM_JOB_ID"]])
+                scancel([scheduler_job()])
         return refusal
 
     def _is_wanted(self) -> bool:
@@ -183,16 +183,14 @@ def _as_slurm_says(journal: Journal, cause: Cause) -> Cause:
     """A kill is an out-of-memory where Slurm's memory watch, or the kernel's, says so in the job's log."""
     if cause != "killed":
         return cause
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-    log = journal.folder / "jobs" / f"{job}_0_log.out"
+    log = journal.folder / "jobs" / f"{scheduler_job()}_0_log.out"
     this_attempt = log.read_text(errors="replace").rpartition("Starting with JobEnvironment")[2] if log.exists() else ""
     return "out_of_memory" if _OUT_OF_MEMORY.search(this_attempt) else cause
 
 
 def _requeue(wait_s: float) -> str:
     """Have Slurm end this job and queue it again; see `Ending.come_back`."""
-    job = os.environ["SLURM_JOB_ID"]
+    job = scheduler_job()
     tell(f"kv-align: queueing job {job} again")
     # The requeue ends this process too, which has something left to do.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -189,10 +189,11 @@ def test_a_requeue_is_tried_several_times_and_its_failure_is_on_record(queued, f
         f"[ $(wc -l < {fake_slurm.folder}/calls) = {works_at or 99} ] && exit 0\n"
         "echo 'slurm_requeue error: Unable to contact slurm controller' >&2; exit 1\n"
     )
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")  # of an array's last element, which is the array's own
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     ending.end_job(str(sweep.path), uid, 75)
-    assert fake_slurm.calls() == ["scontrol requeue 77"] * (works_at or 5)
+    assert fake_slurm.calls() == ["scontrol requeue 77_0"] * (works_at or 5)
     fake_slurm.says("sacct", "77_0|FAILED|None\n")
     reason = sweep.state(run.id).reason
     assert ("it was not queued again: scontrol requeue says: slurm_requeue error" in reason) == (works_at is None)
