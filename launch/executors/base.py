@@ -85,9 +85,10 @@ class Executor(ABC, Generic[ClusterType]):
     (`launch.journal.retry.cause_of`). Given several runs, it notes itself the `end` of each that ends before it does.
 
     *Ending.* Whoever sees that process end, also where it was killed, calls `launch.journal.attempts.end_attempt` with the
-    cause. That notes the `end` and returns whether the policy of `cluster.retry` gives the run another attempt; who called
-    it then starts that for the same uid, `launch.journal.retry.delay_s` later. A run of which a start is noted and no end
-    counts as going on as long as `states` does not say otherwise.
+    cause, for which only a status file counts that this attempt has written (`launch.journal.attempts.own_status`). That
+    notes the `end` and returns whether the policy of `cluster.retry` gives the run another attempt; who called it then starts
+    that for the same uid, `launch.journal.retry.delay_s` later. A run of which a start is noted and no end counts as going on
+    as long as `states` does not say otherwise.
 
     *Cancelling.* `cancel` and `withdraw` are called when the journal says already that the runs are cancelled, so a job that
     starts in that moment passes over them; they end what runs, or see that it leaves. No job of a former submission may

@@ -17,7 +17,7 @@ from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.cluster.schema import OwnCluster
 from launch.cluster.setting import Setting
 from launch.executors.base import Executor, JobState
-from launch.journal.attempts import end_attempt
+from launch.journal.attempts import end_attempt, own_status
 from launch.journal.ledger import JobRef
 from launch.journal.processes import Identity, is_alive, living, this_process, visible_gpus
 from launch.journal.retry import DISK_FULL, cause_of
@@ -62,8 +62,9 @@ class DebugExecutor(Executor[DebugCluster]):
             print(f"run {number + 1} of {len(runs)}: {name}", flush=True)
             with _also_to(self.journal.log_file(name)):
                 code = execute(str(self.sweep.path), [name], self._uid, to_log=False)
-            cause = cause_of(code, RunDirectory(self.sweep.runs / name).status())
-            if code or self.journal.attempts(name, self._uid):  # else it was cancelled before its turn
+            attempts = self.journal.attempts(name, self._uid)
+            cause = cause_of(code, own_status(RunDirectory(self.sweep.runs / name), attempts))
+            if code or attempts:  # else it was cancelled before its turn
                 end_attempt(self.sweep, self.journal, name, self._uid, cause, self.cluster.retry, code)
             interrupted = code == EXIT_CODES["interrupted"] and name not in self.journal.ledger().cancelled
             if interrupted or code == DISK_FULL or (code and self._canary and number == 0):

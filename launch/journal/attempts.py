@@ -79,10 +79,11 @@ def end_open_attempt(journal: Journal, name: str, uid: str, exit_code: int, *, s
     What ended it; None where the process made no attempt, and where it found the disk full, which ends none.
     """
     setting = journal.setting()
-    if setting is None or exit_code == DISK_FULL or not vanished(journal.attempts(name, uid)):
+    attempts = journal.attempts(name, uid)
+    if setting is None or exit_code == DISK_FULL or not vanished(attempts):
         return None
     directory = RunDirectory(journal.sweep.runs / name)
-    cause: Cause = "finished" if directory.is_complete() else cause_of(exit_code, directory.status())
+    cause: Cause = "finished" if directory.is_complete() else cause_of(exit_code, own_status(directory, attempts))
     try:
         end_attempt(journal.sweep, journal, name, uid, cause, setting.cluster.retry, exit_code, shared=shared)
     except OSError as error:  # the job's last line tries it once more
@@ -90,11 +91,24 @@ def end_open_attempt(journal: Journal, name: str, uid: str, exit_code: int, *, s
     return cause
 
 
-def cause_of_vanished(directory: RunDirectory) -> Cause:
+def own_status(directory: RunDirectory, attempts: Sequence[dict[str, Any]]) -> Status | None:
+    """Return the status that the attempt which started last has written; None where an earlier one did, and it none yet.
+
+    Both its start and its status are noted by one process, so that the same clock has made their times.
+    """
+    status = directory.status()
+    start = next((row for row in reversed(attempts) if row["event"] == "start"), None)
+    if status is None or start is None:
+        return None
+    same = (status.host, status.pid) == (start.get("host", status.host), start.get("pid", status.pid))
+    return status if same and status.started >= start["time"] else None
+
+
+def cause_of_vanished(directory: RunDirectory, attempts: Sequence[dict[str, Any]]) -> Cause:
     """Return what ended an attempt that went away with its node, or with its job."""
     if directory.is_complete():
         return "finished"
-    status = directory.status()
+    status = own_status(directory, attempts)
     by_status = cause_by_status(status)
     known = status is not None and (status.state == "interrupted" or by_status == "disk_full")
     return by_status if known else "node_failure"

@@ -60,7 +60,7 @@ def has_attempt_left(sweep: SweepDirectory, journal: Journal, name: str, uid: st
         return True
     attempts = journal.attempts(name, uid)
     if vanished(attempts):
-        cause = cause_of_vanished(RunDirectory(sweep.runs / name))
+        cause = cause_of_vanished(RunDirectory(sweep.runs / name), attempts)
         return end_attempt(sweep, journal, name, uid, cause, setting.cluster.retry)
     return not given_up(attempts)
 

@@ -23,7 +23,7 @@ from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, State
 from kv_align.runs.stopwatch import process_began
 from kv_align.runs.sweep_dir import PlannedRun, SweepDirectory
-from launch.journal.attempts import end_open_attempt, start_attempt
+from launch.journal.attempts import end_open_attempt, own_status, start_attempt
 from launch.journal.journal import Journal
 from launch.journal.pause import finds_space, pause, tell
 from launch.journal.retry import BAD_INPUT, DISK_FULL, NODE_FAILURE, cause_of, exit_code_of, given_up
@@ -92,7 +92,8 @@ def execute(
                 end_open_attempt(journal, name, uid, codes[-1])
             if codes[-1] in (EXIT_CODES["interrupted"], DISK_FULL):
                 return codes[-1]
-            if attempt.began and cause_of(codes[-1], directory.status()) in ("code_error", "bad_input"):
+            status = own_status(directory, journal.attempts(name, uid))
+            if attempt.began and cause_of(codes[-1], status) in ("code_error", "bad_input"):
                 broken.add(planned[name].arm)
         return next((code for code in codes if code), 0)
     except Preempted:

@@ -25,13 +25,13 @@ from launch.executors.local.device import Devices
 from launch.executors.local.executor import Queue, waits_for_other
 from launch.executors.local.schema import LocalCluster, slots_of
 from launch.executors.local.slot import Worker
-from launch.journal.attempts import cause_by_status, end_attempt
+from launch.journal.attempts import cause_by_status, end_attempt, own_status
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.ledger import Ledger
 from launch.journal.pause import tell
 from launch.journal.processes import Identity, identify, is_alive, living, send, visible_gpus
-from launch.journal.retry import cause_of, delay_s, given_up
+from launch.journal.retry import cause_of, delay_s, given_up, vanished
 from launch.worker.code import with_code_first
 from launch.worker.sharing import Sharing, cores, is_put_back, shared_out
 
@@ -142,15 +142,16 @@ class Supervisor:
                 self._devices.release(self._gpu(worker.slot))
             self._write()
             directory = RunDirectory(self.sweep.runs / name)
-            status = directory.status()
-            self._sharing.observe(name, status, ended=True)
+            self._sharing.observe(name, directory.status(), ended=True)
             if directory.is_complete():
                 self.over.add(name)
                 continue
             if name in self.over or name in self.ledger.cancelled or worker.uid != self.ledger.jobs[name].uid:
                 continue
-            cause = cause_by_status(status) if worker.process is None else cause_of(code, status)
-            wait_s = delay_s(cause, self.journal.attempts(name, worker.uid), self.cluster.retry)
+            attempts = self.journal.attempts(name, worker.uid)
+            own = own_status(directory, attempts) if vanished(attempts) else None
+            cause = cause_by_status(own) if worker.process is None else cause_of(code, own)
+            wait_s = delay_s(cause, attempts, self.cluster.retry)
             self._not_before[name] = time.monotonic() + wait_s
             if cause == "disk_full":  # nothing is written, and nobody else need try
                 self._paused_until = self._not_before[name]

@@ -18,7 +18,7 @@ from typing import Any
 from kv_align.runs.run_dir import EXIT_CODES, RunDirectory, scheduler_job
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.executors.slurm.query import scancel
-from launch.journal.attempts import cause_of_vanished, end_attempt, started_since_requeue
+from launch.journal.attempts import cause_of_vanished, end_attempt, own_status, started_since_requeue
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.pause import tell
@@ -137,8 +137,8 @@ class Ending:
         """Return what ended an attempt whose end nobody noted: it was killed, or the only one of this job."""
         directory = self._directory(name)
         if directory.is_complete() or not started_since_requeue(attempts):
-            return cause_of_vanished(directory)
-        return _as_slurm_says(self.journal, cause_of(self.exit_code, directory.status()))
+            return cause_of_vanished(directory, attempts)
+        return _as_slurm_says(self.journal, cause_of(self.exit_code, own_status(directory, attempts)))
 
     def _end(self, name: str, cause: Cause) -> bool:
         """Note an end; where that cannot be written, the run is done again rather than forgotten."""

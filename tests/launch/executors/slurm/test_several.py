@@ -195,7 +195,15 @@ def test_a_held_run_that_was_tried_before_is_no_reason_to_come_back(job):
     job.journal.add_attempt(job.runs[0], "end", job.uid, cause="node_failure", retry=True, submissions=1)
     job.journal.add_attempt(broken, "end", job.uid, cause="code_error", retry=False, submissions=1)
     assert (job.start(), job.trained) == (0, [])
-    assert job.end(0) is False
+    assert (job.end(0), job.end(75)) == (False, False)
+
+
+def test_a_run_that_finished_without_its_artefacts_is_not_done_over_and_over(job):
+    job = job()
+    code = job.start()
+    for file in job.sweep.directory.run(job.sweep.runs()[0]).student.iterdir():
+        file.unlink()
+    assert (code, job.end(code)) == (0, False)
 
 
 def test_a_failure_of_the_node_is_waited_for_whoever_noted_it(job):
@@ -209,12 +217,19 @@ def test_a_failure_of_the_node_is_waited_for_whoever_noted_it(job):
     assert job.done() == set(job.runs)
 
 
-def test_an_error_in_the_code_holds_the_rest_of_its_arm_in_the_same_job(job):
-    job = job(behaviour={"raise_at": {"baseline-kv-seed0": 2}})
+def test_each_run_ends_by_its_own_exit_code_and_an_error_in_the_code_holds_the_rest_of_its_arm(job):
+    wrong = {"break_at": {"v4_0_2-kv-seed0": 3}, "diverge_at": {"v4_0_2-kv-seed1": 3}, "raise_at": {"none-ce-seed0": 2}}
+    job = job(behaviour={**wrong, "once": True})
     code = job.start()
-    assert (code, job.end(code)) == (1, False)
-    assert job.done() == set(job.runs[2:])
-    assert (job.causes("baseline-kv-seed0"), job.causes("baseline-kv-seed1")) == (["code_error"], [])
+    assert (code, job.end(code)) == (74, True), "for the one whose disk was broken"
+    ended = {name.rpartition("-")[0]: job.causes(name) for name in job.runs}
+    assert ended == {
+        **{f"baseline-kv-seed{seed}": ["finished"] for seed in (0, 1)},
+        **{"v4_0_2-kv-seed0": ["node_failure"], "v4_0_2-kv-seed1": ["diverged"]},
+        **{"none-ce-seed0": ["code_error"], "none-ce-seed1": []},
+    }
+    code = job.start()
+    assert (code, job.end(code), job.trained) == (1, False, [job.id_of("v4_0_2-kv-seed0")])
 
 
 def test_all_processes_of_a_run_pass_over_one_that_was_given_up(job, monkeypatch):
@@ -227,9 +242,10 @@ def test_all_processes_of_a_run_pass_over_one_that_was_given_up(job, monkeypatch
 
 @pytest.mark.parametrize("hold_arm", ["true", "false"])
 def test_a_packed_job_goes_on_beside_a_run_that_was_given_up(job, monkeypatch, hold_arm):
-    """Of two runs of one arm the first has an error in the code, the second was interrupted, the others never started."""
+    """Of three runs of one arm the first has an error in the code, the second was interrupted, the third never began."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    job = job("cluster.runs_per_gpu=2", f"cluster.hold_arm={hold_arm}", "seeds=3", "cluster.runs_per_job=3")
+    settings = ("cluster.runs_per_gpu=2", f"cluster.hold_arm={hold_arm}", "seeds=3", "cluster.runs_per_job=3")
+    job = job(*settings, behaviour={"diverge_at": {"baseline-kv-seed1": 5}})
     first, second, third = job.runs = job.runs[:3]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     for planned, cause in zip(job.sweep.runs(), ("code_error", "interrupted"), strict=False):
@@ -241,5 +257,5 @@ def test_a_packed_job_goes_on_beside_a_run_that_was_given_up(job, monkeypatch, h
     code = job.start(do=packed.execute)
     assert (code, job.end(code)) == (1, False)
     assert job.causes(first) == ["code_error"]
-    assert job.causes(second) == ["interrupted", "finished"]
+    assert job.causes(second) == ["interrupted", "diverged"]
     assert job.causes(third) == ([] if hold_arm == "true" else ["finished"])
