@@ -66,9 +66,12 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git_state() -> tuple[str, str]:
-    """Return commit and uncommitted diff of the checkout that this package runs from; empty outside one."""
-    root = Path(__file__).parents[2]
+def git_state(root: Path | None = None) -> tuple[str, str]:
+    """Return commit and uncommitted diff of a checkout; of the one that this package runs from, where none is named.
+
+    Both are empty of a folder that is none.
+    """
+    root = root or Path(__file__).parents[2]
     if not (root / ".git").exists():
         return "", ""
     diff = _git(root, "diff", "HEAD")
@@ -95,8 +98,10 @@ def without_secrets(diff: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
+    # A line of a file in another encoding is kept as the bytes that it has.
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "capture_output": True}
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(["git", *arguments], cwd=root, timeout=20, check=False, **options)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -28,6 +28,13 @@ HARMLESS = [
 ]
 
 
+def commit_all(folder: Path) -> None:
+    """Make a folder a checkout of all that is in it."""
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("line", SECRETS)
 def test_a_line_that_looks_like_a_secret_is_left_out_and_said(line: str, caplog: pytest.LogCaptureFixture) -> None:
     diff = f"+++ b/kv_align/train.py\n@@ -1 +1 @@\n{line}\n+more = 1\n"
@@ -52,9 +59,7 @@ def test_a_diff_is_left_out_on_demand_and_still_tells_two_states_apart(
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "kv_align" / "runs" / "provenance.py"))
     file = tmp_path / "kv_align" / "code.py"
     file.write_text("a = 1\n")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True)
+    commit_all(tmp_path)
     assert git_state()[1] == ""
     file.write_text("a = 2\n")
     commit, diff = git_state()
@@ -67,6 +72,23 @@ def test_a_diff_is_left_out_on_demand_and_still_tells_two_states_apart(
     assert "a = " not in first + second
     assert first.startswith("left out by KV_ALIGN_GIT_DIFF=off; its SHA-256 is ")
     assert first != second
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_a_change_to_a_file_in_another_encoding_is_recorded_and_tells_two_states_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: bool
+) -> None:
+    file = tmp_path / "names.csv"
+    file.write_bytes("Müller\n".encode("latin-1"))
+    commit_all(tmp_path)
+    if left_out:
+        monkeypatch.setenv("KV_ALIGN_GIT_DIFF", "off")
+    states = []
+    for name in ("René", "Renè"):
+        file.write_bytes(f"{name}\n".encode("latin-1"))
+        states.append(git_state(tmp_path)[1])
+    assert states[0] != states[1]
+    assert left_out or [line for line in states[0].splitlines() if line[1:2] in "MR"] == ["-M\\xfcller", "+Ren\\xe9"]
 
 
 def test_copies_without_a_commit_are_told_apart_by_their_source_files(

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from launch.executors.base import JobState, Phase, SchedulerUnavailable
 from launch.executors.slurm.reasons import pending_state
@@ -50,10 +51,13 @@ def call(*command: str, text: str | None = None, timeout_s: float | None = None)
     limit_s = TIMEOUT_S if timeout_s is None else timeout_s
     # Without the limit that Slurm sets, `12_[0-2,5]` is cut in the middle where it is long.
     environment = {**outside_of_jobs(os.environ), "SLURM_BITSTR_LEN": "0"}
+    options: dict[str, Any] = {
+        "encoding": "utf-8",
+        "errors": "replace",
+        "capture_output": True,
+    }  # a site says what it likes
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=limit_s, input=text, env=environment
-        )
+        return subprocess.run(command, check=False, timeout=limit_s, input=text, env=environment, **options)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 127, "", f"nothing within {limit_s:.0f} s (timed out)")
     except OSError as error:

@@ -4,7 +4,7 @@ import pytest
 
 from launch.executors.base import JobState
 from launch.executors.slurm import query as slurm_query
-from launch.executors.slurm.query import as_job_state, expand, job_states, outside_of_jobs
+from launch.executors.slurm.query import as_job_state, call, expand, job_states, outside_of_jobs
 from launch.executors.slurm.site import minutes
 
 
@@ -124,3 +124,8 @@ def test_what_a_job_tells_its_processes_is_not_told_to_the_jobs_that_they_submit
         "SBATCH_QOS": "long",
     }
     assert outside_of_jobs(inherited) == {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_QOS": "long"}
+
+
+def test_what_a_site_says_in_another_encoding_is_read_all_the_same():
+    told = call("bash", "-c", r"printf 'M\374ller\n'; printf 'Grave \350\n' >&2")
+    assert (told.stdout, told.stderr) == ("M\ufffdller\n", "Grave \ufffd\n")
