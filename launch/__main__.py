@@ -184,30 +184,33 @@ def _plan(parsed: argparse.Namespace) -> None:
     print_plan(plan, sweep.path, estimate(plan.runs, sweep.path.parent.parent, 0), notes, _console())
 
 
-def _status(parsed: argparse.Namespace) -> None:
+def _status(parsed: argparse.Namespace) -> int:
     from launch.status.lookup import open_sweep, sweeps_in
-    from launch.status.overview import Watcher, overview
+    from launch.status.overview import Watcher, overview, overviews
 
     several = sweeps_in(parsed.sweep)
     if several:
-        looks = [overview(sweep) for sweep in several]
+        looks, sentences = overviews(several)
         if parsed.json:
             print(json.dumps([look.as_json() for look in looks], indent=2))
-            return
-        from launch.status.table import show_several
+        elif looks:
+            from launch.status.table import show_several
 
-        _console().print(show_several(looks))
-        return
+            _console().print(show_several(looks))
+        for sentence in sentences:
+            print(f"launch: {sentence}", file=sys.stderr)
+        return 2 if sentences else 0
     sweep = open_sweep(parsed.sweep)
     if parsed.json:
         print(json.dumps(overview(sweep).as_json(), indent=2))
-        return
+        return 0
     from launch.status.table import show, watch
 
     if parsed.watch:
         watch(Watcher(sweep), _console(), _WATCH_S)
     else:
         _console().print(show(overview(sweep)))
+    return 0
 
 
 def _logs(parsed: argparse.Namespace) -> None:

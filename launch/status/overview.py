@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from kv_align.runs.errors import ConfigError, of_the_system
 from kv_align.runs.program import program
 from kv_align.runs.run_dir import RunDirectory, Status, read_last_row
 from kv_align.runs.sweep_dir import SweepDirectory
@@ -117,6 +118,18 @@ def overview(sweep: SweepDirectory, memory: Memory | None = None) -> Overview:
         runs.append(_row(run.id, run.arm, run.loss, run.seed, state, reason, status, job, directories[run.id]))
     helpers = tuple(helper_state(journal, ledger, name, states.get(name)) for name in HELPERS if name in ledger.jobs)
     return Overview(str(sweep.path), plan.name, True, tuple(runs), helpers, notes(journal, setting))
+
+
+def overviews(sweeps: Sequence[SweepDirectory]) -> tuple[list[Overview], list[str]]:
+    """Look at several sweeps; returns those that can be seen, and a sentence about each of the others."""
+    seen, sentences = [], []
+    for sweep in sweeps:
+        try:
+            seen.append(overview(sweep))
+        except (ConfigError, OSError) as error:
+            sentence = str(of_the_system(error) if isinstance(error, OSError) else error)
+            sentences.append(sentence if str(sweep.path) in sentence else f"{sweep.path}: {sentence}")
+    return seen, sentences
 
 
 def _silent(statuses: Mapping[str, Status | None], name: str, stale_after_s: float) -> bool:

@@ -11,7 +11,9 @@ import pytest
 
 from kv_align.runs.run_dir import RunDirectory, Status
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
+from launch.cluster.setting import Setting
 from launch.executors.base import JobState
+from launch.executors.registry import load_cluster
 from launch.journal.journal import Journal
 from launch.journal.ledger import JobRef, Ledger, Submission
 from launch.planning.plan import make_plan
@@ -196,6 +198,28 @@ def test_a_folder_of_several_sweeps_has_a_line_for_each(tmp_path):
     assert [sweep["counts"] for sweep in json.loads(launch("status", str(tmp_path), "--json").out)] == [
         {"missing": 6}
     ] * 2
+
+
+def test_a_sweep_that_cannot_be_seen_is_named_and_the_others_are_shown(tmp_path, fake_slurm):
+    for name in ("damaged", "silent", "sound"):
+        planned(tmp_path / "sweeps" / name)
+    damaged, silent, _ = sorted((tmp_path / "sweeps").iterdir())
+    (damaged / "plan.json").write_text("{")
+    journal = Journal(SweepDirectory(silent))
+    journal.write_setting(Setting(load_cluster("slurm", {}), {}, accounting=False, code=str(tmp_path)))
+    journal.submitting([[next(run.id for run in journal.sweep.frozen_plan().runs)]], "u")
+    journal.submitted("u", "77")
+    fake_slurm.says("squeue", err="Socket timed out\n", code=1)
+    told = launch("status", str(tmp_path))
+    assert (told.code, [line.split() for line in told.out.splitlines()[1:]]) == (2, [["sound", "6", "6", "missing"]])
+    sentences = [
+        f"launch: {damaged}/plan.json cannot be read as a plan: restore it, or submit a new sweep.",
+        f"launch: {silent}: Slurm does not answer: squeue says: Socket timed out; try again when it does.",
+    ]
+    assert told.err.splitlines() == sentences
+    told = launch("status", str(tmp_path), "--json")
+    assert (told.code, told.err.splitlines()) == (2, sentences)
+    assert [sweep["name"] for sweep in json.loads(told.out)] == ["tiny"]
 
 
 def test_a_thousand_runs_are_shown_within_a_second_of_the_processor(tmp_path):
