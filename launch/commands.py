@@ -73,11 +73,11 @@ def submit(
     if fresh:  # before anything is written
         say(check(executor, plan, names), console)
     with journal.lock():
-        before = sweep.plan()
-        if before is not None:
+        before, submitted = sweep.plan(), was_submitted(journal)
+        if before is not None and submitted:
             refuse_other(sweep, before, plan, journal.setting(), cluster)
-        executor = as_frozen(sweep, executor, console) if was_submitted(journal) else freeze(executor)
-        if before is None:
+        executor = as_frozen(sweep, executor, console) if submitted else freeze(executor)
+        if before is None or not submitted:  # of what was refused nothing is kept
             sweep.write_plan(plan)
         queued = _queue(executor, None, names, canary=canary, fresh_only=True, console=console, checked=fresh)
     return sweep.path, _work(executor, queued, console)

@@ -31,7 +31,7 @@ def freeze(executor: Executor[Any]) -> Executor[Any]:
     code = take_snapshot(journal) if setting.cluster.snapshot_code else Path(setting.code)
     setting = replace(setting, accounting=executor.has_accounting(), code=str(code))
     journal.write_setting(setting)
-    freeze_code(journal, code)
+    freeze_code(journal, code, Path(executor.setting.code))
     return make_executor(executor.sweep, setting)
 
 
@@ -66,7 +66,7 @@ def with_code_of_today(journal: Journal, setting: Setting, console: Console) -> 
     """Return the setting with code that is there, and whether that has to be noted as what runs from now on."""
     code = Path(setting.code)
     if setting.cluster.snapshot_code:
-        code = take_snapshot(journal)
+        code = code if code.is_dir() else take_snapshot(journal)
     elif not (code / "kv_align").is_dir():
         say([f"the code in {code} is gone: jobs run that in {code_root()} from now on"], console)
         code = code_root()

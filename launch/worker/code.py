@@ -30,21 +30,20 @@ def with_code_first(code: Path) -> dict[str, str]:
 
 
 def take_snapshot(journal: Journal) -> Path:
-    """Copy the packages into the sweep, where that was not done before; returns the folder that holds the copy."""
-    target = journal.sweep.path / "code"
-    if not target.is_dir():
-        root, temporary = code_root(), journal.sweep.path / ".code"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for name in _PACKAGES:
-            if (root / name).is_dir():
-                shutil.copytree(root / name, temporary / name, ignore=shutil.ignore_patterns("__pycache__"))
-        temporary.rename(target)
+    """Copy the packages into the sweep, instead of a copy that is there; returns the folder that holds it."""
+    root, target, temporary = code_root(), journal.sweep.path / "code", journal.sweep.path / ".code"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name in _PACKAGES:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, temporary / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
     return target
 
 
-def freeze_code(journal: Journal, root: Path) -> None:
-    """Note what the code of the trainer in a folder is now."""
-    commit, diff = git_state()
+def freeze_code(journal: Journal, root: Path, origin: Path | None = None) -> None:
+    """Note what the code of the trainer in a folder is now; a copy has the commit of the checkout that is its origin."""
+    commit, diff = git_state(origin or root)
     content = {"root": str(root), "commit": commit, "uncommitted": bool(diff), "files": _digests(root)}
     write_json(journal.folder / "code.json", content)
 

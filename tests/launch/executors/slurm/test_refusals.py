@@ -1,5 +1,7 @@
 """What sbatch refuses: tested with the very options of the submission, and told in a sentence that names the right key."""
 
+import json
+
 import pytest
 
 from launch.executors.base import SchedulerUnavailable
@@ -116,3 +118,43 @@ def test_what_resume_was_refused_changes_nothing(queued, fake_slurm):
     assert [file.read_text() for file in sorted((sweep.path / "launch").glob("*.json*"))] == before
     assert len(sweep.runs()) == 3
     assert Journal(sweep.directory).setting().accounting
+
+
+def test_what_was_refused_is_frozen_anew_and_what_was_queued_is_not(fake_slurm, standin, tmp_path, monkeypatch):
+    source, state = tmp_path / "checkout" / "kv_align" / "train.py", ["first", ""]
+    source.parent.mkdir(parents=True)
+    for module in ("launch.worker.code", "launch.commands"):
+        monkeypatch.setattr(f"{module}.code_root", lambda: tmp_path / "checkout")
+    for module in ("launch.worker.code", "launch.planning.plan"):
+        monkeypatch.setattr(f"{module}.git_state", lambda *_: tuple(state))
+    fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
+    source.write_text("a = 1\n")
+    sweep = standin("cluster=slurm", "seeds=1", "cluster.snapshot_code=true", behaviour={})
+    assert launch(*sweep.words).code == 2
+
+    def frozen():
+        plan, code = sweep.directory.plan(), json.loads((sweep.path / "launch" / "code.json").read_text())
+        copy = (sweep.path / "code" / "kv_align" / "train.py").read_text()
+        tracker = plan.runs[0].config["trainer"]["tracker"]
+        return copy, plan.git_commit, plan.git_diff, code["commit"], code["uncommitted"], tracker
+
+    assert frozen() == ("a = 1\n", "first", "", "first", False, [])
+    source.write_text("a = 2\n")
+    state[:] = "second", "+a = 2"
+    fake_slurm.accepts(78)
+    assert launch(*sweep.words, "trainer.tracker=[tensorboard]").code == 0
+    mended = ("a = 2\n", "second", "+a = 2", "second", True, ["tensorboard"])
+    assert frozen() == mended
+    source.write_text("a = 3\n")
+    state[:] = "third", ""
+    for words in (sweep.words, ("resume", str(sweep.path))):
+        assert launch(*words).code == 0
+        assert frozen() == mended
+
+
+def test_what_a_cluster_refused_may_go_to_another(fake_slurm, standin, done):
+    fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
+    sweep = standin("cluster=slurm", "seeds=1", behaviour={})
+    assert launch(*sweep.words).code == 2
+    assert done("seeds=1").path == sweep.path
+    assert sweep.counts() == {"done": 3}
