@@ -100,8 +100,8 @@ class Batch:
     student, teacher
         The same texts as each of the two reads them.
     aligned
-        [B, S], True where a student token has a target: it is no padding, the teacher has its segment too, and its text
-        was not cut off what the teacher read.
+        [B, S], True where a student token has a target: it is no padding, the teacher has its segment too, and the limit
+        cut nothing of what stands for it, see `match_tokens`.
     correspondence
         Which of the teacher's tokens stand for which of the student's.
     indices
@@ -221,9 +221,11 @@ class Collator:
         same_time = torch.equal(student.segments, teacher.segments)
         aligned = student.mask & _teacher_has_segment(student, teacher)
         places = None
-        if self.matched:
-            places, was_read = self._match(indices, student)
+        if self._teacher is not self._student and not self._shuffle_teacher:
+            by_characters, was_read = self._match(indices, student)
             aligned = aligned & was_read
+            places = by_characters if self.matched else None
+        if places is not None:
             ranks = _ranks(student.segments).to(places.dtype)
             same_time = same_time and bool((places.isnan() | (places == ranks)).all())
         correspondence = Correspondence(student.segments, teacher.segments, same_time, places)
@@ -235,10 +237,8 @@ class Collator:
         was_read = torch.ones_like(student.mask)
         for row, index in enumerate(indices):
             matched, covered = match_tokens(self._student[index], self._teacher[index], self.matched)
-            places[row, : len(matched)], was_read[row, : len(matched)] = (
-                torch.from_numpy(matched),
-                torch.from_numpy(covered),
-            )
+            places[row, : len(matched)] = torch.from_numpy(matched)
+            was_read[row, : len(matched)] = torch.from_numpy(covered)
         return places, was_read
 
 

@@ -32,8 +32,9 @@ def match_tokens(
 
     Returns
     -------
-    Places [S], NaN where the segment is not among `segments` or the teacher has nothing of it; and whether each token's
-    text was read by the teacher, [S], which was not so where the teacher's text was cut before it.
+    Places [S], NaN where the segment is not among `segments` or the teacher has nothing of it; and whether what stands for
+    each token was read, [S]: its own characters by the teacher, where its segment is among `segments`; else all of its
+    segment by both, of which one would be stretched over a part of the other's where a text was cut.
     """
     places = np.full(len(student.ids), np.nan, dtype=np.float32)
     was_read = np.ones(len(student.ids), dtype=bool)
@@ -47,7 +48,24 @@ def match_tokens(
         places[ours] = numbers.mean(axis=1) if alike else np.interp(ends, knots.ravel(), numbers.ravel()).mean(axis=1)
         if teacher.cut:
             was_read[ours] = ends[:, 0] < knots[-1, 1]
+    for segment in _cut_short(student, teacher).difference(segments):
+        was_read[np.array(student.segments) == segment] = False
     return places, was_read
+
+
+def _cut_short(student: Encoded, teacher: Encoded) -> set[int]:
+    """Return segments of which one of the two may have read less than there is, and other tokens than the other."""
+    texts = student, teacher
+    if not (student.cut or teacher.cut):
+        return set()
+    # In a conversation, questions and replies alternate: more of each may come after the cut.
+    in_order = all(text.segments == sorted(text.segments) for text in texts)
+    cut = {text.segments[-1] for text in texts if text.cut} if in_order else {*student.segments, *teacher.segments}
+
+    def tokens(text: Encoded, segment: int) -> list[int]:
+        return [token for token, its in zip(text.ids, text.segments, strict=True) if its == segment]
+
+    return {segment for segment in cut if tokens(student, segment) != tokens(teacher, segment)}
 
 
 def _parted(spans: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -31,8 +31,10 @@ class PreparedSplit:
         Puts examples, by their places here, into a batch (matched pairs, also where training shuffles them).
     answers
         What the examples' answers are: numbers or texts.
-    dropped, cut
-        Examples left out because nothing of them would be scored, and student texts longer than the limit.
+    dropped
+        Examples left out because nothing of them would be scored.
+    cut, teacher_cut
+        Texts longer than the limit, as the student and as the teacher reads them.
     """
 
     examples: list[Example]
@@ -42,6 +44,7 @@ class PreparedSplit:
     answers: Literal["number", "text"]
     dropped: int
     cut: int
+    teacher_cut: int
 
     @property
     def ids(self) -> list[str]:
@@ -122,6 +125,7 @@ def prepare_split(
         answers=config.answers,
         dropped=len(examples) - len(kept),
         cut=sum(encoded.cut for encoded in student_kept),
+        teacher_cut=sum(encoded.cut for encoded in teacher_kept),
     )
 
 

@@ -42,15 +42,7 @@ def start(
     """Put a run together, check that it starts from what its earlier attempts started from, and go to its last checkpoint."""
     check_tasks(config.evaluation.lm_eval or ())
     built = assemble(config, directory, checkpoints, stopwatch)
-    for split in (built.splits.train, built.splits.validation):
-        if split.cut or split.dropped:
-            LOGGER.info(
-                "data.max_length=%d: %d of %d texts cut, %d left out",
-                config.data.max_length,
-                split.cut,
-                len(split.examples) + split.dropped,
-                split.dropped,
-            )
+    _report_cuts(config, built)
     new = starting_point(config, built) | ({} if criteria_hash is None else {"criteria_sha256": criteria_hash})
     old = read_json(directory.provenance_file)
     if old is not None:
@@ -134,5 +126,25 @@ def texts_digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
+def _report_cuts(config: Config, built: Assembly) -> None:
+    """Say what `data.max_length` takes from each split."""
+    for name, split in built.splits.by_name().items():
+        if split.cut or split.teacher_cut or split.dropped:
+            LOGGER.info(
+                "data.max_length=%d: of %d %s texts %d are cut, %d as the teacher reads them, and %d left out",
+                config.data.max_length,
+                len(split.examples) + split.dropped,
+                name,
+                split.cut,
+                split.teacher_cut,
+                split.dropped,
+            )
+
+
 def _split_facts(split: PreparedSplit) -> dict[str, int]:
-    return {"used": len(split.examples), "cut": split.cut, "left_out": split.dropped}
+    return {
+        "used": len(split.examples),
+        "cut": split.cut,
+        "cut_for_teacher": split.teacher_cut,
+        "left_out": split.dropped,
+    }

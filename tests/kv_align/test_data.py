@@ -372,7 +372,7 @@ def test_a_split_read_alike_is_tokenised_once(embedded):
     assert split.teacher is split.student
     assert split.student == encode(PROBLEMS, embedded, 256)
     assert split.ids == [example.id for example in PROBLEMS]
-    assert (split.dropped, split.cut) == (0, 0)
+    assert (split.dropped, split.cut, split.teacher_cut) == (0, 0, 0)
     assert split.collate([1, 4]).teacher.ids[0].tolist()[:3] == split.student[1].ids[:3]
 
 
@@ -384,6 +384,23 @@ def test_the_teacher_reads_all_of_a_rationale_that_the_student_does_not(embedded
     assert split.teacher == encode(PROBLEMS, embedded, 256)
     assert split.student == encode([example.with_rationale(rationale, 2) for example in PROBLEMS], embedded, 256)
     assert all(len(ours.ids) < len(theirs.ids) for ours, theirs in zip(split.student, split.teacher, strict=True))
+
+
+def test_a_short_rationale_is_not_stretched_over_a_part_of_the_teachers(embedded):
+    reader, problems = reader_with(embedded), Arithmetic(train_examples=3, min_steps=5, max_steps=5).examples("train")
+    long, short = (
+        prepare_split(Given(*problems), "train", read_as("short", max_length=length), reader, reader, shuffle=False)
+        for length in (256, 96)
+    )
+    assert (long.cut, long.teacher_cut) == (0, 0)
+    assert (short.cut, short.teacher_cut) == (0, 3)
+    whole, cut = (split.collate([0, 1, 2]) for split in (long, short))
+    assert torch.equal(whole.aligned, whole.student.mask)
+    assert R in cut.teacher.segments[0, -1:]
+    assert torch.equal(cut.aligned, cut.student.mask & (cut.student.segments == Q))
+    # Another text's is no part of one's own: the control stays as it is.
+    shuffled = prepare_split(Given(*problems), "train", read_as("short", max_length=96), reader, reader, shuffle=True)
+    assert torch.equal(shuffled.collate([0, 1, 2]).aligned, cut.student.mask & (cut.student.segments != A))
 
 
 def test_each_reads_with_its_own_tokenizer(embedded, trained):
@@ -407,7 +424,7 @@ def test_texts_that_leave_nothing_to_score_are_dropped_and_counted(embedded):
     given = Given(PROBLEMS[0], long, PROBLEMS[1], longer)
     split = prepare_split(given, "train", read_as("full", max_length=120), reader, reader, shuffle=False)
     assert split.ids == [PROBLEMS[0].id, PROBLEMS[1].id, "longer"]
-    assert (split.dropped, split.cut) == (1, 1)
+    assert (split.dropped, split.cut, split.teacher_cut) == (1, 1, 1)
     assert [len(text.ids) for text in split.student][2] == 120
     plain = Example("plain", "", ("all of it",), None)
     split = prepare_split(Given(plain, PROBLEMS[0]), "train", read_as("none"), reader, reader, shuffle=False)

@@ -25,6 +25,7 @@ from kv_align.experiment.choices import make_aligner, make_source
 from kv_align.experiment.experiment import run as do_run
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.load import load_teacher, weights_digest
+from kv_align.experiment.start import start
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.record import read_record_file
 from kv_align.runs.run_dir import RunDirectory, file_digest, read_json, read_rows
@@ -411,6 +412,33 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
     status = RunDirectory(tmp_path).status()
     assert status is not None
     assert status.state == "failed"
+
+
+def test_what_the_limit_takes_from_each_split_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few, long = "How many pens?", "How many pens and eggs? " * 10
+    texts = {"train": [few] * 4, "validation": [few] * 3, "test": [few, few, long]}
+    for split, prompts in texts.items():
+        rows = [{"prompt": prompt, "completion": "There are 3.\n#### 3"} for prompt in prompts]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("data.prompt_column=prompt", "data.completion_column=completion", "data.train_examples=null")
+    config = short_config("data=text", f"data.path={tmp_path}", *columns, "data.max_length=48")
+    with caplog.at_level("INFO"):
+        start(config, RunDirectory(tmp_path / "text"), tmp_path / "checkpoints")
+    said = [record.getMessage() for record in caplog.records if "data.max_length" in record.getMessage()]
+    assert said == ["data.max_length=48: of 3 test texts 0 are cut, 0 as the teacher reads them, and 1 left out"]
+
+    caplog.clear()
+    problems = ("data.rationale=short", "data.min_steps=5", "data.max_steps=5", "data.max_length=96")
+    run = RunDirectory(tmp_path / "short")
+    with caplog.at_level("INFO"):
+        start(short_config(*problems), run, tmp_path / "checkpoints")
+    said = [record.getMessage() for record in caplog.records if "data.max_length" in record.getMessage()]
+    assert said == [
+        f"data.max_length=96: of {count} {split} texts 0 are cut, {count} as the teacher reads them, and 0 left out"
+        for split, count in (("train", 32), ("validation", 8), ("test", 8))
+    ]
+    facts = json.loads(run.provenance_file.read_text())["examples"]
+    assert facts["train"] == {"used": 32, "cut": 0, "cut_for_teacher": 32, "left_out": 0}
 
 
 def test_the_recipe_reads_real_text_too() -> None:

@@ -135,3 +135,46 @@ def test_places_are_in_order_and_the_same_tokens_are_the_identity(ways):
     for number, span in enumerate(student):
         if span in teacher:
             assert found[number] == teacher.index(span)
+
+
+def read_of(student: Encoded, teacher: Encoded, *segments: Segment) -> str:
+    """The student's tokens, + where what stands for one was read and . where it was not."""
+    return "".join("+" if each else "." for each in match_tokens(student, teacher, segments)[1])
+
+
+def ids(text: str, *, cut: bool = False) -> Encoded:
+    """A text as `Qa Qb Rc`: of each token the segment and a letter."""
+    kinds = {"Q": Q, "R": R, "A": A}
+    tokens = text.split()
+    spans = np.array([(at, at + 1) for at in range(len(tokens))], dtype=np.int32)
+    return Encoded([ord(each[1]) for each in tokens], [int(kinds[each[0]]) for each in tokens], cut, spans)
+
+
+def test_no_part_of_a_segment_stands_for_all_of_it():
+    short, whole = ids("Qa Qb Ra Rb Aa"), ids("Qa Qb Ra Rx Ry Rb Aa")
+    assert read_of(short, whole) == "+++++"
+    # The last segment that the teacher has left may be a part of it, those before are whole.
+    assert read_of(short, ids("Qa Qb Ra Rx", cut=True)) == "++..+"
+    assert read_of(short, ids("Qa Qb Ra Rx Ry Rb Aa", cut=True)) == "+++++"
+    assert read_of(short, ids("Qa Qb Ra Rx Ry Rb Ab", cut=True)) == "++++."
+    assert read_of(short, ids("Qa", cut=True)) == "..+++"
+    # As the student's: both ways one would be stretched over a part of the other.
+    assert read_of(ids("Qa Qb Ra", cut=True), whole) == "++."
+    assert read_of(ids("Qa Qb Ra", cut=True), ids("Qa Qb Ra Rx", cut=True)) == "++."
+    # The same tokens stand for each other wherever both were cut.
+    assert read_of(ids("Qa Qb Ra", cut=True), ids("Qa Qb Ra", cut=True)) == "+++"
+
+
+def test_after_a_cut_more_of_each_part_of_a_conversation_may_come():
+    whole = ids("Qa Ra Qb Rb Qc")
+    assert read_of(whole, ids("Qx Qa Ra Qb Rb Qc")) == "+++++"
+    assert read_of(whole, ids("Qx Qa Ra Qb", cut=True)) == "....."
+    assert read_of(whole, ids("Qx Qa Ra Qb Rb", cut=True)) == ".+.+."
+    assert read_of(whole, ids("Qx Qa Ra", cut=True)) == "....."
+
+
+def test_what_is_matched_by_its_characters_is_read_as_far_as_they_were():
+    student, teacher = ids("Qa Ra Rb Rc"), ids("Qa Ra Rb", cut=True)
+    student.spans[:], teacher.spans[:] = [(0, 1), (0, 1), (1, 2), (2, 3)], [(0, 1), (0, 1), (1, 2)]
+    assert read_of(student, teacher, Q, R) == "+++."
+    assert read_of(student, teacher, Q) == "+..."
