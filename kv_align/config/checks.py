@@ -116,7 +116,7 @@ def check_models(config: Config) -> tuple[ModelCard | None, ModelCard | None]:
             f"tokens are fewer than the {teacher.vocabulary} of model.teacher={config.model.teacher}, with whose tokenizer "
             "it would read; add its tokenizer, or enlarge its vocab_size."
         )
-    return teacher, replace(student, tokenizer_digest=teacher.tokenizer_digest)
+    return teacher, replace(student, tokenizer=teacher.tokenizer)
 
 
 def check_adapter(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from kv_align.runs.errors import ConfigError
@@ -30,16 +31,21 @@ class ModelCard:
         Decoder layers; 0 where the files do not say it.
     vocabulary
         Tokens that it gives logits of; 0 where the files do not say it.
-    tokenizer_digest
-        SHA-256 of `tokenizer.json`; None where there is no such file.
+    tokenizer
+        Its `tokenizer.json`; None where there is no such file.
     has_weights
         Whether there are safetensors weights.
     """
 
     num_layers: int
     vocabulary: int
-    tokenizer_digest: str | None
+    tokenizer: Path | None
     has_weights: bool
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of its tokens and how they are merged, however they are written; None where there is no such file."""
+        return None if self.tokenizer is None else _digest_of_tokens(self.tokenizer.read_bytes())
 
 
 def model_path(name: str, role: str) -> str:
@@ -104,6 +110,21 @@ def model_card(path: str) -> ModelCard | None:
     return ModelCard(
         num_layers=sizes["num_hidden_layers"] or sizes["n_layer"] or 0,
         vocabulary=sizes["vocab_size"] or 0,
-        tokenizer_digest=hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else None,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
         has_weights=any(Path(path).glob("*.safetensors")),
     )
+
+
+@lru_cache(maxsize=4)
+def _digest_of_tokens(content: bytes) -> str:
+    """Look at nothing that saving a tokenizer again may write otherwise; what else differs is seen when it is loaded."""
+    try:
+        model = json.loads(content)["model"]
+        # Of one kind of tokenizer a list with scores, whose last digits depend on who wrote them.
+        tokens = model["vocab"] if isinstance(model["vocab"], dict) else [token for token, _ in model["vocab"]]
+        # Pairs, or both in one string as older libraries wrote them.
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or ()]
+        content = json.dumps([tokens, merges], sort_keys=True).encode()
+    except (ValueError, KeyError, TypeError):
+        pass  # no tokenizer at all; what it is instead is all there is to compare
+    return hashlib.sha256(content).hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +163,14 @@ def check_read_alike(config: Config, splits: dict[str, PreparedSplit]) -> None:
 def same_tokenizer(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
     """Whether two tokenizers cut every text alike."""
     special = (a.bos_token_id, a.eos_token_id) == (b.bos_token_id, b.eos_token_id)
-    return bool(special and a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str())
+    written = a.backend_tokenizer.to_str(), b.backend_tokenizer.to_str()
+    return bool(special and (written[0] == written[1] or _rules(written[0]) == _rules(written[1])))
+
+
+def _rules(written: str) -> dict[str, Any]:
+    """What a tokenizer does with a text; how long it may be and how it is padded, each call says anew."""
+    rules: dict[str, Any] = json.loads(written)
+    return rules | {"truncation": None, "padding": None}
 
 
 def _is_scored(encoded: Encoded) -> bool:

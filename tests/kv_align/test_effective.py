@@ -388,6 +388,25 @@ def test_logits_of_another_vocabulary_are_refused_and_keys_and_values_are_not(wr
     assert resolve(pair(teacher, same, "loss=logit_kd"))[0].loss.name == "logit_kd"
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "alike"),
+    [
+        ({"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}, {"merges": [["a", "b"]], "vocab": {"b": 1, "a": 0}}, True),
+        ({"vocab": {"a": 0}, "merges": ["a b"]}, {"vocab": {"a": 0}, "merges": [["b", "a"]]}, False),
+        ({"vocab": {"a": 0, "b": 1}, "merges": []}, {"vocab": {"a": 1, "b": 0}, "merges": []}, False),
+        ({"type": "WordLevel", "vocab": {"a": 0}}, {"vocab": {"a": 0}, "merges": None}, True),
+        ({"vocab": [["a", -1.5], ["b", -2]]}, {"vocab": [["a", -1.5000000000000002], ["b", -2.0]]}, True),
+        ({"vocab": [["a", -1.5], ["b", -2]]}, {"vocab": [["b", -2], ["a", -1.5]]}, False),
+    ],
+)
+def test_one_vocabulary_may_be_written_in_several_ways(
+    write_model: WriteModel, ours: dict[str, Any], theirs: dict[str, Any], alike: bool
+) -> None:
+    files = {"model": ours}, {"padding": {"pad_id": 3}, "model": theirs}
+    cards = [model_card(write_model(tokenizer=json.dumps(each))) for each in files]
+    assert len({card.tokenizer_digest for card in cards if card is not None}) == (1 if alike else 2)
+
+
 # A user's own choices
 
 

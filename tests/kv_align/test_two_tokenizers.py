@@ -295,6 +295,60 @@ def test_logits_over_two_vocabularies_are_refused(teacher_of_characters):
     assert "\n" not in str(caught.value)
 
 
+def as_an_older_library_wrote(file: Path) -> None:
+    """Pairs as strings, nothing of what was added to the format since, in another order."""
+    whole = json.loads(file.read_text())
+    model = whole["model"]
+    model["merges"] = [" ".join(pair) for pair in model["merges"]]
+    for new in ("type", "fuse_unk", "byte_fallback", "ignore_merges"):
+        model.pop(new)
+    file.write_text(json.dumps(whole, sort_keys=True))
+
+
+def for_batches(file: Path) -> None:
+    """With the length and padding of whoever used it last."""
+    whole = json.loads(file.read_text())
+    whole["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    whole["padding"] = {
+        **{"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<|pad|>"},
+    }
+    file.write_text(json.dumps(whole))
+
+
+def merged_otherwise(file: Path) -> None:
+    whole = json.loads(file.read_text())
+    whole["model"]["merges"][:2] = whole["model"]["merges"][1::-1]
+    file.write_text(json.dumps(whole))
+
+
+@pytest.fixture
+def saved_twice(tmp_path) -> list[Path]:
+    model, tokenizer = (kind.from_pretrained(EMBEDDED / "student") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    folders = [tmp_path / name for name in ("theirs", "ours")]
+    for folder in folders:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folders
+
+
+@pytest.mark.parametrize("change", [as_an_older_library_wrote, for_batches])
+def test_logits_over_one_vocabulary_written_in_two_ways_are_compared(saved_twice, tmp_path, change):
+    change(saved_twice[0] / "tokenizer.json")
+    one, other = (folder / "tokenizer.json" for folder in saved_twice)
+    assert one.read_bytes() != other.read_bytes()
+    config = short_config(*pair(saved_twice[0]), f"model.student={saved_twice[1]}", "loss=logit_kd")
+    splits = assemble(config, RunDirectory(tmp_path / "run"), tmp_path).splits
+    assert splits.train.teacher is splits.train.student
+    assert not any(text.cut for text in splits.train.student)
+
+
+def test_logits_over_one_vocabulary_merged_in_two_ways_are_refused(saved_twice):
+    merged_otherwise(saved_twice[0] / "tokenizer.json")
+    with pytest.raises(ConfigError, match="its vocabulary is another"):
+        short_config(*pair(saved_twice[0]), f"model.student={saved_twice[1]}", "loss=logit_kd")
+
+
 @pytest.mark.parametrize("top_k", ["null", "5"])
 def test_logits_over_one_vocabulary_padded_differently_are_compared_where_both_are(tmp_path, top_k):
     padded = AutoModelForCausalLM.from_pretrained(EMBEDDED / "teacher")
