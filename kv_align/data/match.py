@@ -48,8 +48,8 @@ def match_tokens(
         places[ours] = numbers.mean(axis=1) if alike else np.interp(ends, knots.ravel(), numbers.ravel()).mean(axis=1)
         if teacher.cut:
             was_read[ours] = ends[:, 0] < knots[-1, 1]
-    for segment in _cut_short(student, teacher).difference(segments):
-        was_read[np.array(student.segments) == segment] = False
+    for cut in _cut_short(student, teacher).difference(segments):
+        was_read[np.array(student.segments) == cut] = False
     return places, was_read
 
 

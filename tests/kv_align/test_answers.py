@@ -222,7 +222,19 @@ def test_the_answer_stands_after_the_last_marker(text, value):
 @pytest.mark.parametrize(
     "words",
     [
-        *("oranges", "orders", "total", "toys", "tomatoes", "tons", "points", "pointers", "androids", "overalls", "pluses"),
+        *(
+            "oranges",
+            "orders",
+            "total",
+            "toys",
+            "tomatoes",
+            "tons",
+            "points",
+            "pointers",
+            "androids",
+            "overalls",
+            "pluses",
+        ),
         *("timestamps", "halfpennies", "hundredweight", "millionaires", "quarterbacks", "scorers", "bananas", "kilos"),
     ],
 )

@@ -23,9 +23,9 @@ from kv_align.data.example import Segment
 from kv_align.data.prepared import prepare_split
 from kv_align.experiment.choices import make_aligner, make_source
 from kv_align.experiment.experiment import run as do_run
+from kv_align.experiment.start import start
 from kv_align.models.capture.prepare import Geometry
 from kv_align.models.load import load_teacher, weights_digest
-from kv_align.experiment.start import start
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.record import read_record_file
 from kv_align.runs.run_dir import RunDirectory, file_digest, read_json, read_rows
