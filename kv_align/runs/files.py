@@ -41,7 +41,12 @@ def _last_byte(stream: IO[bytes]) -> bytes:
 
 def read_rows(file: Path, key: str = "step") -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file that have this key, without lines that a kill left incomplete."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return rows_of(file.read_bytes(), key)
+
+
+def rows_of(content: bytes, key: str) -> list[dict[str, Any]]:
+    """Return the rows that `read_rows` would, of what was read of a file already."""
+    lines = content.decode("utf-8", errors="replace").splitlines()
     return [row for row in (_row(line, key) for line in lines) if row is not None]
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kv_align.runs.errors import ConfigError
-from kv_align.runs.files import append_row, read_rows
+from kv_align.runs.files import append_row, rows_of
 from kv_align.runs.program import program
 from kv_align.runs.sweep_dir import SweepDirectory
 from launch.cluster.setting import Setting, read_setting, write_setting
@@ -120,6 +120,7 @@ class Journal:
         lost = "" if setting is not None else self.lost_setting()
         if lost:
             raise ConfigError(f"{lost}.")
+        setting = setting or self.setting()
         if setting is None:
             raise ConfigError(
                 f"{self.sweep.path} was never submitted: run the same {program('launch')} submit command again."
@@ -128,7 +129,8 @@ class Journal:
 
     def lost_setting(self) -> str:
         """Say that how the sweep is executed is lost, of one that was submitted; empty where it was not."""
-        if not _rows(self._file):
+        # In this order: who submits writes the setting first.
+        if not _rows(self._file) or self.setting() is not None:
             return ""
         file = self._setting_file
         return f"{file} is damaged or gone, and jobs were queued with it: restore it, or submit the sweep elsewhere"
@@ -211,8 +213,12 @@ class Journal:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a file; a last line without an end is one that is being written."""
-    rows = read_rows(file, "event") if file.exists() else []
-    if not rows and file.exists() and b"\n" in file.read_bytes().lstrip(b"\n"):
+    try:
+        content = file.read_bytes()  # once: what is appended meanwhile must not be taken for what could not be read
+    except FileNotFoundError:
+        return []
+    rows = rows_of(content, "event")
+    if not rows and b"\n" in content.lstrip(b"\n"):
         raise ConfigError(
             f"{file} is damaged: none of its lines can be read; restore it, or submit the sweep elsewhere."
         )

@@ -43,6 +43,45 @@ def test_a_torn_line_costs_only_itself(tmp_path):
     assert [row["event"] for row in read_rows(file, "event")] == ["one", "three"]
 
 
+def test_a_first_line_that_comes_while_a_file_is_read_is_no_damage(tmp_path, monkeypatch):
+    journal = Journal(SweepDirectory(tmp_path))
+    journal.submitting([["a"]], "first")
+    attempts = tmp_path / "launch" / "attempts" / "a.jsonl"
+    attempts.parent.mkdir()
+    attempts.touch()
+    read = Path.read_bytes
+
+    def slowly(file):
+        content = read(file)
+        if not content:
+            journal.add_attempt("a", "start", "first")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", slowly)
+    assert journal.attempts("a") == []
+    assert [row["event"] for row in journal.attempts("a")] == ["start"]
+    attempts.write_text("no row\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl is damaged: none of its lines can be read"):
+        journal.attempts("a")
+
+
+def test_a_setting_that_is_written_while_it_is_looked_for_is_not_lost(tmp_path, monkeypatch):
+    journal, setting = Journal(SweepDirectory(tmp_path)), Setting(load_cluster("local", {}), {}, False, "/code")
+    read, looks = journal.setting, []
+
+    def submitted_meanwhile():
+        looks.append(read())
+        if len(looks) == 1:
+            journal.write_setting(setting)
+            journal.submitting([["a"]], "first")
+        return looks[-1]
+
+    monkeypatch.setattr(journal, "setting", submitted_meanwhile)
+    assert journal.frozen_setting().code == "/code"
+    (tmp_path / "launch" / "cluster.json").unlink()
+    assert "cluster.json is damaged or gone" in journal.lost_setting()
+
+
 def test_the_lock_excludes_names_its_holder_and_dies_with_it(tmp_path, capsys):
     code = (
         "import sys, time; from kv_align.runs.sweep_dir import SweepDirectory; from launch.journal.journal import Journal\n"
