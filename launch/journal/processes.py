@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+_GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,13 @@ def send(identity: Identity, number: signal.Signals) -> None:
 
 
 def visible_gpus() -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU."""
+    """Return what CUDA_VISIBLE_DEVICES can name on this machine; empty without a GPU.
+
+    As CUDA reads it: what comes after the first word that names no GPU, such as -1 or NoDevFiles, does not count.
+    """
     declared = os.environ.get("CUDA_VISIBLE_DEVICES")
     if declared is not None:
-        return [gpu for gpu in declared.split(",") if gpu.strip()]
+        return list(takewhile(_GPU.fullmatch, (word.strip() for word in declared.split(","))))
     try:
         shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
