@@ -109,7 +109,8 @@ class LocalExecutor(Executor[LocalCluster]):
                 states[name] = JobState("running")
             elif given_up(own):
                 states[name] = JobState("ended", IN_WORDS.get(ending(own)["cause"], ""))
-            elif self.sweep.runs.joinpath(name, "summary.json").exists():
+            # By its files alone, one that is to be done again since its artefacts are gone would have ended.
+            elif ending(own).get("cause") == "finished" or RunDirectory(self.sweep.runs / name).is_complete():
                 states[name] = JobState("ended")
             elif name in held:
                 states[name] = JobState("held", held[name])
