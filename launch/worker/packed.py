@@ -21,7 +21,7 @@ from launch.journal.attempts import end_open_attempt
 from launch.journal.journal import Journal
 from launch.journal.pause import tell
 from launch.journal.processes import visible_gpus
-from launch.journal.retry import DISK_FULL
+from launch.journal.retry import DISK_FULL, NODE_FAILURE
 from launch.worker.sharing import Sharing, is_put_back, shared_out
 
 _BEAT_S = 0.2
@@ -109,7 +109,12 @@ class PackedJob:
         neighbours = self._on(gpu)
         for other in neighbours:
             self._started[other].shared = True
-        process = subprocess.Popen(self._command(name), env=environment, stdin=subprocess.DEVNULL)
+        try:
+            process = subprocess.Popen(self._command(name), env=environment, stdin=subprocess.DEVNULL)
+        except OSError as error:  # the others go on, and its turn comes again with the job's
+            tell(f"kv-align: the process of {name} cannot be started: {error}")
+            self._codes.append(NODE_FAILURE)
+            return
         self._started[name] = _Started(process, gpu, bool(neighbours))
 
     def _reap(self) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -24,15 +23,14 @@ from launch.cluster.setting import Setting
 from launch.executors.local.device import Devices
 from launch.executors.local.executor import Queue, waits_for_other
 from launch.executors.local.schema import LocalCluster, slots_of
-from launch.executors.local.slot import Worker
+from launch.executors.local.slot import GONE, Worker, start_process
 from launch.journal.attempts import cause_by_status, end_attempt, own_status
 from launch.journal.holds import held_runs
 from launch.journal.journal import Journal
 from launch.journal.ledger import Ledger
 from launch.journal.pause import tell
 from launch.journal.processes import Identity, identify, is_alive, living, send, visible_gpus
-from launch.journal.retry import cause_of, delay_s, given_up, vanished
-from launch.worker.code import with_code_first
+from launch.journal.retry import Cause, cause_of, delay_s, given_up, vanished
 from launch.worker.sharing import Sharing, cores, is_put_back, shared_out
 
 _BEAT_S = 0.2
@@ -52,17 +50,14 @@ class Supervisor:
         self.sweep = SweepDirectory(path)
         self.journal = Journal(self.sweep)
         setting = self.journal.frozen_setting()
-        self.queue = Queue(self.journal)
-        self.gpus = visible_gpus()
-        self._asked_per_gpu = 1
-        self._sharing = Sharing(1)
+        self.queue, self.gpus = Queue(self.journal), visible_gpus()
+        self._asked_per_gpu, self._sharing = 1, Sharing(1)
         self._use(setting)
         self.workers: dict[str, Worker] = {}
         self._not_before: dict[str, float] = {}
         self._paused_until = 0.0
         self._devices = Devices()
-        self.leaving = False
-        self._read_at = (0, 0)
+        self.leaving, self._read_at = False, (0, 0)
 
     def _use(self, setting: Setting) -> None:
         self.setting, self.cluster = setting, validate(LocalCluster, setting.cluster.model_dump())
@@ -94,9 +89,8 @@ class Supervisor:
         stat = (self.journal.folder / "journal.jsonl").stat()
         if (stat.st_mtime_ns, stat.st_size) == self._read_at:
             return
-        plan, setting = self.sweep.frozen_plan(), self.journal.frozen_setting()
-        self._use(setting)
-        self.plan: Plan = plan
+        self.plan: Plan = self.sweep.frozen_plan()
+        self._use(self.journal.frozen_setting())
         self.ledger: Ledger = self.journal.ledger()
         self._read_at = (stat.st_mtime_ns, stat.st_size)
         self.over: set[str] = set()
@@ -154,11 +148,10 @@ class Supervisor:
             wait_s = delay_s(cause, attempts, self.cluster.retry)
             self._not_before[name] = time.monotonic() + wait_s
             if cause == "disk_full":  # nothing is written, and nobody else need try
-                self._paused_until = self._not_before[name]
-                tell(f"{name} found the disk full: paused for {wait_s:.0f} s")
+                self._pause(wait_s, f"{name} found the disk full")
                 continue
-            policy, shared = self.cluster.retry, worker.shared and bool(self.gpus) and self.cluster.runs_per_gpu > 1
-            again = end_attempt(self.sweep, self.journal, name, worker.uid, cause, policy, code, shared=shared)
+            shared = worker.shared and bool(self.gpus) and self.cluster.runs_per_gpu > 1
+            again = self._end(name, worker.uid, cause, code, shared=shared)
             tell(f"{name} ended: {cause}{', once more' if again else ''}")
             if shared and cause == "out_of_memory":
                 self._alone.add(name)
@@ -200,10 +193,12 @@ class Supervisor:
     def _fill(self) -> None:
         now = time.monotonic()
         free = sorted(set(range(self.slots)) - {worker.slot for worker in self.workers.values()})
-        if not free or now < self._paused_until or waits_for_other(self.setting):
+        if not free or waits_for_other(self.setting):
             return
         ready = [name for name in self._waiting() if now >= self._not_before.get(name, 0.0)]
         for slot in free:
+            if now < self._paused_until:
+                return
             gpu = self._gpu(slot)
             running = self._on(gpu) if gpu else []
             for name in running if ready and self.cluster.runs_per_gpu > 1 else ():
@@ -226,22 +221,12 @@ class Supervisor:
 
     def _start(self, name: str, slot: int) -> None:
         gpu, uid = self._gpu(slot), self.ledger.jobs[name].uid
-        environment = with_code_first(Path(self.setting.code))
-        environment |= shared_out(cores(), self.slots, self.cluster.threads_per_run)
-        if self.cluster.offline:
-            environment["HF_HUB_OFFLINE"] = "1"
+        variables = shared_out(cores(), self.slots, self.cluster.threads_per_run)
         if gpu:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+            variables["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "launch.worker", str(self.sweep.path), uid, name],
-                cwd=self.setting.code,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=self._devices.descriptors(gpu),
-            )
-        except OSError as error:  # the interpreter or the code is gone
+            process = start_process(self.sweep.path, uid, name, self.setting, variables, self._devices.descriptors(gpu))
+        except OSError as error:
             if not self._on(gpu):
                 self._devices.release(gpu)
             self._cannot_start(name, uid, error)
@@ -251,10 +236,27 @@ class Supervisor:
         self._write()
 
     def _cannot_start(self, name: str, uid: str, error: OSError) -> None:
-        self.journal.add_attempt(name, "note", uid, reason=f"its process cannot be started: {error}")
-        end_attempt(self.sweep, self.journal, name, uid, "bad_input", self.cluster.retry)
-        self.over.add(name)
-        self._find_held()
+        reason = f"its process cannot be started: {error}"
+        if error.errno not in GONE:  # too many processes, or too little memory, just now
+            self._pause(self.cluster.retry.backoff_s, f"{name}: {reason}")
+            return
+        with contextlib.suppress(OSError):
+            self.journal.add_attempt(name, "note", uid, reason=reason)
+        if not self._end(name, uid, "bad_input"):
+            self.over.add(name)
+            self._find_held()
+
+    def _end(self, name: str, uid: str, cause: Cause, code: int | None = None, *, shared: bool = False) -> bool:
+        """Note an end; where that cannot be written the sweep is paused, and the run done again rather than forgotten."""
+        try:
+            return end_attempt(self.sweep, self.journal, name, uid, cause, self.cluster.retry, code, shared=shared)
+        except OSError as error:
+            self._pause(self.cluster.retry.pause_s, f"the end of {name} ({cause}) could not be noted: {error}")
+            return True
+
+    def _pause(self, seconds: float, why: str) -> None:
+        self._paused_until = time.monotonic() + seconds
+        tell(f"{why}: paused for {seconds:.0f} s")
 
     def _nothing_new(self) -> bool:
         """Whether the queue is empty with the sweep's lock held; then no submitter counts on this process any more."""

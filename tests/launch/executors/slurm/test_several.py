@@ -1,6 +1,8 @@
 """A job of several runs: each ends by its own exit code, and a job that gets nowhere does not come back for ever."""
 
+import errno
 import json
+import subprocess
 import sys
 
 import pytest
@@ -55,6 +57,13 @@ class Job:
             return do() if do is not None else worker.execute(str(self.sweep.path), self.runs, self.uid, to_log=False)
         except GoneError:
             return None
+
+    def packed(self):
+        """The job as one that does two runs at once on a node without a GPU, each in a process of its own."""
+        self.monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        sweep, own = str(self.sweep.path), (sys.executable, "-m", "launch.executors.slurm")
+        command = lambda name: (*own, sweep, self.uid, name)  # noqa: E731
+        return PackedJob(sweep, self.runs, self.uid, per_gpu=2, cores=2, command=command)
 
     def end(self, code):
         """Do the job's last line; whether it is queued again."""
@@ -243,19 +252,31 @@ def test_all_processes_of_a_run_pass_over_one_that_was_given_up(job, monkeypatch
 @pytest.mark.parametrize("hold_arm", ["true", "false"])
 def test_a_packed_job_goes_on_beside_a_run_that_was_given_up(job, monkeypatch, hold_arm):
     """Of three runs of one arm the first has an error in the code, the second was interrupted, the third never began."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = ("cluster.runs_per_gpu=2", f"cluster.hold_arm={hold_arm}", "seeds=3", "cluster.runs_per_job=3")
     job = job(*settings, behaviour={"diverge_at": {"baseline-kv-seed1": 5}})
     first, second, third = job.runs = job.runs[:3]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     for planned, cause in zip(job.sweep.runs(), ("code_error", "interrupted"), strict=False):
         job.ended_before(planned, cause)
-    worker_of = (sys.executable, "-m", "launch.executors.slurm", str(job.sweep.path), job.uid)
-    packed = PackedJob(
-        str(job.sweep.path), job.runs, job.uid, per_gpu=2, cores=2, command=lambda name: (*worker_of, name)
-    )
-    code = job.start(do=packed.execute)
+    code = job.start(do=job.packed().execute)
     assert (code, job.end(code)) == (1, False)
     assert job.causes(first) == ["code_error"]
     assert job.causes(second) == ["interrupted", "diverged"]
     assert job.causes(third) == ([] if hold_arm == "true" else ["finished"])
+
+
+def test_a_packed_job_goes_on_where_a_process_cannot_be_started(job, monkeypatch):
+    job = job("cluster.runs_per_gpu=2")
+    real, refused = subprocess.Popen, []
+
+    def start(command, **options):
+        if command[-1] == job.runs[0] and not refused:
+            refused.append(command)
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(command, **options)
+
+    monkeypatch.setattr("launch.worker.packed.subprocess.Popen", start)
+    code = job.start(do=job.packed().execute)
+    assert (code, job.end(code)) == (74, True)
+    assert job.done() == set(job.runs[1:])
+    assert job.journal.attempts(job.runs[0]) == []
