@@ -222,6 +222,31 @@ def test_a_job_is_submitted_from_a_job_as_from_anywhere(slurm, sweep_on, monkeyp
     assert ending(Journal(sweep.directory).attempts(sweep.runs()[0].id))["cause"] == "finished"
 
 
+def test_what_the_cluster_states_goes_before_what_the_environment_says(slurm, sweep_on, monkeypatch, drained):
+    site = {"ACCOUNT": "other", "PARTITION": "high", "TIMELIMIT": "3", "JOB_NAME": "other", "MEM_PER_NODE": "200M"}
+    site |= {"GPUS_PER_NODE": "2", "NO_REQUEUE": "1", "ARRAY_INX": "0-1"}
+    slurm.call("sacctmgr", "-i", "add", "account", "other")
+    slurm.call("sacctmgr", "-i", "add", "user", "root", "account=other")
+    for name, value in site.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+
+    def asked(sweep):
+        job = sweep.state("none").job.partition("_")[0]
+        shown = dict(word.split("=", 1) for word in slurm.out("scontrol", "show", "job", job).split() if "=" in word)
+        keys = ("Account", "Partition", "TimeLimit", "MinMemoryNode", "TresPerNode", "Requeue", "ArrayTaskId")
+        return [shown[key] for key in keys], shown["JobName"].startswith("kv-align-")
+
+    stated = sweep_on("seeds=1", "cluster.account=mine", "cluster.partition=low", behaviour={})
+    stated.submit()
+    assert asked(stated) == (["mine", "low", "00:10:00", "410M", "gres:gpu:1", "1", "0-2%3"], True)
+    left_open = sweep_on("seeds=1", "sweep.name=open", behaviour={})
+    left_open.submit()
+    assert asked(left_open) == (["other", "high", "00:10:00", "410M", "gres:gpu:1", "1", "0-2%3"], True)
+    slurm.call("scontrol", "update", "nodename=n1,n2", "state=resume")
+    done_as_undisturbed(stated)
+    done_as_undisturbed(left_open)
+
+
 def test_a_sweep_waits_for_the_jobs_of_the_one_that_it_was_submitted_after(slurm, sweep_on):
     first = sweep_on("sweep=one", behaviour={"hang_at": {"baseline": 3}, "once": True})
     first.submit()

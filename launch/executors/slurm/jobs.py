@@ -127,7 +127,7 @@ class JobMaker:
         executor.update_parameters(array_parallelism=self.cluster.throttle)
         if len(array.batches) > 1:
             executor.parameters["map_count"] = len(array.batches)
-        return str(executor._make_submission_file_text("true", "test"))
+        return script_of(executor)
 
     def _parameters(self, resources: Mapping[str, Any], name: str) -> dict[str, Any]:
         """What a job asks for, by sbatch's names with underscores, which are submitit's."""
@@ -145,3 +145,8 @@ class JobMaker:
             "qos": self.cluster.qos,
         }
         return {key: value for key, value in named.items() if value is not None}
+
+
+def script_of(executor: Any) -> str:
+    """Return the script that a submitit executor writes, but for what its jobs do."""
+    return str(executor._make_submission_file_text("true", "test"))

@@ -16,6 +16,15 @@ from launch.executors.slurm.reasons import pending_state
 TIMEOUT_S = 60.0
 """So long Slurm has for an answer."""
 _OF_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_DEBUG")
+_VARIABLES = {  # by which sbatch is told an option, where it is not called as that is, and by which the opposite
+    "array": ("ARRAY_INX",),
+    "cpus-per-task": ("CPUS_PER_TASK", "CPUS_PER_GPU"),
+    "gpus-per-node": ("GPUS_PER_NODE", "GPUS", "GPUS_PER_TASK"),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "output": ("OUTPUT", "ERROR"),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+    "time": ("TIMELIMIT",),
+}
 _PHASES: dict[str, Phase] = {
     "PENDING": "pending",
     "REQUEUE_FED": "pending",
@@ -50,7 +59,7 @@ def call(*command: str, text: str | None = None, timeout_s: float | None = None)
     """Run one of Slurm's commands; a missing one, or one that takes too long, is like one that fails."""
     limit_s = TIMEOUT_S if timeout_s is None else timeout_s
     # Without the limit that Slurm sets, `12_[0-2,5]` is cut in the middle where it is long.
-    environment = {**outside_of_jobs(os.environ), "SLURM_BITSTR_LEN": "0"}
+    environment = {**outside_of_jobs(os.environ, text or ""), "SLURM_BITSTR_LEN": "0"}
     options: dict[str, Any] = {
         "encoding": "utf-8",
         "errors": "replace",
@@ -64,12 +73,31 @@ def call(*command: str, text: str | None = None, timeout_s: float | None = None)
         return subprocess.CompletedProcess(command, 127, "", f"{error.strerror} ({error.filename})")
 
 
-def outside_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
+def outside_of_jobs(environment: Mapping[str, str], script: str = "") -> dict[str, str]:
     """Return an environment without what Slurm tells a job about itself: a job that is submitted from one is another.
 
     With SLURM_MEM_PER_CPU of a batch job, for example, srun refuses to start in a job that asks for memory by node.
+
+    Parameters
+    ----------
+    environment
+        Of this process.
+    script
+        That sbatch is given, if it is: SBATCH_ACCOUNT, for example, would overrule the account that stands there. What it
+        leaves open, such as one where cluster.account is null, is decided by such variables as everywhere on that site.
     """
-    return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in _OF_CLUSTER}
+    stated = set(re.findall(r"^#SBATCH --(?!wckey=submitit$)([\w-]+)", script, re.MULTILINE))  # that is submitit's own
+    if script:  # without such lines it is no array, and has no GPU
+        stated |= {"array", "gpus-per-node"}
+    names = {name for option in stated for name in _VARIABLES.get(option, (option.upper().replace("-", "_"),))}
+    overruling = {f"SBATCH_{name}" for name in names}
+    if "gpu" in environment.get("SBATCH_GRES", "") and script:
+        overruling.add("SBATCH_GRES")
+    return {
+        name: value
+        for name, value in environment.items()
+        if (not name.startswith("SLURM_") or name in _OF_CLUSTER) and name not in overruling
+    }
 
 
 def ask(*command: str, timeout_s: float | None = None) -> str:

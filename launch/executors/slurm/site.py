@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from launch.executors.slurm.query import ask, call
@@ -26,7 +27,9 @@ def nodes_out_of_service(partitions: str) -> bool:
 
 
 def default_partition() -> str:
-    """Return the partition of jobs that name none."""
+    """Return the partition of jobs that name none: what the environment names, else the cluster's own."""
+    if os.environ.get("SBATCH_PARTITION"):
+        return os.environ["SBATCH_PARTITION"]
     names = [line for line in ask("sinfo", "-h", "-o", "%P").split() if line.endswith("*")]
     return names[0].rstrip("*") if names else ""
 

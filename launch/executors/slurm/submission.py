@@ -18,7 +18,7 @@ from kv_align.runs.run_dir import RunDirectory
 from kv_align.runs.sweep_dir import Plan, SweepDirectory
 from launch.executors.base import ClusterFull, JobState, PartlyQueued, SchedulerUnavailable
 from launch.executors.slurm.errors import complaint
-from launch.executors.slurm.jobs import Array, JobMaker
+from launch.executors.slurm.jobs import Array, JobMaker, script_of
 from launch.executors.slurm.query import ArrayLeft, arrays_left, outside_of_jobs, scancel
 from launch.executors.slurm.throttle import Line
 from launch.journal.journal import Journal
@@ -95,7 +95,7 @@ class Submitter:
         ConfigError
             If it takes none.
         """
-        first = self._canary(runs, wanted=canary)
+        first = self._canary(wanted=canary)
         parts = [list(runs[:1]), list(runs[1:])] if canary and first is None else [list(runs)]
         arrays = [
             (array, number) for number, part in enumerate(parts) for array in self.jobs.arrays(plan, part, largest)
@@ -133,10 +133,10 @@ class Submitter:
         if self.cluster.report:
             self._report()
 
-    def _canary(self, runs: Sequence[str], *, wanted: bool) -> Submission | None:
+    def _canary(self, *, wanted: bool) -> Submission | None:
         """Return the canary of an earlier submission, which what is queued later waits for too; None where it is let go.
 
-        That is where its run is queued anew, or did not finish and no canary is wanted now.
+        That is where its run was queued anew, or did not finish and no canary is wanted now.
         """
         ledger = self.journal.ledger()
         uids = [submission.after for submission in ledger.submissions.values() if submission.after is not None]
@@ -144,7 +144,7 @@ class Submitter:
             return None
         canary = ledger.submissions[uids[-1]]
         (name,) = canary.names
-        if name in runs or ledger.jobs[name].uid != canary.uid:
+        if ledger.jobs[name].uid != canary.uid:
             return None
         state = self.states({name: ledger.jobs[name]}).get(
             name
@@ -245,7 +245,7 @@ class Submitter:
 
     def _submitted(self, submission: Submission, executor: Any, resources: Mapping[str, Any]) -> Submission:
         try:
-            with _as_sentences(self.jobs, resources), executor.batch():
+            with _as_sentences(self.jobs, resources, script_of(executor)), executor.batch():
                 jobs = [executor.submit(work) for work in work_of(self.sweep, submission)]
         except SchedulerUnavailable:
             raise  # it may have come through all the same: looked for by its name
@@ -274,11 +274,11 @@ def _live_arrays(journal: Journal) -> dict[str, ArrayLeft]:
 
 
 @contextmanager
-def _as_sentences(jobs: JobMaker, resources: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what submitit raises when sbatch refuses into one sentence; hide from sbatch a job that this is called from."""
+def _as_sentences(jobs: JobMaker, resources: Mapping[str, Any], script: str) -> Iterator[None]:
+    """Turn what submitit raises when sbatch refuses into one sentence; hide from sbatch what would overrule the script."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    outside = outside_of_jobs(os.environ)
+    outside = outside_of_jobs(os.environ, script)
     hidden = {name: value for name, value in os.environ.items() if name not in outside}
     for name in hidden:
         del os.environ[name]

@@ -2,10 +2,23 @@
 
 import pytest
 
+from kv_align.config.schema import validate
+from launch.cluster.setting import Setting
 from launch.executors.base import JobState
+from launch.executors.registry import load_cluster
 from launch.executors.slurm import query as slurm_query
-from launch.executors.slurm.query import as_job_state, call, expand, job_states, outside_of_jobs
-from launch.executors.slurm.site import minutes
+from launch.executors.slurm.jobs import JobMaker, script_of
+from launch.executors.slurm.query import (
+    ArrayLeft,
+    arrays_left,
+    as_job_state,
+    call,
+    expand,
+    job_states,
+    outside_of_jobs,
+)
+from launch.executors.slurm.schema import SlurmCluster
+from launch.executors.slurm.site import default_partition, minutes
 
 
 @pytest.mark.parametrize(
@@ -129,3 +142,59 @@ def test_what_a_job_tells_its_processes_is_not_told_to_the_jobs_that_they_submit
 def test_what_a_site_says_in_another_encoding_is_read_all_the_same():
     told = call("bash", "-c", r"printf 'M\374ller\n'; printf 'Grave \350\n' >&2")
     assert (told.stdout, told.stderr) == ("M\ufffdller\n", "Grave \ufffd\n")
+
+
+SITE = {
+    "SBATCH_ACCOUNT": "site",
+    "SBATCH_PARTITION": "long",
+    "SBATCH_QOS": "site",
+    "SBATCH_WCKEY": "site",
+    "HOME": "/root",
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, set(SITE)),
+        ({"account": "mine"}, set(SITE) - {"SBATCH_ACCOUNT"}),
+        ({"partition": "low", "qos": "mine"}, {"SBATCH_ACCOUNT", "SBATCH_WCKEY", "HOME"}),
+        ({"additional_parameters": {"wckey": "mine", "account": "mine"}}, {"SBATCH_PARTITION", "SBATCH_QOS", "HOME"}),
+    ],
+)
+def test_what_the_cluster_states_is_not_overruled_by_the_environment_and_what_it_leaves_open_is(
+    settings, kept, tmp_path
+):
+    cluster = validate(SlurmCluster, load_cluster("slurm", settings).model_dump())
+    jobs = JobMaker(Setting(cluster, {}, accounting=False, code=str(tmp_path)), cluster, tmp_path)
+    script = script_of(jobs.executor(jobs.resources(), "kv-align-test"))
+    assert set(outside_of_jobs(SITE, script)) == kept
+    assert outside_of_jobs(SITE) == SITE, "nothing is stated where nothing is submitted"
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_what_every_job_states_is_never_overruled(gpus, tmp_path):
+    cluster = validate(SlurmCluster, load_cluster("slurm", {"gpus_per_node": gpus}).model_dump())
+    jobs = JobMaker(Setting(cluster, {}, accounting=False, code=str(tmp_path)), cluster, tmp_path)
+    script = script_of(jobs.executor(jobs.resources(), "kv-align-test"))
+    names = (
+        "TIMELIMIT JOB_NAME MEM_PER_NODE MEM_PER_CPU GPUS GPUS_PER_NODE GPUS_PER_TASK CPUS_PER_GPU NO_REQUEUE REQUEUE"
+    )
+    names += " OUTPUT ERROR OPEN_MODE SIGNAL ARRAY_INX"
+    site = {f"SBATCH_{name}": "1" for name in names.split()}
+    assert outside_of_jobs({**site, "SBATCH_GRES": "gpu:4"}, script) == {}
+    assert outside_of_jobs({**site, "SBATCH_GRES": "lscratch:10"}, script) == {"SBATCH_GRES": "lscratch:10"}
+
+
+def test_jobs_that_name_no_partition_go_where_the_environment_says(monkeypatch):
+    monkeypatch.setattr("launch.executors.slurm.site.ask", lambda *command: "low*\nhigh\n")
+    monkeypatch.delenv("SBATCH_PARTITION", raising=False)
+    assert default_partition() == "low"
+    monkeypatch.setenv("SBATCH_PARTITION", "high")
+    assert default_partition() == "high"
+
+
+def test_what_is_left_of_arrays_stands_in_the_order_in_which_they_were_queued(monkeypatch):
+    monkeypatch.setattr(slurm_query, "ask", lambda *command: "100|100_0|RUNNING\n99|99_0|PENDING\n99|99_1|RUNNING\n")
+    left = arrays_left({"100", "99", "98"})
+    assert list(left.items()) == [("99", ArrayLeft(2, ("99_1",))), ("100", ArrayLeft(1, ("100_0",)))]
