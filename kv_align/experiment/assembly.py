@@ -137,7 +137,7 @@ def assemble(
     parallel = _parallel(config)
     accelerator = parallel.accelerator
     processes = Processes(accelerator, config.trainer)
-    torch.manual_seed(derive_seed(config.seed, "dropout"))
+    torch.manual_seed(derive_seed(config.seed, "dropout"))  # also of what is drawn by whoever has no seed of its own
     teacher_model, student_model = _pair(config, accelerator.device, processes)
     splits = _splits(config, teacher_model, student_model)
     num_steps = total_steps(config, len(splits.train.examples))
@@ -195,6 +195,8 @@ def assemble(
         evaluate,
         stopwatch,
     )
+    # Seeds that models and adapters are drawn from are taken back on the CPU alone: GPUs would go on from them.
+    torch.manual_seed(derive_seed(config.seed, processes.own("dropout")))
     return Assembly(
         parallel,
         processes,

@@ -29,6 +29,7 @@ from kv_align.models.load import load_teacher, weights_digest
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.record import read_record_file
 from kv_align.runs.run_dir import RunDirectory, file_digest, read_json, read_rows
+from kv_align.runs.seeds import derive_seed
 from kv_align.training.optimizer import make_schedule
 from tests.short_runs import results, short_config
 
@@ -243,6 +244,19 @@ def test_the_student_is_taught_only_in_its_own_phase(tmp_path: Path, fit: str) -
     assert moved == [not each for each in student]
 
 
+@pytest.mark.parametrize("overrides", [(), ("adapter=lora", "model.student_start=pretrained"), ("loss=hidden",)], ids=str)
+def test_dropout_begins_with_its_own_seed_on_every_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    seeded, seed = [], torch.manual_seed  # it seeds the GPUs too, and nothing puts those back
+    monkeypatch.setattr(torch, "manual_seed", lambda number: (seeded.append(number), seed(number))[1])
+    run = RunDirectory(tmp_path)
+    start(short_config(*overrides, "seed=4"), run, tmp_path / "checkpoints")
+    dropout = provenance(run)["seeds"]["dropout"]
+    assert seeded[-1] == dropout == derive_seed(4, "dropout")
+    assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(dropout).get_state())
+
+
 def test_micro_batches_change_rounding_alone(finished: Callable[..., RunDirectory]) -> None:
     whole = results(finished("loss=kv+struct"))
     parts = results(finished("loss=kv+struct", "trainer.micro_batch_size=1"))
@@ -437,7 +451,7 @@ def test_what_the_limit_takes_from_each_split_is_said(tmp_path: Path, caplog: py
         f"data.max_length=96: of {count} {split} texts 0 are cut, {count} as the teacher reads them, and 0 left out"
         for split, count in (("train", 32), ("validation", 8), ("test", 8))
     ]
-    facts = json.loads(run.provenance_file.read_text())["examples"]
+    facts = provenance(run)["examples"]
     assert facts["train"] == {"used": 32, "cut": 0, "cut_for_teacher": 32, "left_out": 0}
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from kv_align.data.batch import Batch, Tokens
 from kv_align.data.correspondence import Correspondence
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory, Status, read_rows
+from kv_align.runs.seeds import derive_seed
 from kv_align.training.distributed.processes import Processes
 from tests.short_runs import SHORT, results, short_config, wait_for_step, weight_files, without_timing
 from tests.two_processes import DISTURBED, by_two
@@ -182,6 +184,22 @@ def test_every_process_keeps_its_part_of_a_checkpoint(both: Path) -> None:
     sizes = [(newest / "pytorch_model_fsdp_0" / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
     whole = sum(file.stat().st_size for file in weight_files(run))
     assert max(sizes) < 0.75 * whole  # a half, and what the format adds to each tensor, which is much for small ones
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_every_process_draws_dropout_of_its_own_and_the_first_as_one_alone(
+    kind: str, both: Path, alone: Callable[[str], RunDirectory]
+) -> None:
+    def state(run: RunDirectory, process: int) -> Tensor:
+        newest = max(run.checkpoints.glob("step_*"))
+        return load_file(newest / f"random_states_{process}.safetensors")["torch"]
+
+    # Nothing of these runs drops out: the generators are as they began.
+    run = RunDirectory(both / kind / "structured")
+    own = torch.Generator().manual_seed(derive_seed(0, "dropout of process 1"))
+    assert torch.equal(state(run, 0), state(alone("structured"), 0))
+    assert torch.equal(state(run, 1), own.get_state())
+    assert not torch.equal(state(run, 0), state(run, 1))
 
 
 def test_shards_are_not_taken_for_a_whole_checkpoint(both: Path, tmp_path: Path) -> None:

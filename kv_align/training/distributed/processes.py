@@ -1,9 +1,9 @@
 """The processes of one run: each does its rows of every micro-batch, and all agree on every number and decision.
 
 A row is padded as it would be in one process, losses are divided by the tokens of all, and the mean over processes that
-data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding. All but the
-first throw away what they write, except their part of a checkpoint. What each of them holds is in
-`ddp` and `fsdp`.
+data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding, and but for
+dropout, of which each draws masks of its own. All but the first throw away what they write, except their part of a checkpoint.
+What each of them holds is in `ddp` and `fsdp`.
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class Processes:
             return batch
         size = len(batch.indices) // self.number
         return batch.rows(slice(self._rank * size, (self._rank + 1) * size))
+
+    def own(self, purpose: str) -> str:
+        """Return what a seed is for where each process draws for its own rows; the first draws as a run of one process."""
+        return f"{purpose} of process {self._rank}" if self._rank else purpose
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up the values of all processes."""
