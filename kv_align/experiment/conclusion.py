@@ -41,14 +41,15 @@ def conclude(config: Config, directory: RunDirectory, built: Assembly, preemptio
     append_row(directory.evaluations_file, {"step": built.num_steps, **row})
     with timed("artefacts"):
         _write_artefacts(config, directory, built, validation, answers)
-    scores: dict[str, float] = {}
-    if evaluation.lm_eval and is_first():  # the saved student, whatever it was shared out over
-        with timed("harness"):
-            device = built.student_model.model.device
-            scores = task_scores(evaluation.lm_eval, directory.student, device, evaluation.batch_size)
     with timed("evaluation"):
         summary = _summary(config, directory, built, validation, row)
     (directory.student / "README.md").write_text(student_card(config, directory, summary), encoding="utf-8")
+    scores: dict[str, float] = {}
+    if evaluation.lm_eval:
+        with built.processes.first_alone(), timed("harness"):
+            if is_first():  # the saved student, whatever it was shared out over
+                device = built.student_model.model.device
+                scores = task_scores(evaluation.lm_eval, directory.student, device, evaluation.batch_size)
     parts = built.stopwatch.parts()
     summary |= scores | {"overhead_s": sum(parts.values()), "overhead_s_by_part": parts}
     write_json(directory.summary_file, {**summary, "artefacts": directory.artefact_sizes()})

@@ -244,7 +244,9 @@ def test_the_student_is_taught_only_in_its_own_phase(tmp_path: Path, fit: str) -
     assert moved == [not each for each in student]
 
 
-@pytest.mark.parametrize("overrides", [(), ("adapter=lora", "model.student_start=pretrained"), ("loss=hidden",)], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [(), ("adapter=lora", "model.student_start=pretrained"), ("loss=hidden",)], ids=str
+)
 def test_dropout_begins_with_its_own_seed_on_every_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kv_align.config.compose import compose_config
 from kv_align.config.identity import content_hash
 from kv_align.evaluation import harness
+from kv_align.evaluation.evaluate import Evaluator
 from kv_align.evaluation.harness import check_tasks, scores_of, task_scores
+from kv_align.experiment import conclusion, start
 from kv_align.experiment.experiment import run as do_run
 from kv_align.runs.errors import ConfigError
 from kv_align.runs.run_dir import RunDirectory
@@ -77,6 +79,17 @@ def test_a_run_ends_with_the_scores_of_its_saved_student(task, tmp_path):
     assert results(run) | {"summary": None} == results(without) | {"summary": None}, "no other number hangs on it"
     assert summary["overhead_s_by_part"]["harness"] > 0
     assert "lm_eval" in json.loads(run.provenance_file.read_text())["attempts"][0]["extras"]
+
+
+def test_the_tasks_come_after_all_that_processes_do_together(tmp_path, monkeypatch):
+    done, last = [], Evaluator.teacher_loss
+    monkeypatch.setattr(Evaluator, "teacher_loss", lambda self: (done.append("teacher"), last(self))[1])
+    monkeypatch.setattr(conclusion, "task_scores", lambda *_: done.append("tasks") or {"lm_eval_x_acc": 0.5})
+    monkeypatch.setattr(start, "check_tasks", lambda tasks: None)
+    config = short_config("experiment=none", "trainer.max_steps=1", "evaluation.lm_eval=[arc_easy]")
+    assert do_run(config, tmp_path / "run") == "finished"
+    assert done == ["teacher", "tasks"]
+    assert json.loads(RunDirectory(tmp_path / "run").summary_file.read_text())["lm_eval_x_acc"] == 0.5
 
 
 def test_a_task_of_ones_own_is_an_input_and_its_place_is_none(task, tmp_path):

@@ -272,3 +272,34 @@ def test_rows_of_all_processes_are_the_batch() -> None:
         lambda b: b.correspondence.teacher_segments,
     ):
         assert torch.equal(torch.cat([of(part) for part in parts]), of(batch))
+
+
+PATIENT = """
+import sys, time
+from datetime import timedelta
+from types import SimpleNamespace
+import torch
+from kv_align.training.distributed.processes import Processes
+
+rank = int(sys.argv[1])
+store = {"init_method": f"file://{sys.argv[2]}", "rank": rank, "world_size": 2}
+torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=5), **store)
+place = SimpleNamespace(num_processes=2, process_index=rank)
+with Processes(place, SimpleNamespace(micro_batch_size=None, batch_size=2)).first_alone():
+    began = time.monotonic()
+    time.sleep(8 if rank == 0 else 0)
+print(time.monotonic() - began > 7)
+total = torch.ones(1)
+torch.distributed.all_reduce(total)
+print(total.item())
+"""
+
+
+def test_the_first_process_may_take_longer_alone_than_the_run_waits_for_anyone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PATIENT]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0].split() for process in processes]
+    assert said == [["True", "2.0"]] * 2

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,6 +89,21 @@ class Processes:
         """Wait until all have come as far as this; one that has gone is not waited for."""
         with suppress(RuntimeError):
             self._accelerator.wait_for_everyone()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Context of what the first process does for all, which the others only come through when it is done.
+
+        They wait in a group of their own: the run's takes whoever keeps it waiting for two hours for dead, and ends all.
+        """
+        if self.number == 1:
+            yield
+            return
+        group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+        yield
+        with suppress(RuntimeError):
+            torch.distributed.barrier(group)
+        torch.distributed.destroy_process_group(group)
 
     def any(self, mine: bool) -> bool:
         """Whether it is so in one of them; the same answer in all."""
