@@ -2,8 +2,8 @@
 
 A row is padded as it would be in one process, losses are divided by the tokens of all, and the mean over processes that
 data parallelism takes is undone: what comes out is what one process makes of the whole batch, up to rounding, and but for
-dropout, of which each draws masks of its own. All but the first throw away what they write, except their part of a checkpoint.
-What each of them holds is in `ddp` and `fsdp`.
+dropout, of which each draws masks of its own. All but the first throw away what they write, except their part of a
+checkpoint. What each of them holds is in `ddp` and `fsdp`.
 """
 
 from __future__ import annotations
