@@ -18,7 +18,9 @@ def submissions(sweep):
 
 
 def scripts(sweep):
-    return [file.read_text() for file in sorted((sweep.path / "launch" / "jobs").glob("*_submission.sh"))]
+    """What sbatch was given, in the order of the jobs, whose numbers have one digit at first."""
+    files = (sweep.path / "launch" / "jobs").glob("*_submission.sh")
+    return [file.read_text() for file in sorted(files, key=lambda file: int(file.name.partition("_")[0]))]
 
 
 @pytest.mark.slow
