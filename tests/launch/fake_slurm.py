@@ -11,6 +11,7 @@ cd {folder}
 name=$(basename "$0")
 echo "$name $*" >> calls
 echo "${{SLURM_BITSTR_LEN:-unset}}" >> bitstr
+echo "$name ${{SBATCH_ACCOUNT:-unset}}" >> account
 case "$name $*" in
   "sbatch --test-only"*) cat >> tested ;;
   sbatch*) if [ -f takes ]; then cat takes; exit 0; fi ;;

@@ -55,6 +55,16 @@ def test_every_array_is_tested_with_its_own_options_before_one_is_queued(fake_sl
     assert tested.count("#SBATCH --array") == 1, "a single run is no array"
 
 
+@pytest.mark.parametrize(("words", "seen"), [((), "site"), (("cluster.account=mine",), "unset")])
+def test_sbatch_is_not_told_by_the_environment_what_the_script_says(fake_slurm, standin, monkeypatch, words, seen):
+    monkeypatch.setenv("SBATCH_ACCOUNT", "site")
+    standin("cluster=slurm", "seeds=1", *words, behaviour={}).submit()
+    told = (fake_slurm.folder / "account").read_text().splitlines()
+    assert [line for line in told if line.startswith("sbatch")] == [f"sbatch {seen}"] * 2, (
+        "when tested, and when submitted"
+    )
+
+
 def test_partitions_that_do_not_exist_and_limits_of_several(fake_slurm, tmp_path):
     def submit(*words):
         return launch("submit", "sweep=demo", "cluster=slurm", f"output_dir={tmp_path}/out", *words).err
@@ -125,8 +135,9 @@ def test_what_was_refused_is_frozen_anew_and_what_was_queued_is_not(fake_slurm, 
     source.parent.mkdir(parents=True)
     for module in ("launch.worker.code", "launch.commands"):
         monkeypatch.setattr(f"{module}.code_root", lambda: tmp_path / "checkout")
-    for module in ("launch.worker.code", "launch.planning.plan"):
-        monkeypatch.setattr(f"{module}.git_state", lambda *_: tuple(state))
+    monkeypatch.setattr("launch.planning.plan.git_state", lambda: tuple(state))
+    known = {tmp_path / "checkout": state}
+    monkeypatch.setattr("launch.worker.code.git_state", lambda root: tuple(known.get(root, ("", ""))))
     fake_slurm.refuses("sbatch: error: Batch job submission failed: Invalid qos specification\n")
     source.write_text("a = 1\n")
     sweep = standin("cluster=slurm", "seeds=1", "cluster.snapshot_code=true", behaviour={})
