@@ -9,7 +9,7 @@ from kv_align.runs.run_dir import TIMING, read_rows
 from tests.launch.sweeps import PATIENCE, Sweep, launch
 from tests.slurm.conftest import SMALL
 
-WORDS = ("sweep=tiny", "seeds=1", "trainer.max_steps=120", "trainer.checkpoint_interval=5")
+WORDS = ("sweep=tiny", "seeds=1", "trainer.max_steps=500", "trainer.checkpoint_interval=20")
 
 
 def running(sweep, start, attempt=1):
